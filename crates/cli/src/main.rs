@@ -1,0 +1,3 @@
+//! The command pagefence.
+
+fn main() {}
