@@ -34,7 +34,10 @@ pub mod ids;
 pub mod indirect;
 pub mod inode;
 pub mod journal;
+mod num;
 pub mod superblock;
+#[cfg(test)]
+mod test_image;
 pub mod xattr;
 
 pub use error::Corruption;
