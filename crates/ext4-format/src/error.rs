@@ -28,6 +28,12 @@ pub enum Corruption {
     // --- superblock, group descriptors, inodes, bitmaps ---
 
     // --- extents, block maps, directories, htrees, attributes ---
+    /// A node of an extent tree.
+    #[error(transparent)]
+    Extent(#[from] crate::extent::ExtentCorruption),
+    /// An entry of a directory.
+    #[error(transparent)]
+    DirEntry(#[from] crate::dir_entry::DirCorruption),
 
     // --- journal ---
 }
