@@ -205,6 +205,12 @@ pub enum Corruption {
         count: u64,
     },
     // --- extents, block maps, directories, htrees, attributes ---
+    /// A node of an extent tree.
+    #[error(transparent)]
+    Extent(#[from] crate::extent::ExtentCorruption),
+    /// An entry of a directory.
+    #[error(transparent)]
+    DirEntry(#[from] crate::dir_entry::DirCorruption),
 
     // --- journal ---
 }
