@@ -283,7 +283,7 @@ fn entries_move_between_nodes() {
 
 /// Disjoint extents in order, for a leaf of up to 84.
 fn any_extents() -> impl Strategy<Value = Vec<Extent>> {
-    proptest::collection::vec((0..5000_u32, 1..=32767_u16, 1..1 << 39_u64, any::<bool>()), 0..84)
+    proptest::collection::vec((0..5000_u32, 1..=32767_u16, 1..(1_u64 << 39), any::<bool>()), 0..84)
         .prop_map(|parts| {
             let mut next = 0;
             let mut extents = Vec::new();
