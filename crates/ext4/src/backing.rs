@@ -3,11 +3,10 @@
 use std::io::IoSliceMut;
 
 use pagefence_ext4_format::FileBlock;
-use pagefence_host_memory::FrameMut;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels::{Invalidate, PageLock};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_page_cache::{Backing, PAGE_SIZE, Segment};
+use pagefence_page_cache::{Backing, FrameMut, PAGE_SIZE, Segment};
 use pagefence_vfs::Result;
 
 use crate::error::{FillError, device};

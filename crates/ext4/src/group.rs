@@ -57,10 +57,10 @@ impl Instance {
         Ok((block, location.offset))
     }
 
-    /// Reads an inode's record and checks it.
+    /// Reads an inode's record and checks it; an inode never used has no kind.
     ///
     /// # Errors
-    /// `Corrupt`; `Stale` if the inode is not in use.
+    /// `Corrupt`, `Io`.
     pub(crate) fn read_inode(&self, number: InodeNo) -> Result<InodeRecord> {
         let (block, offset) = self.inode_block(number)?;
         let buffer = self.inode_table_buffer(number, block)?;
@@ -69,9 +69,11 @@ impl Instance {
             .checked_add(size)
             .and_then(|end| buffer.get(offset..end))
             .unwrap_or(&[]);
-        let record = InodeRecord::parse(bytes, number, &self.inode_format)
-            .at(&self.damage, Some(number), Some(block))?;
-        Ok(record)
+        InodeRecord::parse(bytes, number, &self.superblock).at(
+            &self.damage,
+            Some(number),
+            Some(block),
+        )
     }
 
     /// The block of an inode table, read along with its neighbours in the table if it is not in

@@ -6,7 +6,6 @@ use pagefence_ext4_format::dir_entry::DirFormat;
 use pagefence_ext4_format::extent::BlockLimits;
 use pagefence_ext4_format::htree::{DirHasher, HtreeCorruption};
 use pagefence_ext4_format::indirect::MapShape;
-use pagefence_ext4_format::inode::InodeFormat;
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::{BlockNo, InodeNo};
 use pagefence_lock_order::primitives::Arc;
@@ -39,7 +38,6 @@ pub(crate) struct Instance {
     pub(crate) limits: BlockLimits,
     pub(crate) map_shape: MapShape,
     pub(crate) dir_format: DirFormat,
-    pub(crate) inode_format: InodeFormat,
     /// Metadata blocks carry checksums (`metadata_csum`).
     pub(crate) checksums: bool,
     pub(crate) seed: ChecksumSeed,
@@ -70,7 +68,6 @@ impl Instance {
                 checksums: superblock.has_metadata_csum(),
                 last_inode: InodeNo(superblock.inodes_count()),
             },
-            inode_format: InodeFormat::of(&superblock),
             checksums: superblock.has_metadata_csum(),
             seed: superblock.checksum_seed(),
             damage: DamageLog::default(),
