@@ -267,6 +267,8 @@ pub enum Corruption {
     /// The index of a directory.
     #[error(transparent)]
     Htree(#[from] crate::htree::HtreeCorruption),
-
+    /// Extended attributes.
+    #[error(transparent)]
+    Xattr(#[from] crate::xattr::XattrCorruption),
     // --- journal ---
 }

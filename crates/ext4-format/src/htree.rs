@@ -22,6 +22,8 @@ pub use hash::{DirHash, DirHasher};
 const ROOT_ENTRIES: usize = 32;
 /// Where the entries of a node start: behind an unused directory entry.
 const NODE_ENTRIES: usize = 8;
+/// Bytes of an entry.
+const ENTRY: usize = 8;
 /// Bits of an entry's block that count; the others are reserved.
 const BLOCK_MASK: u32 = 0x0FFF_FFFF;
 
@@ -63,7 +65,7 @@ pub struct RawDxEntry {
     /// Block of the directory.
     pub block: U32,
 }
-const _: () = assert!(size_of::<RawDxEntry>() == 8);
+const _: () = assert!(size_of::<RawDxEntry>() == ENTRY);
 
 /// `struct dx_countlimit`.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -244,7 +246,11 @@ impl<'a> DxNode<'a> {
     #[must_use]
     pub fn get(&self, at: usize) -> Option<(u32, FileBlock)> {
         let entry = self.entries.get(at)?;
-        let hash = if at == 0 { self.floor } else { entry.hash.get() };
+        let hash = if at == 0 {
+            self.floor
+        } else {
+            entry.hash.get()
+        };
         Some((hash, FileBlock(entry.block.get() & BLOCK_MASK)))
     }
 
@@ -267,7 +273,7 @@ pub fn continues(next: u32, major: u32) -> bool {
 fn entries_that_fit(size: usize, start: usize, checksums: bool) -> u16 {
     let tail = if checksums { size_of::<RawDxTail>() } else { 0 };
     let room = size.saturating_sub(start).saturating_sub(tail);
-    u16::try_from(room / size_of::<RawDxEntry>()).unwrap_or(u16::MAX)
+    u16::try_from(room / ENTRY).unwrap_or(u16::MAX)
 }
 
 fn has_dots(head: &RawDxRootHead, size: usize) -> bool {
@@ -290,8 +296,8 @@ pub fn is_node(block: &[u8]) -> bool {
         return false;
     };
     let rec_len = usize::from(entry.rec_len.get());
-    let whole = rec_len == block.len()
-        || (block.len() == 0x1_0000 && (rec_len == 0xFFFF || rec_len == 0));
+    let whole =
+        rec_len == block.len() || (block.len() == 0x1_0000 && (rec_len == 0xFFFF || rec_len == 0));
     entry.inode.get() == 0 && whole
 }
 
@@ -328,7 +334,7 @@ fn covered(block: &[u8]) -> Result<(&[u8], usize), Corruption> {
     }
     let end_of = |entries: u16| {
         usize::from(entries)
-            .saturating_mul(size_of::<RawDxEntry>())
+            .saturating_mul(ENTRY)
             .saturating_add(start)
     };
     match block.get(..end_of(count)) {

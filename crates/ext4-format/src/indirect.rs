@@ -15,6 +15,8 @@ use crate::{BlockNo, Corruption, FileBlock};
 pub const DIRECT_SLOTS: u32 = 12;
 /// Pointers in `i_block`: the direct ones, single, double, triple.
 pub const ROOT_SLOTS: u32 = 15;
+/// Bytes of a pointer.
+const POINTER: usize = 4;
 
 /// A check that a pointer of a block map did not pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -144,7 +146,8 @@ impl MapPath {
         let end = first.checked_add(span)?;
         Some((
             FileBlock(u32::try_from(first).ok()?),
-            FileBlock(u32::try_from(end).map_or(self.shape.end().0, |end| end)).min(self.shape.end()),
+            FileBlock(u32::try_from(end).map_or(self.shape.end().0, |end| end))
+                .min(self.shape.end()),
         ))
     }
 }
@@ -191,7 +194,7 @@ impl<'a> Pointers<'a> {
     /// The pointers of one whole indirect block. Each is checked as it is read.
     #[must_use]
     pub fn block(block: &'a [u8], limits: &BlockLimits) -> Self {
-        let count = block.len() / size_of::<U32>();
+        let count = block.len() / POINTER;
         let slots = <[U32]>::ref_from_prefix_with_elems(block, count);
         Self {
             slots: slots.map_or(&[], |(slots, _)| slots),
@@ -205,7 +208,9 @@ impl<'a> Pointers<'a> {
     ///
     /// [`BlockMapCorruption::OutsideFileSystem`].
     pub fn get(&self, slot: u32) -> Result<Option<BlockNo>, Corruption> {
-        let stored = usize::try_from(slot).ok().and_then(|slot| self.slots.get(slot));
+        let stored = usize::try_from(slot)
+            .ok()
+            .and_then(|slot| self.slots.get(slot));
         match stored.map(|stored| BlockNo(stored.get().into())) {
             None | Some(BlockNo(0)) => Ok(None),
             Some(block) if self.limits.contains(block, 1) => Ok(Some(block)),
@@ -262,8 +267,11 @@ pub fn set_pointer(bytes: &mut [u8], slot: u32, block: Option<BlockNo>) -> bool 
     };
     let at = usize::try_from(slot)
         .ok()
-        .and_then(|slot| slot.checked_mul(size_of::<U32>()));
-    match at.and_then(|at| bytes.get_mut(at..)).map(U32::mut_from_prefix) {
+        .and_then(|slot| slot.checked_mul(POINTER));
+    match at
+        .and_then(|at| bytes.get_mut(at..))
+        .map(U32::mut_from_prefix)
+    {
         Some(Ok((pointer, _))) => {
             pointer.set(stored);
             true

@@ -122,9 +122,9 @@ impl DirHasher {
         let pad = pad | (pad << 16);
         let mut words = [pad; N];
         for (word, bytes) in words.iter_mut().zip(chunk.chunks(4)) {
-            *word = bytes.iter().fold(pad, |word, byte| {
-                (word << 8).wrapping_add(self.byte(*byte))
-            });
+            *word = bytes
+                .iter()
+                .fold(pad, |word, byte| (word << 8).wrapping_add(self.byte(*byte)));
         }
         words
     }
@@ -135,9 +135,7 @@ fn tea(state: &mut [u32; 4], key: &[u32; 4]) {
     let [k0, k1, k2, k3] = *key;
     let [mut left, mut right, ..] = *state;
     let half = |value: u32, sum: u32, up: u32, down: u32| {
-        (value << 4).wrapping_add(up)
-            ^ value.wrapping_add(sum)
-            ^ (value >> 5).wrapping_add(down)
+        (value << 4).wrapping_add(up) ^ value.wrapping_add(sum) ^ (value >> 5).wrapping_add(down)
     };
     let mut sum = 0_u32;
     for _ in 0..16 {

@@ -34,14 +34,27 @@ fn paths_at_each_edge() {
 fn the_reach_of_each_block_size() {
     let end = |size| MapShape::new(size).map(|shape| shape.end().0);
     assert_eq!(end(2048), Some(12 + 512 + 512 * 512 + 512 * 512 * 512));
-    assert_eq!(end(4096), Some(12 + 1024 + 1024 * 1024 + 1024 * 1024 * 1024));
+    assert_eq!(
+        end(4096),
+        Some(12 + 1024 + 1024 * 1024 + 1024 * 1024 * 1024)
+    );
     assert_eq!(end(8192), Some(u32::MAX));
     assert_eq!(end(65536), Some(u32::MAX));
     for size in [0, 512, 1025, 3072, 131_072] {
         assert_eq!(end(size), None);
     }
-    assert!(MapShape::new(65536).unwrap().path(FileBlock(u32::MAX - 1)).is_some());
-    assert!(MapShape::new(65536).unwrap().path(FileBlock(u32::MAX)).is_none());
+    assert!(
+        MapShape::new(65536)
+            .unwrap()
+            .path(FileBlock(u32::MAX - 1))
+            .is_some()
+    );
+    assert!(
+        MapShape::new(65536)
+            .unwrap()
+            .path(FileBlock(u32::MAX))
+            .is_none()
+    );
 }
 
 #[test]
@@ -57,14 +70,28 @@ fn slots_cover_ranges() {
     assert_eq!(covers(268 + 300, 0), Some((268, 65804)));
     assert_eq!(covers(268 + 300, 1), Some((268 + 256, 268 + 512)));
     assert_eq!(covers(65804 + 70000, 0), Some((65804, shape().end().0)));
-    assert_eq!(covers(65804 + 70000, 1), Some((65804 + 65536, 65804 + 131_072)));
-    assert_eq!(covers(65804 + 70000, 3), Some((65804 + 70000, 65804 + 70001)));
+    assert_eq!(
+        covers(65804 + 70000, 1),
+        Some((65804 + 65536, 65804 + 131_072))
+    );
+    assert_eq!(
+        covers(65804 + 70000, 3),
+        Some((65804 + 70000, 65804 + 70001))
+    );
 }
 
 #[test]
 fn runs_and_holes() {
     let mut block = vec![0; 1024];
-    for (slot, to) in [(2, 100), (3, 101), (4, 102), (5, 200), (7, 1), (8, 10_000), (255, 9_999)] {
+    for (slot, to) in [
+        (2, 100),
+        (3, 101),
+        (4, 102),
+        (5, 200),
+        (7, 1),
+        (8, 10_000),
+        (255, 9_999),
+    ] {
         assert!(set_pointer(&mut block, slot, Some(BlockNo(to))));
     }
     assert!(!set_pointer(&mut block, 256, None));
@@ -88,13 +115,26 @@ fn runs_and_holes() {
     for slot in [7, 8] {
         assert!(matches!(
             pointers.run(slot, 1),
-            Err(Corruption::BlockMap(BlockMapCorruption::OutsideFileSystem { .. }))
+            Err(Corruption::BlockMap(
+                BlockMapCorruption::OutsideFileSystem { .. }
+            ))
         ));
     }
-    let listed: Vec<_> = pointers.iter().map(|(slot, to)| (slot, to.is_ok())).collect();
+    let listed: Vec<_> = pointers
+        .iter()
+        .map(|(slot, to)| (slot, to.is_ok()))
+        .collect();
     assert_eq!(
         listed,
-        [(2, true), (3, true), (4, true), (5, true), (7, false), (8, false), (255, true)]
+        [
+            (2, true),
+            (3, true),
+            (4, true),
+            (5, true),
+            (7, false),
+            (8, false),
+            (255, true)
+        ]
     );
     assert!(Pointers::root(&block[..59], &LIMITS).is_err());
     let root = Pointers::root(&block[..60], &LIMITS).unwrap();
