@@ -43,7 +43,9 @@ impl FileData {
         if self.inode.has_inline_data() {
             let data = self.instance.inline_data(&self.inode)?;
             let from = usize::try_from(start).unwrap_or(usize::MAX).min(data.len());
-            let to = usize::try_from(self.inode.size()).unwrap_or(usize::MAX).min(data.len());
+            let to = usize::try_from(self.inode.size())
+                .unwrap_or(usize::MAX)
+                .min(data.len());
             memory.copy_from(data.get(from..to).unwrap_or(&[]));
             memory.zero_rest();
             return Ok(());

@@ -97,9 +97,11 @@ impl Instance {
         let disk = &inode.disk;
         if disk.has_inline_data() {
             return self.with_inline_dir(disk, |dir| {
-                dir.find(name)
-                    .map(|entry| entry.as_ref().map(found))
-                    .at(&self.damage, Some(disk.number), None)
+                dir.find(name).map(|entry| entry.as_ref().map(found)).at(
+                    &self.damage,
+                    Some(disk.number),
+                    None,
+                )
             });
         }
         if self.uses_index(disk) {

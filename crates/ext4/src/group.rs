@@ -17,10 +17,10 @@ const INODE_TABLE_RUN: u64 = 32;
 impl Instance {
     /// The descriptor of a group, checked.
     pub(crate) fn group_desc(&self, group: GroupNo) -> Result<GroupDesc> {
-        let (index, offset) = self
-            .superblock
-            .locate_descriptor(group)
-            .at(&self.damage, None, None)?;
+        let (index, offset) =
+            self.superblock
+                .locate_descriptor(group)
+                .at(&self.damage, None, None)?;
         let block = self
             .superblock
             .descriptor_block(index)
@@ -34,7 +34,10 @@ impl Instance {
     fn inode_table(&self, group: GroupNo) -> Result<BlockNo> {
         let slot = self.inode_tables.get(group.0 as usize);
         // Relaxed: the number is all there is to see; 0 is no table's place.
-        if let Some(known) = slot.map(|slot| slot.load(Ordering::Relaxed)).filter(|&known| known != 0) {
+        if let Some(known) = slot
+            .map(|slot| slot.load(Ordering::Relaxed))
+            .filter(|&known| known != 0)
+        {
             return Ok(BlockNo(known));
         }
         let table = self.group_desc(group)?.inode_table();
@@ -52,7 +55,7 @@ impl Instance {
             .at(&self.damage, Some(number), None)?;
         let table = self.inode_table(location.group)?;
         let block = table
-            .checked_add(u64::from(location.block))
+            .checked_add(u64::from(location.table_block))
             .ok_or(Error::InvalidArgument)?;
         Ok((block, location.offset))
     }
@@ -95,11 +98,14 @@ impl Instance {
     /// The aligned window of the inode table around `block`.
     fn inode_table_window(&self, number: InodeNo, block: BlockNo) -> Option<(u64, usize)> {
         let location = self.superblock.locate_inode(number).ok()?;
-        let table = block.0.checked_sub(u64::from(location.block))?;
+        let table = block.0.checked_sub(u64::from(location.table_block))?;
         let blocks = u64::from(self.superblock.inode_table_blocks());
-        let start = u64::from(location.block) / INODE_TABLE_RUN * INODE_TABLE_RUN;
+        let start = u64::from(location.table_block) / INODE_TABLE_RUN * INODE_TABLE_RUN;
         let end = (start + INODE_TABLE_RUN).min(blocks);
-        Some((table.checked_add(start)?, usize::try_from(end.checked_sub(start)?).ok()?))
+        Some((
+            table.checked_add(start)?,
+            usize::try_from(end.checked_sub(start)?).ok()?,
+        ))
     }
 
     /// Reads the inode table blocks of many inodes into memory, neighbours together, so that

@@ -85,7 +85,11 @@ impl Instance {
         let buffer = self.dx_block(inode, FileBlock(0))?;
         DxRoot::parse(&buffer, &format)
             .and_then(|root| Ok(self.dir_hasher(Some(root.hash_version))?))
-            .at(&self.damage, Some(inode.number), Some(BlockNo(buffer.block())))
+            .at(
+                &self.damage,
+                Some(inode.number),
+                Some(BlockNo(buffer.block())),
+            )
     }
 
     /// The way to the first block that may hold names of the hash `major`.
@@ -126,7 +130,11 @@ impl Instance {
             let buffer = self.dx_block(inode, block)?;
             let at = DxNode::parse(&buffer, &path.format, floor)
                 .map(|node| choose(&node))
-                .at(&self.damage, Some(inode.number), Some(BlockNo(buffer.block())))?;
+                .at(
+                    &self.damage,
+                    Some(inode.number),
+                    Some(BlockNo(buffer.block())),
+                )?;
             path.frames.push(Frame { buffer, floor, at });
         }
         Ok(())
@@ -135,9 +143,11 @@ impl Instance {
     /// The hash at which the block of entries after the path's begins; nothing if it is the last.
     pub(crate) fn dx_next_hash(&self, inode: &DiskInode, path: &DxPath) -> Result<Option<u32>> {
         for level in (0..path.frames.len()).rev() {
-            let next = path
-                .entry(level, path.frames[level].at + 1)
-                .at(&self.damage, Some(inode.number), None)?;
+            let next = path.entry(level, path.frames[level].at + 1).at(
+                &self.damage,
+                Some(inode.number),
+                None,
+            )?;
             if let Some((hash, _)) = next {
                 return Ok(Some(hash));
             }
@@ -150,7 +160,9 @@ impl Instance {
         let levels = path.frames.len() - 1;
         for level in (0..=levels).rev() {
             let at = path.frames[level].at + 1;
-            let next = path.entry(level, at).at(&self.damage, Some(inode.number), None)?;
+            let next = path
+                .entry(level, at)
+                .at(&self.damage, Some(inode.number), None)?;
             if next.is_some() {
                 path.frames.truncate(level + 1);
                 path.frames[level].at = at;

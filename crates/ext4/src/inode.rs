@@ -4,7 +4,7 @@ use pagefence_ext4_format::inode::{self as format, InodeFlags};
 use pagefence_ext4_format::{InodeNo, inode::Timestamp as DiskTime};
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_page_cache::{Mapping, PageCache};
-use pagefence_vfs::{Attr, FileKind, InodeId, Place, Result, Timestamp};
+use pagefence_vfs::{Attr, FileKind, InodeId, Result, Timestamp};
 
 use crate::backing::FileData;
 use crate::instance::Instance;
@@ -123,20 +123,16 @@ impl Inode {
     }
 
     /// The pages of its data.
-    pub(crate) fn mapping(&self, instance: &Arc<Instance>, cache: &PageCache) -> Arc<Mapping<FileData>> {
+    pub(crate) fn mapping(
+        &self,
+        instance: &Arc<Instance>,
+        cache: &PageCache,
+    ) -> Arc<Mapping<FileData>> {
         let mut mapping = self.mapping.lock();
         Arc::clone(mapping.get_or_insert_with(|| {
             let data = FileData::new(Arc::clone(instance), Arc::clone(&self.disk));
             Mapping::new(cache, u64::from(self.disk.number.0), data)
         }))
-    }
-
-    /// Where it is, for messages.
-    pub(crate) fn place(&self) -> Place {
-        Place {
-            inode: Some(u64::from(self.disk.number.0)),
-            block: None,
-        }
     }
 }
 

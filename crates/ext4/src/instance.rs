@@ -64,14 +64,17 @@ impl Instance {
             },
             map_shape: MapShape::new(block_size)?,
             dir_format: DirFormat {
-                filetype: superblock.has_incompat(pagefence_ext4_format::features::Incompat::FILETYPE),
+                filetype: superblock
+                    .has_incompat(pagefence_ext4_format::features::Incompat::FILETYPE),
                 checksums: superblock.has_metadata_csum(),
                 last_inode: InodeNo(superblock.inodes_count()),
             },
             checksums: superblock.has_metadata_csum(),
             seed: superblock.checksum_seed(),
             damage: DamageLog::default(),
-            inode_tables: (0..superblock.group_count()).map(|_| AtomicU64::new(0)).collect(),
+            inode_tables: (0..superblock.group_count())
+                .map(|_| AtomicU64::new(0))
+                .collect(),
             name_indexes: NameIndexes::new(metadata_bytes / 4),
             superblock,
         })

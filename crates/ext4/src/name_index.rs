@@ -123,7 +123,8 @@ mod tests {
             candidates += blocks.len();
         }
         assert!(candidates < 50_100, "{candidates}");
-        let strangers = (50_000..60_000).filter(|&number| index.candidates(&name(number)).next().is_some());
+        let strangers =
+            (50_000..60_000).filter(|&number| index.candidates(&name(number)).next().is_some());
         assert!(strangers.count() < 10);
     }
 

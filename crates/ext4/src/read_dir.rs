@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use pagefence_ext4_format::dir_entry::{DirBlock, DirEntry as DiskEntry, Role};
-use pagefence_ext4_format::htree::{self, DirHasher};
+use pagefence_ext4_format::htree::DirHasher;
 use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::{Attr, Cookie, DirEntry, DirSink, FileKind, InodeId, Result};
@@ -164,7 +164,9 @@ impl FileSystem {
 
     /// The order of a directory that has no index yet, but may get one.
     fn default_order(&self) -> Order {
-        self.instance.dir_hasher(None).map_or(Order::Block, Order::Hash)
+        self.instance
+            .dir_hasher(None)
+            .map_or(Order::Block, Order::Hash)
     }
 
     /// Hands over the entries from `from` on.
@@ -187,7 +189,11 @@ impl FileSystem {
         }
         if position == Position::DotDot {
             let parent = self.instance.dot_dot(&dir.inode.disk)?;
-            position = if hashed { Position::FIRST_HASH } else { Position::Offset(0) };
+            position = if hashed {
+                Position::FIRST_HASH
+            } else {
+                Position::Offset(0)
+            };
             cookie = position.encode();
             if dot(parent, b"..", cookie, sink).is_break() {
                 return Ok(());
@@ -280,7 +286,11 @@ impl FileSystem {
                     break;
                 }
                 if gathered >= GATHER_BLOCKS_MAX || !instance.dx_advance(disk, &mut path)? {
-                    return Err(instance.damaged(disk.number, None, "a directory index in circles"));
+                    return Err(instance.damaged(
+                        disk.number,
+                        None,
+                        "a directory index in circles",
+                    ));
                 }
             }
         } else {
@@ -343,12 +353,14 @@ impl FileSystem {
         for block in (first..blocks).map(FileBlock) {
             let base = u64::from(block.0) * block_size;
             let buffer = instance.dir_block(disk, block)?;
-            let entries = || DirBlock::new(&buffer, &instance.dir_format, block == FileBlock(0)).entries();
+            let entries =
+                || DirBlock::new(&buffer, &instance.dir_format, block == FileBlock(0)).entries();
             if with_attr {
                 instance.prefetch_inodes(entries().flatten().map(|entry| entry.inode));
             }
             for entry in entries() {
-                let entry = entry.at(&instance.damage, Some(disk.number), Some(block_no(&buffer)))?;
+                let entry =
+                    entry.at(&instance.damage, Some(disk.number), Some(block_no(&buffer)))?;
                 if entry.role == Role::Name
                     && base + entry.offset as u64 >= offset
                     && self.hand_over(&entry, base, with_attr, sink).is_break()

@@ -1,7 +1,7 @@
 //! Size and free space of the file system, as Linux's ext4 counts them.
 
-use pagefence_ext4_format::features::{Compat, Incompat, RoCompat};
 use pagefence_ext4_format::GroupNo;
+use pagefence_ext4_format::features::{Compat, Incompat, RoCompat};
 use pagefence_vfs::{FileSystemStat, Result};
 
 use crate::inode::DiskInode;
@@ -57,13 +57,18 @@ impl Instance {
         let superblock = &self.superblock;
         let stored = u64::from(superblock.raw().s_overhead_clusters.get())
             .saturating_mul(u64::from(superblock.blocks_per_cluster()));
-        if superblock.has_ro_compat(RoCompat::BIGALLOC) && stored != 0 && stored <= superblock.blocks_count() {
+        if superblock.has_ro_compat(RoCompat::BIGALLOC)
+            && stored != 0
+            && stored <= superblock.blocks_count()
+        {
             return stored;
         }
         let per_group = u64::from(superblock.inode_table_blocks()) + 2;
         let groups: u64 = superblock
             .groups()
-            .map(|group| per_group + u64::from(superblock.has_super(group)) + self.descriptor_blocks(group))
+            .map(|group| {
+                per_group + u64::from(superblock.has_super(group)) + self.descriptor_blocks(group)
+            })
             .sum();
         u64::from(superblock.raw().s_first_data_block.get()) + groups + self.journal_blocks()
     }

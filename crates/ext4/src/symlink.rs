@@ -17,11 +17,11 @@ impl Instance {
             return Err(Error::NoKey);
         }
         if inode.record.is_fast_symlink() {
-            return inode
-                .record
-                .fast_symlink_target()
-                .map(<[u8]>::to_vec)
-                .at(&self.damage, Some(inode.number), None);
+            return inode.record.fast_symlink_target().map(<[u8]>::to_vec).at(
+                &self.damage,
+                Some(inode.number),
+                None,
+            );
         }
         let size = inode.size();
         let target = if inode.has_inline_data() {
@@ -46,6 +46,10 @@ impl Instance {
 
     fn bad_target(&self, inode: &DiskInode) -> Error {
         let size = inode.size();
-        self.damaged(inode.number, None, format_args!("a symbolic link of {size} bytes"))
+        self.damaged(
+            inode.number,
+            None,
+            format_args!("a symbolic link of {size} bytes"),
+        )
     }
 }

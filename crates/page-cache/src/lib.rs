@@ -22,5 +22,6 @@ pub use backing::{Backing, PAGE_SIZE, Segment};
 pub use cache::{Config, PageCache, Usage};
 pub use fence::{Evict, Evicted, Fence};
 pub use mapping::Mapping;
+pub use pagefence_host_memory::FrameMut;
 pub use read::ReadError;
 pub use readahead::{Hint, Readahead};
