@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::bitmap;
 use crate::error::Corruption;
+use crate::features::Features;
 use crate::group_desc::{GroupDesc, GroupFlags};
 use crate::ids::{BlockNo, GroupNo};
 use crate::inode::Inode;
@@ -191,6 +192,36 @@ fn each_kind(mut check: impl FnMut(&str, &TestImage, &Superblock)) {
         let sb = image.superblock();
         check(label, &image, &sb);
     }
+}
+
+#[test]
+fn the_kinds_are_what_they_are_called() {
+    let mut seen = std::collections::BTreeMap::new();
+    each_kind(|label, _, sb| {
+        let sizes = (sb.block_size(), sb.inode_size(), sb.desc_size());
+        seen.insert(label.to_owned(), (sizes, sb.cluster_size(), sb.features()));
+    });
+    let has = |label: &str, list: &str| {
+        let mut features = Features::default();
+        features.edit(list).unwrap();
+        features.difference(seen[label].2).is_empty()
+    };
+    assert_eq!(seen["ext2-1k"].0, (1024, 128, 32));
+    assert_eq!(seen["ext3-2k"].0, (2048, 256, 32));
+    assert_eq!(seen["ext4-4k"].0, (4096, 256, 64));
+    assert_eq!(seen["inode-1024"].0, (1024, 1024, 64));
+    assert_eq!(seen["block-64k"].0.0, 65536);
+    assert_eq!(
+        (seen["bigalloc-4k"].1, seen["bigalloc-1k"].1),
+        (16384, 8192)
+    );
+    assert!(has("crc16-32", "uninit_bg") && seen["crc16-32"].0.2 == 32);
+    assert!(has("crc16-64", "uninit_bg,64bit") && !has("crc16-64", "metadata_csum"));
+    assert!(
+        has("ext4-1k", "metadata_csum,64bit,flex_bg") && has("csum-seed", "metadata_csum_seed")
+    );
+    assert!(has("meta-bg", "meta_bg,64bit") && has("sparse-super2", "sparse_super2"));
+    assert!(has("quota", "quota,project,ea_inode,inline_data,large_dir"));
 }
 
 #[test]

@@ -409,7 +409,7 @@ fn debugfs_agrees() {
         let image = TestImage::make(label, 16, &["-t", "ext4", "-b", "1024", "-I", inode_size]);
         image.debugfs(&[
             "symlink link target",
-            "mknod device b 259 77777",
+            "mknod device b 259 60000",
             "mknod pipe p",
             "mkdir dir",
             "set_inode_field dir uid 100000",
@@ -457,12 +457,21 @@ fn debugfs_agrees() {
                         inode.device(),
                         Some(DeviceNo {
                             major: 259,
-                            minor: 77777
+                            minor: 60000
                         })
                     );
                 }
                 "pipe" => assert_eq!(inode.kind(), Some(FileKind::Fifo)),
-                _ => assert_eq!((inode.uid(), inode.gid()), (100_000, 200_000)),
+                _ => {
+                    assert_eq!((inode.uid(), inode.gid()), (100_000, 200_000));
+                    assert_eq!(
+                        inode.mtime(),
+                        Timestamp {
+                            seconds: -3,
+                            nanoseconds: 0
+                        }
+                    );
+                }
             }
         }
     }

@@ -389,6 +389,7 @@ fn fields_go_in_and_come_out() {
     sb.set_write_time(late + 1);
     sb.set_free_blocks_count(1 << 40);
     sb.set_free_inodes_count(7);
+    sb.set_reserved_blocks_count((1 << 33) + 1);
     sb.set_state(State::VALID | State::ERROR);
     sb.set_last_orphan(Some(InodeNo(12)));
     let mut features = sb.features();
@@ -417,6 +418,7 @@ fn fields_go_in_and_come_out() {
         (again.free_blocks_count(), again.free_inodes_count()),
         (1 << 40, 7)
     );
+    assert_eq!(again.reserved_blocks_count(), (1 << 33) + 1);
     assert_eq!(again.state(), State::VALID | State::ERROR);
     assert_eq!(again.last_orphan(), Some(InodeNo(12)));
     assert!(again.has_incompat(Incompat::RECOVER));
@@ -461,7 +463,7 @@ fn exercise(sb: &Superblock) {
         assert!(base.start <= base.end);
         let reserved = sb.reserved_descriptor_blocks(group);
         assert!(base.start <= reserved.start && reserved.end == base.end);
-        sb.has_super(group);
+        let _ = sb.has_super(group);
         if let Ok((index, offset)) = sb.locate_descriptor(group) {
             assert!(offset + sb.desc_size() <= sb.block_size() as usize);
             assert!(
