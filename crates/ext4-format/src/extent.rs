@@ -14,6 +14,8 @@ mod tests;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::checksum::ChecksumSeed;
+use crate::superblock::Superblock;
 use crate::{BlockNo, Corruption, FileBlock};
 
 pub use corruption::ExtentCorruption;
@@ -86,6 +88,15 @@ pub struct BlockLimits {
     pub first_data_block: BlockNo,
     /// `s_blocks_count`: one past the last block.
     pub blocks_count: u64,
+}
+
+impl From<&Superblock> for BlockLimits {
+    fn from(sb: &Superblock) -> Self {
+        Self {
+            first_data_block: sb.first_data_block(),
+            blocks_count: sb.blocks_count(),
+        }
+    }
 }
 
 impl BlockLimits {
@@ -561,11 +572,11 @@ fn tail_offset(block: &[u8]) -> Result<usize, Corruption> {
 ///
 /// [`Corruption::Checksum`]; [`Corruption::Extent`] or [`Corruption::Truncated`] if the header
 /// does not say where the checksum is.
-pub fn verify_checksum(block: &[u8], seed: u32) -> Result<(), Corruption> {
+pub fn verify_checksum(block: &[u8], seed: ChecksumSeed) -> Result<(), Corruption> {
     let offset = tail_offset(block)?;
     let (covered, tail) = block.split_at_checked(offset).unwrap_or((block, &[]));
     let stored = U32::ref_from_prefix(tail).map_or(0, |(stored, _)| stored.get());
-    let computed = crc32c(seed, covered);
+    let computed = seed.checksum(covered);
     if stored != computed {
         return Err(Corruption::Checksum {
             what: "extent block",
@@ -581,17 +592,12 @@ pub fn verify_checksum(block: &[u8], seed: u32) -> Result<(), Corruption> {
 /// # Errors
 ///
 /// As [`verify_checksum`], for the header.
-pub fn update_checksum(block: &mut [u8], seed: u32) -> Result<(), Corruption> {
+pub fn update_checksum(block: &mut [u8], seed: ChecksumSeed) -> Result<(), Corruption> {
     let offset = tail_offset(block)?;
     if let Some((covered, tail)) = block.split_at_mut_checked(offset)
         && let Ok((stored, _)) = U32::mut_from_prefix(tail)
     {
-        stored.set(crc32c(seed, covered));
+        stored.set(seed.checksum(covered));
     }
     Ok(())
-}
-
-/// CRC-32C as ext4 uses it: no inversion before or after.
-pub(crate) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
-    !crc32c::crc32c_append(!seed, bytes)
 }
