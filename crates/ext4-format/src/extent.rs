@@ -9,6 +9,8 @@ mod corruption;
 mod write;
 
 #[cfg(test)]
+pub(crate) mod image_tests;
+#[cfg(test)]
 mod tests;
 
 use zerocopy::little_endian::{U16, U32};

@@ -6,6 +6,8 @@ mod corruption;
 mod hash;
 
 #[cfg(test)]
+mod image_tests;
+#[cfg(test)]
 mod tests;
 
 use zerocopy::little_endian::{U16, U32};

@@ -10,6 +10,8 @@ mod hash;
 pub mod name;
 
 #[cfg(test)]
+mod image_tests;
+#[cfg(test)]
 mod tests;
 
 use zerocopy::little_endian::{U16, U32};
@@ -252,7 +254,8 @@ pub fn refcount(block: &[u8]) -> Result<u32, Corruption> {
     header(block).map(|(header, _)| header.h_refcount.get())
 }
 
-/// `h_hash` of a block of attributes, as stored. [`block_hash`] gives what it should be.
+/// `h_hash` of a block of attributes, as stored. Linux stores what [`block_hash`] gives, uses it
+/// to find equal blocks, and does not check it; e2fsprogs stores 0.
 ///
 /// # Errors
 ///

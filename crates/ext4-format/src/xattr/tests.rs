@@ -71,7 +71,16 @@ fn a_block_gives_what_it_holds() {
     for entry in view.entries() {
         entry.verify_hash(false).unwrap();
     }
-    assert_ne!(block_hash(&view), 0);
+    let hashes: Vec<u32> = view.entries().map(|entry| entry.hash).collect();
+    let [first, second, third] = hashes[..] else {
+        panic!("three entries");
+    };
+    let expected = (first.rotate_left(16) ^ second).rotate_left(16) ^ third;
+    assert_eq!(block_hash(&view), expected);
+    let mut unshared = bytes.clone();
+    unshared[44..48].fill(0);
+    let view = Xattrs::in_block(&unshared, &LIMITS).unwrap();
+    assert_eq!(block_hash(&view), 0);
 }
 
 #[test]
