@@ -81,6 +81,7 @@ impl Geometry {
         };
         geometry.check_inodes(raw)?;
         geometry.check_descriptor_table(raw)?;
+        geometry.check_overhead()?;
         Ok(geometry)
     }
 
@@ -90,6 +91,24 @@ impl Geometry {
             return Err(Corruption::FirstInode {
                 first_ino: self.first_inode,
                 inodes_count,
+            });
+        }
+        Ok(())
+    }
+
+    /// Bitmaps and inode tables of all groups must fit into the file system. This also bounds
+    /// the number of groups, and so what a mount keeps in memory, by the size of the device.
+    fn check_overhead(&self) -> Result<(), Corruption> {
+        let table = self
+            .inodes_per_group
+            .get()
+            .div_ceil(self.inodes_per_block.get());
+        let per_group = u64::from(table).saturating_add(2);
+        let needed = per_group.saturating_mul(u64::from(self.group_count));
+        if needed >= self.blocks_count {
+            return Err(Corruption::Overhead {
+                needed,
+                blocks_count: self.blocks_count,
             });
         }
         Ok(())
