@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::checksum::ChecksumSeed;
 
 const LIMITS: BlockLimits = BlockLimits {
     first_data_block: BlockNo(0),
