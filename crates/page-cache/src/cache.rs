@@ -202,12 +202,6 @@ impl Shared {
     pub(crate) fn take_all_frames(&self) -> Vec<FrameMut> {
         self.arena.allocate_batch(self.arena.frames())
     }
-
-    /// Frames in all.
-    #[cfg(test)]
-    pub(crate) fn frames(&self) -> usize {
-        self.arena.frames()
-    }
 }
 
 fn page_cost(pages: usize) -> u64 {

@@ -56,7 +56,7 @@ impl<B: Backing> Mapping<B> {
         plan: &Plan,
     ) -> Result<Filled, B::Error> {
         let first = request.start;
-        let end = plan.end.min(pages_in(self.backing().size()));
+        let end = plan.end.min(pages_in(self.size()));
         if first >= end {
             return Ok(Filled::PastEnd);
         }
@@ -176,7 +176,7 @@ impl<B: Backing> Target for Mapping<B> {
         let mut marker = marker;
         let mut at = range.start;
         loop {
-            let end = range.end.min(pages_in(self.backing().size()));
+            let end = range.end.min(pages_in(self.size()));
             if at >= end {
                 return;
             }

@@ -82,7 +82,8 @@ pub(crate) struct PageLockGuard<'a> {
 impl<'a> PageLockGuard<'a> {
     /// Takes the lock if it is free. Needs no token: what does not wait cannot deadlock.
     pub(crate) fn try_lock(folio: &'a Arc<Folio>) -> Option<Self> {
-        folio.state.try_lock().then_some(Self { folio })
+        // Not `then_some`: a guard that was made and not handed out would unlock.
+        folio.state.try_lock().then(|| Self { folio })
     }
 
     /// Takes the lock, waiting for it.

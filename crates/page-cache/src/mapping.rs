@@ -93,6 +93,13 @@ impl<B: Backing> Mapping<B> {
         &self.invalidate_lock
     }
 
+    /// The file's size in bytes now. A file ends at 2^63 - 1, so that no sum of an offset and a
+    /// length inside it overflows.
+    pub(crate) fn size(&self) -> u64 {
+        const LARGEST: u64 = u64::MAX >> 1;
+        self.backing.size().min(LARGEST)
+    }
+
     pub(crate) fn pages(&self) -> &Arc<Pages> {
         &self.pages
     }
@@ -123,7 +130,7 @@ impl<B: Backing> Mapping<B> {
 
     /// Has `range` read in the background; false if that was not possible.
     pub(crate) fn queue_readahead(&self, range: Range<u64>, marker: Option<u64>) -> bool {
-        if range.start >= pages_in(self.backing.size()) {
+        if range.start >= pages_in(self.size()) {
             return false;
         }
         let this: Weak<dyn Target> = Weak::<Self>::clone(&self.this);

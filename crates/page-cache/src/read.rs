@@ -57,7 +57,7 @@ impl<B: Backing> Mapping<B> {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize, ReadError<B::Error>> {
-        let size = self.backing().size();
+        let size = self.size();
         if offset >= size || buffer.is_empty() {
             return Ok(0);
         }
@@ -82,7 +82,7 @@ impl<B: Backing> Mapping<B> {
             };
             // The size as it is now that the pages are up to date (S0.12): a file truncated
             // since must not give bytes past its end, and pages past it mean nothing.
-            let end = end.min(self.backing().size());
+            let end = end.min(self.size());
             let pages = match step {
                 Step::Pinned => u64::try_from(pinned.len()).expect("few"),
                 Step::Hole(pages) => pages,

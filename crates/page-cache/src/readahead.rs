@@ -176,7 +176,8 @@ impl Readahead {
         }
     }
 
-    /// A reader came to the marker on page `at`: what to read next. `None` if windows are off.
+    /// A reader came to the marker on page `at`: what to read next. `None` if
+    /// windows are off, or that is being read already.
     pub(crate) fn on_marker(
         &self,
         windows: &Windows,
@@ -188,6 +189,10 @@ impl Readahead {
         }
         let mut window = self.window.lock();
         let before = *window;
+        if at < window.start && window.start - at <= window.len() {
+            // Requests out of order: one that came before this one has had the next window read.
+            return None;
+        }
         // The marker may be that of another open file of this one.
         let own = (window.start..window.end).contains(&at);
         let (start, len) = if own {

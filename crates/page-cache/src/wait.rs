@@ -5,7 +5,8 @@ use pagefence_lock_order::primitives::{Condvar, Mutex};
 
 use crate::folio::Folio;
 
-const QUEUES: usize = 64;
+/// A power of two. Under shuttle few, so that collisions are met.
+const QUEUES: usize = if cfg!(shuttle) { 2 } else { 64 };
 
 /// The queues of those who wait for a page lock: few, shared by all pages, as only a handful of
 /// pages is ever waited for.
@@ -62,8 +63,8 @@ impl PageQueues {
         // Neighbouring pages of one file, and equal pages of neighbouring files, spread.
         let mixed = (folio.index ^ folio.pages.number().rotate_left(32))
             .wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let at = usize::try_from(mixed >> 58).expect("six bits");
-        &self.queues[at]
+        let at = usize::try_from(mixed >> 32).expect("32 bits");
+        &self.queues[at % QUEUES]
     }
 }
 
