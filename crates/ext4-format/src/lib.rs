@@ -31,10 +31,15 @@ pub mod features;
 pub mod group_desc;
 pub mod htree;
 pub mod ids;
+#[cfg(test)]
+mod image_tests;
 pub mod indirect;
 pub mod inode;
 pub mod journal;
+mod num;
 pub mod superblock;
+#[cfg(test)]
+mod test_image;
 pub mod xattr;
 
 pub use error::Corruption;
