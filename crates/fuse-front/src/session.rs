@@ -23,9 +23,10 @@ const BACKGROUND_REQUESTS: u16 = 64;
 /// How a file system is served.
 ///
 /// Who may do what is the kernel's to check, by owner, mode and ACL as they are shown
-/// (`default_permissions`). Where it is not asked to (an owner or permissions are overridden, or
-/// `fakeroot`), whoever may reach the mount, that is who mounted it, may read everything: entries
-/// stay in the kernel's cache, so checks of our own could not be relied on.
+/// ([`MountRequest::default_permissions`](crate::MountRequest::default_permissions)). Where it is
+/// not asked to, whoever may reach the mount may read everything: entries stay in the kernel's
+/// cache, so checks of our own could not be relied on. So leave that out only where none but who
+/// mounted can reach it (without `allow_other`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServeOptions {
     /// Owner of everything, instead of what the inodes say.

@@ -2,10 +2,10 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use pagefence_fuse_front::{MountRequest, ServeError, ServeOptions, Server};
+use pagefence_lock_order::primitives::Arc;
 
 use crate::memory_fs::{Counters, MemoryFs};
 

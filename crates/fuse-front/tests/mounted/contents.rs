@@ -5,11 +5,12 @@ use std::fs::{self, File};
 use std::mem::MaybeUninit;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use crate::common::{mount, mount_with};
 use crate::memory_fs::{MemoryFs, ROOT, SPARSE_DATA, byte};
 use pagefence_fuse_front::{ServeOptions, ServerId, UnmountError};
+use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::atomic::Ordering;
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
@@ -331,7 +332,7 @@ fn unmounting_while_busy_fails_and_lazily_waits_for_the_last_user() {
     file.read_at(&mut last, (1 << 20) - 1)
         .expect("who has it open can go on");
     assert_eq!(last[0], byte((1 << 20) - 1));
-    let counters = std::sync::Arc::clone(&mounted.counters);
+    let counters = Arc::clone(&mounted.counters);
     assert_eq!(counters.shut_downs.load(Ordering::Relaxed), 0);
     drop(file);
     mounted.finish().expect("the server ends well");

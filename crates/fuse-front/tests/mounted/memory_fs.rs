@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
 use pagefence_vfs::{
     Access, Attr, Cookie, Credentials, DirEntry, DirSink, Entry, Error, ExtentInfo, ExtentState,
     FileKind, FileSystem, FileSystemStat, Fsxattr, InodeId, Place, Result, Timestamp, Whence,
