@@ -1,7 +1,7 @@
 //! Directories: blocks of entries, and finding a name.
 
 use pagefence_block_io::Buffer;
-use pagefence_ext4_format::dir_entry::{self, DirBlock, DirEntry, InlineDir};
+use pagefence_ext4_format::dir_entry::{self, DirBlock, DirEntry, DirFormat, InlineDir};
 use pagefence_ext4_format::{FileBlock, InodeNo, htree};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{FileKind, Result};
@@ -41,10 +41,7 @@ impl Instance {
         let at = self.metadata_block(inode, block)?;
         let buffer = self.read_block(at)?;
         if self.checksums && !buffer.verified(checked::DIR_BLOCK) {
-            // A block of entries that ends in a checksum is never one unused entry of its whole
-            // length: that tells a node of the index from an empty block.
-            let is_index = inode.has_index() && (block == FileBlock(0) || htree::is_node(&buffer));
-            let verified = if is_index {
+            let verified = if is_index_block(inode, block, &buffer) {
                 htree::verify_checksum(&buffer, inode.seed)
             } else {
                 dir_entry::verify_checksum(&buffer, inode.seed)
@@ -53,6 +50,20 @@ impl Instance {
             buffer.set_verified(checked::DIR_BLOCK);
         }
         Ok(buffer)
+    }
+
+    /// The view of a block's entries; blocks of the index have no checksum of entries.
+    pub(crate) fn dir_entries<'a>(
+        &self,
+        inode: &DiskInode,
+        block: FileBlock,
+        buffer: &'a Buffer,
+    ) -> DirBlock<'a> {
+        let format = DirFormat {
+            checksums: self.checksums && !is_index_block(inode, block, buffer),
+            ..self.dir_format
+        };
+        DirBlock::new(buffer, &format, block == FileBlock(0))
     }
 
     /// The entries of a directory kept inside its inode; `read` sees them.
@@ -76,7 +87,7 @@ impl Instance {
             return self.with_inline_dir(inode, |dir| Ok(dir.parent()));
         }
         let buffer = self.dir_block(inode, FileBlock(0))?;
-        DirBlock::new(&buffer, &self.dir_format, true)
+        self.dir_entries(inode, FileBlock(0), &buffer)
             .dots()
             .map(|(_, parent)| parent)
             .at(&self.damage, Some(inode.number), Some(block_no(&buffer)))
@@ -165,7 +176,7 @@ impl Instance {
         name: &[u8],
     ) -> Result<Option<Found>> {
         let buffer = self.dir_block(inode, block)?;
-        DirBlock::new(&buffer, &self.dir_format, block == FileBlock(0))
+        self.dir_entries(inode, block, &buffer)
             .find(name)
             .map(|entry| entry.as_ref().map(found))
             .at(&self.damage, Some(inode.number), Some(block_no(&buffer)))
@@ -180,13 +191,20 @@ impl Instance {
         let mut index = NameIndex::charged(self.name_indexes.charge(inode.disk.size())?);
         for block in (0..self.dir_blocks(&inode.disk).ok()?).map(FileBlock) {
             let buffer = self.dir_block(&inode.disk, block).ok()?;
-            for entry in DirBlock::new(&buffer, &self.dir_format, block == FileBlock(0)).entries() {
+            for entry in self.dir_entries(&inode.disk, block, &buffer).entries() {
                 index.insert(entry.ok()?.name, block);
             }
         }
         let index = Arc::new(index);
         Some(Arc::clone(inode.names.lock().get_or_insert(index)))
     }
+}
+
+/// Whether the block belongs to the directory's index. A block of entries that ends in a checksum
+/// is never one unused entry of its whole length, as a node of the index is; without checksums an
+/// empty block may be, and it makes no difference.
+fn is_index_block(inode: &DiskInode, block: FileBlock, buffer: &Buffer) -> bool {
+    inode.has_index() && (block == FileBlock(0) || htree::is_node(buffer))
 }
 
 fn found(entry: &DirEntry<'_>) -> Found {

@@ -1,5 +1,6 @@
 //! Inodes in core, and what their records say.
 
+use pagefence_ext4_format::checksum::ChecksumSeed;
 use pagefence_ext4_format::inode::{self as format, InodeFlags};
 use pagefence_ext4_format::{InodeNo, inode::Timestamp as DiskTime};
 use pagefence_lock_order::primitives::{Arc, Mutex};
@@ -17,7 +18,7 @@ pub(crate) struct DiskInode {
     pub(crate) record: format::Inode,
     pub(crate) kind: FileKind,
     /// Seed of the checksums of what belongs to it.
-    pub(crate) seed: u32,
+    pub(crate) seed: ChecksumSeed,
 }
 
 impl DiskInode {
@@ -34,7 +35,7 @@ impl DiskInode {
         Ok(Self {
             number,
             kind,
-            seed: record.checksum_seed().0,
+            seed: record.checksum_seed(),
             record,
         })
     }

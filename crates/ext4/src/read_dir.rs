@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use pagefence_ext4_format::dir_entry::{DirBlock, DirEntry as DiskEntry, Role};
+use pagefence_ext4_format::dir_entry::{DirEntry as DiskEntry, Role};
 use pagefence_ext4_format::htree::DirHasher;
 use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_lock_order::primitives::{Arc, Mutex};
@@ -312,8 +312,7 @@ impl FileSystem {
         let instance = &self.instance;
         let buffer = instance.dir_block(&inode.disk, block)?;
         let at = block_no(&buffer);
-        let entries = DirBlock::new(&buffer, &instance.dir_format, block == FileBlock(0)).entries();
-        for entry in entries {
+        for entry in instance.dir_entries(&inode.disk, block, &buffer).entries() {
             let entry = entry.at(&instance.damage, Some(inode.disk.number), Some(at))?;
             if entry.role == Role::Name && !batch.push(hasher, &entry) {
                 let what = "a directory entry outside the hashes of its block";
@@ -353,8 +352,7 @@ impl FileSystem {
         for block in (first..blocks).map(FileBlock) {
             let base = u64::from(block.0) * block_size;
             let buffer = instance.dir_block(disk, block)?;
-            let entries =
-                || DirBlock::new(&buffer, &instance.dir_format, block == FileBlock(0)).entries();
+            let entries = || instance.dir_entries(disk, block, &buffer).entries();
             if with_attr {
                 instance.prefetch_inodes(entries().flatten().map(|entry| entry.inode));
             }

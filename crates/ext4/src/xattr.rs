@@ -44,7 +44,7 @@ impl Instance {
         };
         let buffer = self.read_block(block)?;
         if self.checksums && !buffer.verified(checked::XATTR_BLOCK) {
-            xattr::verify_checksum(&buffer, block, self.seed.0).at(
+            xattr::verify_checksum(&buffer, block, self.seed).at(
                 &self.damage,
                 Some(inode.number),
                 Some(block),
@@ -129,7 +129,7 @@ impl Instance {
             && holder.record.generation() == inode.record.generation();
         if !of_lustre {
             entry
-                .verify_ea_inode(&value, holder.record.ea_hash(), self.seed.0)
+                .verify_ea_inode(&value, holder.record.ea_hash(), self.seed)
                 .map_err(pagefence_ext4_format::Corruption::from)
                 .at(&self.damage, Some(number), None)?;
         }
