@@ -67,9 +67,7 @@ impl Instance {
         let per_group = u64::from(superblock.inode_table_blocks()) + 2;
         let groups: u64 = superblock
             .groups()
-            .map(|group| {
-                per_group + u64::from(superblock.has_super(group)) + self.descriptor_blocks(group)
-            })
+            .map(|group| per_group + base_blocks(superblock, group))
             .sum();
         u64::from(superblock.raw().s_first_data_block.get()) + groups + self.journal_blocks()
     }
