@@ -150,6 +150,14 @@ pub enum Corruption {
         /// Blocks.
         blocks_count: u64,
     },
+    /// Bitmaps and inode tables leave no room.
+    #[error("bitmaps and inode tables need {needed} blocks of {blocks_count}")]
+    Overhead {
+        /// Blocks of all bitmaps and inode tables.
+        needed: u64,
+        /// Blocks.
+        blocks_count: u64,
+    },
     /// A checksum algorithm that is not crc32c.
     #[error("checksum type {checksum_type} instead of 1 (crc32c)")]
     ChecksumType {
@@ -255,7 +263,21 @@ pub enum Corruption {
         bit: u32,
     },
     // --- extents, block maps, directories, htrees, attributes ---
-
+    /// A node of an extent tree.
+    #[error(transparent)]
+    Extent(#[from] crate::extent::ExtentCorruption),
+    /// A pointer of a block map.
+    #[error(transparent)]
+    BlockMap(#[from] crate::indirect::BlockMapCorruption),
+    /// An entry of a directory.
+    #[error(transparent)]
+    DirEntry(#[from] crate::dir_entry::DirCorruption),
+    /// The index of a directory.
+    #[error(transparent)]
+    Htree(#[from] crate::htree::HtreeCorruption),
+    /// Extended attributes.
+    #[error(transparent)]
+    Xattr(#[from] crate::xattr::XattrCorruption),
     // --- journal ---
     /// The journal does not begin with its magic number.
     #[error("the journal begins with {found:#010x} in place of its magic number")]

@@ -1,1 +1,29 @@
-//! .
+//! ext2, ext3 and ext4 images as a library: open an image and use it as `std::fs` uses a disk.
+//! Nothing is mounted, and nothing needs root.
+//!
+//! - [`Volume`] is an open image: paths in, bytes, metadata and entries out.
+//! - [`File`] is an open file in it: positioned reads, [`std::io::Read`], [`std::io::Seek`],
+//!   holes.
+//! - [`Options`] says how an image is opened.
+//!
+//! All of it is `Send` and `Sync`: one [`Volume`] serves many threads at once.
+
+pub mod device;
+mod directory;
+mod error;
+mod file;
+mod metadata;
+mod options;
+mod path;
+mod volume;
+mod walk;
+mod xattr;
+
+pub use directory::{DirEntry, ReadDir};
+pub use error::{Error, Result};
+pub use file::{Extent, Extents, File};
+pub use metadata::{FileType, Metadata};
+pub use options::Options;
+pub use pagefence_vfs::ExtentState;
+pub use volume::{Usage, Volume};
+pub use walk::{Walk, WalkEntry};

@@ -1,10 +1,10 @@
 //! The one error type of the file system interface. Error numbers exist in `fuse-front` alone.
 
 /// Result of an operation of a file system.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Where damage was found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Place {
     /// The inode, if one is concerned.
     pub inode: Option<u64>,

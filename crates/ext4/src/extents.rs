@@ -1,0 +1,67 @@
+//! Extent trees: from a file block to the extent that holds it.
+
+use pagefence_block_io::Buffer;
+use pagefence_ext4_format::FileBlock;
+use pagefence_ext4_format::extent::{self, Child, Extent, ExtentNode, Found, Place};
+use pagefence_lock_order::primitives::Arc;
+use pagefence_vfs::Result;
+
+use crate::error::At;
+use crate::inode::DiskInode;
+use crate::instance::{Instance, checked};
+use crate::map_blocks::{Run, Target};
+
+impl Instance {
+    /// Looks `block` up in the inode's extent tree. Every node is checked in full when it is
+    /// first met in memory; depths fall by one a level, so the walk ends.
+    pub(crate) fn find_extent(&self, inode: &DiskInode, block: FileBlock) -> Result<Run> {
+        let root = ExtentNode::parse(inode.i_block(), &Place::Root, &self.limits).at(
+            &self.damage,
+            Some(inode.number),
+            None,
+        )?;
+        let mut found = root.find(block);
+        loop {
+            match found {
+                Found::Extent(extent) => return Ok(run_of(&extent, block)),
+                Found::Hole { until } => return Ok(Run::hole(until.0.saturating_sub(block.0))),
+                Found::Child(child) => {
+                    let buffer = self.extent_block(inode, &child)?;
+                    found = ExtentNode::reopen(&buffer, &Place::Block(child))
+                        .at(&self.damage, Some(inode.number), Some(child.block))?
+                        .find(block);
+                }
+            }
+        }
+    }
+
+    /// Reads a node below the root and checks it, once while it is in memory.
+    fn extent_block(&self, inode: &DiskInode, child: &Child) -> Result<Arc<Buffer>> {
+        let buffer = self.read_block(child.block)?;
+        if !buffer.verified(checked::EXTENT_NODE) {
+            self.checksums
+                .then(|| extent::verify_checksum(&buffer, inode.seed))
+                .transpose()
+                .and_then(|_| {
+                    ExtentNode::parse(&buffer, &Place::Block(*child), &self.limits).map(|_| ())
+                })
+                .at(&self.damage, Some(inode.number), Some(child.block))?;
+            buffer.set_verified(checked::EXTENT_NODE);
+        }
+        Ok(buffer)
+    }
+}
+
+fn run_of(extent: &Extent, block: FileBlock) -> Run {
+    let Some(start) = extent.block_at(block) else {
+        return Run::hole(1);
+    };
+    Run {
+        len: extent.end().0.saturating_sub(block.0).max(1),
+        target: if extent.unwritten {
+            Target::Unwritten(start)
+        } else {
+            Target::Written(start)
+        },
+    }
+}

@@ -1,0 +1,185 @@
+//! The inodes in core: at most one object per inode, and a bounded number that nobody uses.
+
+use hashbrown::HashMap;
+use pagefence_ext4_format::InodeNo;
+use pagefence_lock_order::primitives::{Arc, Mutex};
+
+const SHARDS: usize = 16;
+
+/// One shard: a clock over the objects it holds.
+#[derive(Debug)]
+struct Shard<T> {
+    slots: Vec<Slot<T>>,
+    index: HashMap<InodeNo, usize>,
+    hand: usize,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    number: InodeNo,
+    object: Arc<T>,
+    referenced: bool,
+}
+
+/// Objects by inode number.
+///
+/// Owns one reference to each; an object somebody else holds too is never dropped, so two objects
+/// of one inode can't exist. Beyond `capacity` the ones not used lately go (second chance). Each
+/// shard's mutex is a leaf: nothing is taken under it.
+#[derive(Debug)]
+pub(crate) struct InodeCache<T> {
+    shards: Vec<Mutex<Shard<T>>>,
+    capacity_per_shard: usize,
+}
+
+impl<T> InodeCache<T> {
+    /// A cache that keeps about `capacity` unused objects.
+    pub(crate) fn new(capacity: usize) -> Self {
+        let shard = || Shard {
+            slots: Vec::new(),
+            index: HashMap::new(),
+            hand: 0,
+        };
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
+            capacity_per_shard: (capacity / SHARDS).max(1),
+        }
+    }
+
+    fn shard(&self, number: InodeNo) -> &Mutex<Shard<T>> {
+        &self.shards[number.0 as usize % SHARDS]
+    }
+
+    /// The object of an inode, if it is in core.
+    pub(crate) fn get(&self, number: InodeNo) -> Option<Arc<T>> {
+        let mut shard = self.shard(number).lock();
+        let at = *shard.index.get(&number)?;
+        let slot = &mut shard.slots[at];
+        slot.referenced = true;
+        Some(Arc::clone(&slot.object))
+    }
+
+    /// The object of an inode; `load` makes it, with no lock held, if it is not in core. If two
+    /// threads load at once, both get the one that came first.
+    pub(crate) fn get_or_load<E>(
+        &self,
+        number: InodeNo,
+        load: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<T>, E> {
+        if let Some(object) = self.get(number) {
+            return Ok(object);
+        }
+        let loaded = Arc::new(load()?);
+        let mut evicted = None;
+        let mut shard = self.shard(number).lock();
+        if let Some(&at) = shard.index.get(&number) {
+            return Ok(Arc::clone(&shard.slots[at].object));
+        }
+        let slot = Slot {
+            number,
+            object: Arc::clone(&loaded),
+            referenced: false,
+        };
+        if shard.slots.len() >= self.capacity_per_shard
+            && let Some(at) = shard.victim()
+        {
+            let old = std::mem::replace(&mut shard.slots[at], slot);
+            shard.index.remove(&old.number);
+            shard.index.insert(number, at);
+            evicted = Some(old.object);
+        } else {
+            let at = shard.slots.len();
+            shard.slots.push(slot);
+            shard.index.insert(number, at);
+        }
+        drop(shard);
+        // An inode's last reference takes its pages along: not under the shard's lock.
+        drop(evicted);
+        Ok(loaded)
+    }
+
+    /// Number of objects in core.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.shards
+            .iter()
+            .map(|shard| shard.lock().slots.len())
+            .sum()
+    }
+}
+
+impl<T> Shard<T> {
+    /// A slot that nobody uses and that was not used lately; moves the hand.
+    fn victim(&mut self) -> Option<usize> {
+        for _ in 0..2 * self.slots.len() {
+            let at = self.hand % self.slots.len();
+            self.hand = at + 1;
+            let slot = &mut self.slots[at];
+            if Arc::strong_count(&slot.object) > 1 {
+                continue;
+            }
+            if !std::mem::take(&mut slot.referenced) {
+                return Some(at);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(cache: &InodeCache<u32>, number: u32) -> Arc<u32> {
+        cache
+            .get_or_load(InodeNo(number), || Ok::<_, ()>(number))
+            .expect("loads")
+    }
+
+    #[test]
+    fn stays_within_capacity_and_keeps_what_is_used() {
+        let cache = InodeCache::new(64);
+        let held = load(&cache, 7);
+        for number in 100..10_000 {
+            load(&cache, number);
+        }
+        assert!(cache.len() <= 64 + 1, "{}", cache.len());
+        let again = cache.get(InodeNo(7)).expect("held objects stay");
+        assert!(Arc::ptr_eq(&held, &again));
+    }
+
+    #[test]
+    fn grows_past_capacity_only_while_everything_is_held() {
+        let cache = InodeCache::new(16);
+        let held: Vec<_> = (0..320).map(|number| load(&cache, number)).collect();
+        assert_eq!(cache.len(), 320);
+        drop(held);
+        assert!(cache.get(InodeNo(3)).is_some());
+    }
+
+    #[test]
+    fn a_failed_load_leaves_nothing() {
+        let cache: InodeCache<u32> = InodeCache::new(16);
+        assert_eq!(
+            cache.get_or_load(InodeNo(1), || Err("broken")),
+            Err("broken")
+        );
+        assert!(cache.get(InodeNo(1)).is_none());
+    }
+
+    #[test]
+    fn second_chance_for_what_was_used() {
+        let cache = InodeCache::new(16 * 4);
+        for number in 0..4 {
+            load(&cache, number * 16);
+        }
+        assert!(cache.get(InodeNo(0)).is_some());
+        for number in 4..7 {
+            load(&cache, number * 16);
+        }
+        assert!(
+            cache.get(InodeNo(0)).is_some(),
+            "the one in use survives a round"
+        );
+    }
+}

@@ -1,0 +1,83 @@
+//! How an image is opened.
+
+/// Options of [`Volume::open`](crate::Volume::open), each with its default.
+///
+/// ```
+/// # let image = pagefence::doc_image();
+/// use pagefence::{Options, Volume};
+/// let volume = Volume::open(&image, Options::new().cache(64 << 20))?;
+/// # Ok::<(), pagefence::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Options {
+    pub(crate) write: bool,
+    pub(crate) offset: u64,
+    pub(crate) cache: Option<u64>,
+    pub(crate) superblock: Option<u64>,
+    pub(crate) read_ahead: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Options {
+    /// Read-only, the whole file, a cache of a quarter of memory.
+    pub fn new() -> Self {
+        Self {
+            write: false,
+            offset: 0,
+            cache: None,
+            superblock: None,
+            read_ahead: true,
+        }
+    }
+
+    /// Opens the image for writing. An image that was not closed properly is then recovered on
+    /// disk; without it, in memory, and not a byte of the image changes.
+    pub fn write(mut self, write: bool) -> Self {
+        self.write = write;
+        self
+    }
+
+    /// The file system starts at this byte of the image (a partition). Default 0.
+    pub fn offset(mut self, bytes: u64) -> Self {
+        self.offset = bytes;
+        self
+    }
+
+    /// The most memory that cached pages and metadata may take, in bytes. Default: a quarter of
+    /// memory, or of the control group's limit. At least 16 MiB are used.
+    pub fn cache(mut self, bytes: u64) -> Self {
+        self.cache = Some(bytes);
+        self
+    }
+
+    /// Uses the backup superblock at this block (in units of 1,024 bytes, as `mount -o sb=`
+    /// takes it) instead of the first. The volume is then read-only.
+    pub fn superblock(mut self, block: u64) -> Self {
+        self.superblock = Some(block);
+        self
+    }
+
+    /// Whether sequential reads read ahead in the background. Default: yes.
+    pub fn read_ahead(mut self, read_ahead: bool) -> Self {
+        self.read_ahead = read_ahead;
+        self
+    }
+}
+
+impl Options {
+    pub(crate) fn mount(&self) -> pagefence_ext4::MountOptions {
+        pagefence_ext4::MountOptions {
+            write: self.write,
+            offset: self.offset,
+            cache: self.cache,
+            superblock: self.superblock,
+            read_ahead: self.read_ahead,
+        }
+    }
+}
