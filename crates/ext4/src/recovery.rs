@@ -1,10 +1,26 @@
 //! Bringing a file system that was not closed properly to a sound state.
+//!
+//! ```text
+//! journal       where the journal lies; its replay, in memory or on disk
+//! superblock    what recovery writes into the superblock
+//! ```
+//!
+//! Read-only, everything happens in an overlay in memory. Otherwise the journal is written back,
+//! then orphans are dealt with, then the superblock stops asking for recovery: cut off at any
+//! moment, recovery starts over and ends the same (`docs/CRASH.md`).
+
+mod journal;
+mod superblock;
 
 use pagefence_block_io::Device;
+use pagefence_ext4_format::features::{Compat, Incompat};
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_lock_order::primitives::Arc;
 
 use crate::mount::{MountError, MountOptions};
+use crate::support;
+
+use journal::Journal;
 
 /// What recovery leaves to open.
 pub(crate) struct Recovered {
@@ -12,13 +28,59 @@ pub(crate) struct Recovered {
     pub(crate) device: Arc<dyn Device>,
     /// The superblock as it is now.
     pub(crate) superblock: Superblock,
+    /// What the user should know, a sentence each.
+    pub(crate) notes: Vec<String>,
 }
 
+/// Recovers the file system of `superblock` on `device`: on the device with `write`, else in
+/// memory. Does nothing if there is nothing to do.
+///
+/// # Errors
+/// The journal can't be replayed: [`MountError::Journal`] says why. The device failed. With
+/// `write`, recovery may have come a part of the way, and can be started over.
 pub(crate) fn recover(
     device: Arc<dyn Device>,
     superblock: Superblock,
-    _write: bool,
-    _options: &MountOptions,
+    write: bool,
+    options: &MountOptions,
 ) -> Result<Recovered, MountError> {
-    Ok(Recovered { device, superblock })
+    // A backup is never up to date: it does not know whether the journal holds something, and
+    // what the journal says of the superblock is not for it.
+    let is_backup = options.superblock.is_some() || is_backup(&superblock);
+    let asks = superblock.has_incompat(Incompat::RECOVER);
+    let has_journal = superblock.has_compat(Compat::HAS_JOURNAL);
+    let mut recovered = Recovered {
+        device,
+        superblock,
+        notes: Vec::new(),
+    };
+    if has_journal && (asks || is_backup) {
+        let Some(inode) = recovered.superblock.journal_inode() else {
+            return if asks {
+                Err(journal::external(&recovered.superblock))
+            } else {
+                Ok(recovered)
+            };
+        };
+        let journal = Journal::open(&recovered.device, &recovered.superblock, inode)?;
+        if write && !is_backup {
+            journal.write_back(&mut recovered)?;
+        } else {
+            journal.apply_in_memory(&mut recovered, is_backup)?;
+        }
+        // The journal may have brought a superblock with other features.
+        let unreadable = support::unreadable(&recovered.superblock);
+        if !unreadable.is_empty() {
+            return Err(MountError::Unsupported(unreadable));
+        }
+    }
+    if write && !is_backup && recovered.superblock.has_incompat(Incompat::RECOVER) {
+        superblock::finish(&mut recovered)?;
+    }
+    Ok(recovered)
+}
+
+/// Whether this is a copy of the superblock from another group than the first.
+fn is_backup(superblock: &Superblock) -> bool {
+    superblock.raw().s_block_group_nr.get() != 0
 }
