@@ -9,7 +9,7 @@
 //! map_blocks ── extents, indirect      from a file's blocks to the file system's
 //! backing                              what the page cache asks for
 //! instance  group                      superblock, descriptors, inode tables, metadata blocks
-//! mount  support  recovery             opening: checks, features, the journal
+//! mount  support  recovery  orphan     opening: checks, features, the journal, orphans
 //! ```
 //!
 //! Invariant: a block number from disk is checked against the file system's limits before it is
@@ -31,6 +31,8 @@ mod map_blocks;
 mod memory;
 mod mount;
 mod name_index;
+mod orphan;
+mod orphan_file;
 mod read_dir;
 mod recovery;
 mod statfs;

@@ -1,16 +1,32 @@
 //! Bringing a file system that was not closed properly to a sound state.
 //!
 //! ```text
-//! journal       where the journal lies; its replay, in memory or on disk
-//! superblock    what recovery writes into the superblock
+//! journal        where the journal lies; its replay, in memory or on disk
+//! superblock     what recovery reads from the superblock and writes into it
+//!
+//! transaction    changes that belong together       store    where they go
+//! system_zones   what no file may own
+//! free_blocks  free_inode                            bitmaps, descriptors, counts
+//! remove_blocks: remove_extents, remove_block_map    the end of a file
+//! release_xattrs  shorten_inline                     attributes, data in the inode
 //! ```
 //!
 //! Read-only, everything happens in an overlay in memory. Otherwise the journal is written back,
 //! then orphans are dealt with, then the superblock stops asking for recovery: cut off at any
 //! moment, recovery starts over and ends the same (`docs/CRASH.md`).
 
+mod free_blocks;
+mod free_inode;
 mod journal;
+mod release_xattrs;
+mod remove_block_map;
+mod remove_blocks;
+mod remove_extents;
+mod shorten_inline;
+mod store;
 mod superblock;
+mod system_zones;
+mod transaction;
 
 use pagefence_block_io::Device;
 use pagefence_ext4_format::features::{Compat, Incompat};
@@ -18,9 +34,19 @@ use pagefence_ext4_format::superblock::Superblock;
 use pagefence_lock_order::primitives::Arc;
 
 use crate::mount::{MountError, MountOptions};
+use crate::orphan::{may_have_orphans, settle_orphans};
 use crate::support;
 
+pub(crate) use free_inode::free_inode;
 use journal::Journal;
+pub(crate) use journal::of_map;
+pub(crate) use release_xattrs::release_xattrs;
+pub(crate) use remove_blocks::{Progress, remove_blocks, zero_tail};
+pub(crate) use shorten_inline::shorten_inline;
+pub(crate) use store::Store;
+pub(crate) use superblock::{mark_error, write as write_superblock};
+pub(crate) use system_zones::SystemZones;
+pub(crate) use transaction::Transaction;
 
 /// What recovery leaves to open.
 pub(crate) struct Recovered {
@@ -54,30 +80,58 @@ pub(crate) fn recover(
         superblock,
         notes: Vec::new(),
     };
-    if has_journal && (asks || is_backup) {
-        let Some(inode) = recovered.superblock.journal_inode() else {
-            return if asks {
-                Err(journal::external(&recovered.superblock))
-            } else {
-                Ok(recovered)
-            };
-        };
-        let journal = Journal::open(&recovered.device, &recovered.superblock, inode)?;
-        if write && !is_backup {
-            journal.write_back(&mut recovered)?;
-        } else {
-            journal.apply_in_memory(&mut recovered, is_backup)?;
+    let may_write = write && !is_backup;
+    let orphans = may_write && may_have_orphans(&recovered.superblock);
+    if !has_journal || !(asks || is_backup || orphans) {
+        if orphans || (may_write && asks) {
+            let device = Arc::clone(&recovered.device);
+            finish(&mut recovered, &Store::InPlace { device })?;
         }
-        // The journal may have brought a superblock with other features.
-        let unreadable = support::unreadable(&recovered.superblock);
-        if !unreadable.is_empty() {
-            return Err(MountError::Unsupported(unreadable));
-        }
+        return Ok(recovered);
     }
-    if write && !is_backup && recovered.superblock.has_incompat(Incompat::RECOVER) {
-        superblock::finish(&mut recovered)?;
+    let Some(inode) = recovered.superblock.journal_inode() else {
+        return if asks {
+            Err(journal::external(&recovered.superblock))
+        } else {
+            Ok(recovered)
+        };
+    };
+    let journal = Journal::open(&recovered.device, &recovered.superblock, inode)?;
+    if !may_write {
+        journal.apply_in_memory(&mut recovered, is_backup)?;
+    } else if asks {
+        journal.write_back(&mut recovered)?;
+    } else if !journal.is_clean() {
+        // Linux would empty such a journal unread; e2fsck asks.
+        recovered.notes.push(
+            "the journal holds changes, but the superblock does not ask for recovery: nothing \
+             was changed; run e2fsck"
+                .to_owned(),
+        );
+        return Ok(recovered);
+    }
+    // The journal may have brought a superblock with other features.
+    let unreadable = support::unreadable(&recovered.superblock);
+    if !unreadable.is_empty() {
+        return Err(MountError::Unsupported(unreadable));
+    }
+    if may_write {
+        let store = journal.into_store(Arc::clone(&recovered.device));
+        finish(&mut recovered, &store)?;
     }
     Ok(recovered)
+}
+
+/// What follows the replay on disk.
+fn finish(recovered: &mut Recovered, store: &Store) -> Result<(), MountError> {
+    if support::read_only_because(&recovered.superblock).is_some() {
+        // The journal brought a feature with which nothing more may be written.
+        return Ok(());
+    }
+    if may_have_orphans(&recovered.superblock) {
+        settle_orphans(recovered, store)?;
+    }
+    superblock::finish(recovered)
 }
 
 /// Whether this is a copy of the superblock from another group than the first.

@@ -12,6 +12,7 @@ use crate::inode::DiskInode;
 use crate::instance::Instance;
 use crate::map_blocks::Target;
 use crate::mount::MountError;
+use crate::recovery::store::Store;
 use crate::recovery::{Recovered, superblock};
 
 /// Metadata kept in memory while the journal is looked for, in bytes.
@@ -75,6 +76,20 @@ impl Journal {
             runs,
             recovery,
         })
+    }
+
+    /// Whether it holds nothing.
+    pub(super) fn is_clean(&self) -> bool {
+        self.recovery.is_clean()
+    }
+
+    /// Where changes go that are made after the replay.
+    pub(super) fn into_store(self, device: Arc<dyn Device>) -> Store {
+        Store::Journal {
+            device,
+            location: self.location,
+            runs: self.runs,
+        }
     }
 
     /// Applies the journal in memory. A file system opened by a backup of its superblock goes on
@@ -259,8 +274,8 @@ fn locate_by(
     Ok((location, runs))
 }
 
-/// Why the map of the journal can't be read.
-fn of_map(error: Error) -> MountError {
+/// Why metadata can't be read or written, as an error of opening.
+pub(crate) fn of_map(error: Error) -> MountError {
     match error {
         Error::Io(error) => match error.downcast::<DeviceError>() {
             Ok(error) => error.into(),

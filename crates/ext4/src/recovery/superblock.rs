@@ -34,7 +34,7 @@ pub(super) fn read(device: &dyn Device) -> Result<Superblock, MountError> {
 }
 
 /// Writes the superblock and makes it durable.
-pub(super) fn write(device: &dyn Device, superblock: &mut Superblock) -> Result<(), MountError> {
+pub(crate) fn write(device: &dyn Device, superblock: &mut Superblock) -> Result<(), MountError> {
     superblock.set_write_time(now());
     superblock.update_checksum();
     device.write(SUPERBLOCK_OFFSET, superblock.as_bytes())?;
@@ -80,7 +80,7 @@ pub(super) fn keep_errors(before: &Superblock, after: &mut Superblock) -> bool {
 }
 
 /// Marks the file system as having errors, which `function` of recovery met at an inode (or 0).
-pub(super) fn mark_error(superblock: &mut Superblock, function: &str, inode: u32) {
+pub(crate) fn mark_error(superblock: &mut Superblock, function: &str, inode: u32) {
     superblock.set_state(superblock.state() | State::ERROR);
     superblock.record_error(&ErrorRecord {
         time_seconds: now(),
