@@ -1,5 +1,12 @@
 //! Block devices, and the buffer cache of metadata blocks.
 
+pub mod aligned;
+pub mod buffer_cache;
 pub mod device;
+pub mod file_device;
+pub mod memory_device;
 
+pub use buffer_cache::{Buffer, BufferCache};
 pub use device::{Capabilities, Device, DeviceError, Operation};
+pub use file_device::FileDevice;
+pub use memory_device::MemoryDevice;
