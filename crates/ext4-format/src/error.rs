@@ -204,6 +204,56 @@ pub enum Corruption {
         /// How many there are.
         count: u64,
     },
+    /// The extra fields of an inode do not fit its record, or are not words.
+    #[error("{extra_isize} bytes of extra fields in an inode with room for {room}")]
+    InodeExtraSize {
+        /// `i_extra_isize`.
+        extra_isize: u16,
+        /// Bytes after the first 128.
+        room: usize,
+    },
+    /// An inode of no known kind.
+    #[error("mode {mode:#o} is of no kind of file")]
+    InodeMode {
+        /// `i_mode`.
+        mode: u16,
+    },
+    /// A file of more bytes than offsets reach.
+    #[error("file size {size}")]
+    FileSize {
+        /// Bytes.
+        size: u64,
+    },
+    /// More sectors than an inode can count.
+    #[error("{sectors} sectors of one file are more than can be counted")]
+    SectorCount {
+        /// Sectors of 512 bytes.
+        sectors: u64,
+    },
+    /// A target in an inode that is empty, too long, or holds a NUL byte.
+    #[error("symbolic link with a target of {size} bytes in the inode")]
+    SymlinkTarget {
+        /// Size of the inode.
+        size: u64,
+    },
+    /// A block bitmap that says that metadata of the group is free.
+    #[error("the block bitmap of group {group} has cluster {cluster} free, which is in use")]
+    MetadataMarkedFree {
+        /// The group.
+        group: GroupNo,
+        /// Cluster of the group.
+        cluster: u32,
+    },
+    /// A bit past the end of a bitmap is clear.
+    #[error("bit {bit} of the {what} of group {group} is past its end and clear")]
+    BitmapPadding {
+        /// Which bitmap.
+        what: &'static str,
+        /// The group.
+        group: GroupNo,
+        /// The bit.
+        bit: u32,
+    },
     // --- extents, block maps, directories, htrees, attributes ---
     /// A node of an extent tree.
     #[error(transparent)]

@@ -31,6 +31,8 @@ pub mod features;
 pub mod group_desc;
 pub mod htree;
 pub mod ids;
+#[cfg(test)]
+mod image_tests;
 pub mod indirect;
 pub mod inode;
 pub mod journal;

@@ -392,6 +392,21 @@ impl Superblock {
         first..BlockNo(first.0.saturating_add(blocks))
     }
 
+    /// The end of [`Self::base_metadata`] that is kept free for descriptors to come; empty in
+    /// most groups.
+    #[must_use]
+    pub fn reserved_descriptor_blocks(&self, group: GroupNo) -> Range<BlockNo> {
+        let base = self.base_metadata(group);
+        let spread = self.is_spread(group.0 / self.geometry.descs_per_block);
+        let here = !spread && self.has_super(group);
+        let reserved = if here {
+            u64::from(self.raw.s_reserved_gdt_blocks.get())
+        } else {
+            0
+        };
+        BlockNo(base.end.0.saturating_sub(reserved).max(base.start.0))..base.end
+    }
+
     /// Descriptor blocks that follow the superblock one after the other.
     #[must_use]
     pub fn contiguous_descriptor_blocks(&self) -> u32 {
