@@ -388,7 +388,7 @@ impl<'a> Walk<'a> {
         if rec_len < MIN_REC_LEN {
             return Err(DirCorruption::TooShort { offset, rec_len });
         }
-        if rec_len % 4 != 0 {
+        if !rec_len.is_multiple_of(4) {
             return Err(DirCorruption::Unaligned { offset, rec_len });
         }
         let next = offset.saturating_add(rec_len);

@@ -258,9 +258,17 @@ pub enum Corruption {
     /// A node of an extent tree.
     #[error(transparent)]
     Extent(#[from] crate::extent::ExtentCorruption),
+    /// A pointer of a block map.
+    #[error(transparent)]
+    BlockMap(#[from] crate::indirect::BlockMapCorruption),
     /// An entry of a directory.
     #[error(transparent)]
     DirEntry(#[from] crate::dir_entry::DirCorruption),
-
+    /// The index of a directory.
+    #[error(transparent)]
+    Htree(#[from] crate::htree::HtreeCorruption),
+    /// Extended attributes.
+    #[error(transparent)]
+    Xattr(#[from] crate::xattr::XattrCorruption),
     // --- journal ---
 }

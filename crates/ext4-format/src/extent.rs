@@ -29,6 +29,8 @@ pub const MAX_EXTENT_LEN: u16 = 32768;
 pub const FILE_BLOCKS_END: FileBlock = FileBlock(u32::MAX);
 /// Bytes of `i_block`, where the root of the tree lies.
 pub const ROOT_BYTES: usize = 60;
+/// Bytes of an entry, leaf or index.
+const ENTRY: usize = 12;
 
 /// `struct ext4_extent_header`, the start of every node.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -60,7 +62,7 @@ pub struct RawExtent {
     /// Lower 32 bits of the first block.
     pub ee_start_lo: U32,
 }
-const _: () = assert!(size_of::<RawExtent>() == 12);
+const _: () = assert!(size_of::<RawExtent>() == ENTRY);
 
 /// `struct ext4_extent_idx`, an entry of an index node.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -75,7 +77,7 @@ pub struct RawExtentIndex {
     /// Unused.
     pub ei_unused: U16,
 }
-const _: () = assert!(size_of::<RawExtentIndex>() == 12);
+const _: () = assert!(size_of::<RawExtentIndex>() == ENTRY);
 
 /// The blocks of a file system that data and metadata of files may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,11 +246,7 @@ impl<'a> ExtentNode<'a> {
     ///
     /// [`Corruption::Extent`] for the first check that fails, [`Corruption::Truncated`] if there
     /// is no room for a header.
-    pub fn parse(
-        bytes: &'a [u8],
-        place: &Place,
-        limits: &BlockLimits,
-    ) -> Result<Self, Corruption> {
+    pub fn parse(bytes: &'a [u8], place: &Place, limits: &BlockLimits) -> Result<Self, Corruption> {
         let node = Self::reopen(bytes, place)?;
         match node.entries {
             Entries::Leaf(extents) => check_leaf(&node, extents, place, limits)?,
@@ -294,7 +292,7 @@ impl<'a> ExtentNode<'a> {
         }
         let short = || Corruption::Truncated {
             what: "extent node",
-            needed: usize::from(count).saturating_mul(size_of::<RawExtent>()),
+            needed: usize::from(count).saturating_mul(ENTRY),
             have: rest.len(),
         };
         let entries = if depth == 0 {
@@ -434,7 +432,7 @@ impl<'a> ExtentNode<'a> {
 #[must_use]
 pub fn entries_that_fit(bytes: usize) -> u16 {
     let room = bytes.saturating_sub(size_of::<RawExtentHeader>());
-    u16::try_from(room / size_of::<RawExtent>()).unwrap_or(u16::MAX)
+    u16::try_from(room / ENTRY).unwrap_or(u16::MAX)
 }
 
 /// The header, checked for magic and `eh_max`, and the bytes behind it.
@@ -543,7 +541,7 @@ fn check_first(found: Option<u32>, place: &Place) -> Result<(), ExtentCorruption
 fn tail_offset(block: &[u8]) -> Result<usize, Corruption> {
     let (header, _) = read_header(block)?;
     let offset = usize::from(header.eh_max.get())
-        .saturating_mul(size_of::<RawExtent>())
+        .saturating_mul(ENTRY)
         .saturating_add(size_of::<RawExtentHeader>());
     let needed = offset.saturating_add(size_of::<U32>());
     if needed > block.len() {

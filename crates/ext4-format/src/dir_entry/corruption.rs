@@ -40,7 +40,9 @@ pub enum DirCorruption {
         rec_len: usize,
     },
     /// The name does not fit into its entry, or is longer than 255 bytes.
-    #[error("the directory entry at {offset}, {rec_len} bytes long, has a name of {name_len} bytes")]
+    #[error(
+        "the directory entry at {offset}, {rec_len} bytes long, has a name of {name_len} bytes"
+    )]
     NameLength {
         /// Of the entry.
         offset: usize,

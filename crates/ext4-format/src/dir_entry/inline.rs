@@ -68,7 +68,6 @@ impl<'a> InlineDir<'a> {
 
     /// The entries in use, in the order of the bytes. Errors are as those of
     /// [`DirBlock::entries`](super::DirBlock::entries), for each of the two parts.
-    #[must_use]
     pub fn entries(&self) -> Chain<Entries<'a>, Entries<'a>> {
         self.part(self.in_inode, PARENT)
             .chain(self.part(self.in_attribute, ROOT_BYTES))

@@ -62,7 +62,12 @@ fn a_new_directory_holds_dots() {
             ..FORMAT
         };
         let mut block = vec![0xAA; size];
-        assert!(init_first_block(&mut block, &format, InodeNo(12), InodeNo(2)));
+        assert!(init_first_block(
+            &mut block,
+            &format,
+            InodeNo(12),
+            InodeNo(2)
+        ));
         let view = DirBlock::new(&block, &format, true);
         assert_eq!(view.dots(), Ok((InodeNo(12), InodeNo(2))));
         let entries: Vec<_> = view.entries().map(Result::unwrap).collect();
@@ -168,8 +173,19 @@ fn without_the_feature_the_kind_is_a_part_of_the_length() {
         only_error(&block, &format, false),
         DirCorruption::NameLength { name_len: 516, .. }
     ));
-    assert!(init_first_block(&mut block, &format, InodeNo(5), InodeNo(2)));
-    let at = insert(&mut block, &format, InodeNo(9), &name(b"f"), Some(FileKind::Fifo));
+    assert!(init_first_block(
+        &mut block,
+        &format,
+        InodeNo(5),
+        InodeNo(2)
+    ));
+    let at = insert(
+        &mut block,
+        &format,
+        InodeNo(9),
+        &name(b"f"),
+        Some(FileKind::Fifo),
+    );
     assert_eq!(at, Ok(Some(24)));
     let view = DirBlock::new(&block, &format, true);
     assert!(view.entries().all(|entry| entry.unwrap().kind.is_none()));
@@ -218,9 +234,21 @@ fn names_that_no_directory_may_hold() {
 #[test]
 fn entries_come_and_go() {
     let mut block = vec![0; 1024];
-    assert!(init_first_block(&mut block, &FORMAT, InodeNo(5), InodeNo(2)));
+    assert!(init_first_block(
+        &mut block,
+        &FORMAT,
+        InodeNo(5),
+        InodeNo(2)
+    ));
     let put = |block: &mut [u8], text: &[u8]| {
-        insert(block, &FORMAT, InodeNo(9), &name(text), Some(FileKind::Regular)).unwrap()
+        insert(
+            block,
+            &FORMAT,
+            InodeNo(9),
+            &name(text),
+            Some(FileKind::Regular),
+        )
+        .unwrap()
     };
     let a = put(&mut block, b"aaaa").unwrap();
     let b = put(&mut block, b"bbbb").unwrap();
@@ -236,10 +264,16 @@ fn entries_come_and_go() {
         set_inode(&mut block, &FORMAT, c, InodeNo(77), Some(FileKind::Socket)),
         Ok(true)
     );
-    assert_eq!(set_inode(&mut block, &FORMAT, b, InodeNo(77), None), Ok(false));
+    assert_eq!(
+        set_inode(&mut block, &FORMAT, b, InodeNo(77), None),
+        Ok(false)
+    );
     let found = DirBlock::new(&block, &FORMAT, true).find(&[b'c'; 200]);
     let found = found.unwrap().unwrap();
-    assert_eq!((found.inode, found.kind), (InodeNo(77), Some(FileKind::Socket)));
+    assert_eq!(
+        (found.inode, found.kind),
+        (InodeNo(77), Some(FileKind::Socket))
+    );
     while put(&mut block, b"zz").is_some() {}
     assert_eq!(put(&mut block, b"z"), None, "full");
     update_checksum(&mut block, 1).unwrap();
@@ -264,9 +298,15 @@ fn inline_directories_have_two_parts() {
     );
     let mut more = [0; 32];
     assert!(init_block(&mut more, &PLAIN));
-    insert(&mut more, &PLAIN, InodeNo(10), &name(b"two"), Some(FileKind::Regular))
-        .unwrap()
-        .unwrap();
+    insert(
+        &mut more,
+        &PLAIN,
+        InodeNo(10),
+        &name(b"two"),
+        Some(FileKind::Regular),
+    )
+    .unwrap()
+    .unwrap();
     let dir = InlineDir::parse(&i_block, &more, &FORMAT).unwrap();
     assert_eq!(dir.parent(), InodeNo(2));
     let listed: Vec<_> = dir
@@ -274,8 +314,17 @@ fn inline_directories_have_two_parts() {
         .map(|entry| entry.map(|e| (e.offset, e.inode.0, e.name)).unwrap())
         .collect();
     assert_eq!(listed, [(4, 9, &b"one"[..]), (60, 10, b"two")]);
-    assert_eq!(dir.find(b"two").unwrap().unwrap().kind, Some(FileKind::Regular));
-    assert_eq!(InlineDir::parse(&i_block, &[], &FORMAT).unwrap().entries().count(), 1);
+    assert_eq!(
+        dir.find(b"two").unwrap().unwrap().kind,
+        Some(FileKind::Regular)
+    );
+    assert_eq!(
+        InlineDir::parse(&i_block, &[], &FORMAT)
+            .unwrap()
+            .entries()
+            .count(),
+        1
+    );
     // Corruption in the second part counts from the inode.
     more[4] = 3;
     let dir = InlineDir::parse(&i_block, &more, &FORMAT).unwrap();

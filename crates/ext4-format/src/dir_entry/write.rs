@@ -284,7 +284,7 @@ fn set_rec_len_encoded(block: &mut [u8], offset: usize, len: usize, block_size: 
 /// The inverse of [`decode_rec_len`](super::decode_rec_len): nothing if the length is no multiple
 /// of 4, or is too long for an entry of that block.
 pub(super) fn encode_rec_len(len: usize, block_size: usize) -> Option<u16> {
-    if len % 4 != 0 || len > block_size || block_size > 0x4_0000 {
+    if !len.is_multiple_of(4) || len > block_size || block_size > 0x4_0000 {
         return None;
     }
     if len == 0x1_0000 && block_size == 0x1_0000 {

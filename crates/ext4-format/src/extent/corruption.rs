@@ -81,7 +81,9 @@ pub enum ExtentCorruption {
         first: FileBlock,
     },
     /// Blocks that a file cannot own.
-    #[error("file block {first} is said to lie in {len} blocks from {start} on, outside the file system")]
+    #[error(
+        "file block {first} is said to lie in {len} blocks from {start} on, outside the file system"
+    )]
     OutsideFileSystem {
         /// Start of the entry.
         first: FileBlock,

@@ -53,7 +53,11 @@ fn entries_fit_as_the_format_says() {
 
 #[test]
 fn a_leaf_finds_extents_and_holes() {
-    let bytes = leaf(&[extent(5, 10, 100), extent(15, 1, 50), extent(100, 32768, 7000)]);
+    let bytes = leaf(&[
+        extent(5, 10, 100),
+        extent(15, 1, 50),
+        extent(100, 32768, 7000),
+    ]);
     let node = ExtentNode::parse(&bytes, &Place::Root, &LIMITS).unwrap();
     let hole = |until| Found::Hole {
         until: FileBlock(until),
@@ -68,7 +72,10 @@ fn a_leaf_finds_extents_and_holes() {
         Found::Extent(extent(100, 32768, 7000))
     );
     assert_eq!(node.find(FileBlock(32868)), hole(u32::MAX));
-    assert_eq!(extent(5, 10, 100).block_at(FileBlock(14)), Some(BlockNo(109)));
+    assert_eq!(
+        extent(5, 10, 100).block_at(FileBlock(14)),
+        Some(BlockNo(109))
+    );
     assert_eq!(extent(5, 10, 100).block_at(FileBlock(15)), None);
     assert_eq!(extent(5, 10, 100).block_at(FileBlock(4)), None);
     assert_eq!(node.extents().len(), 3);
@@ -135,10 +142,7 @@ fn headers_are_checked() {
         corruption(&bytes, &Place::Root)
     };
     assert_eq!(with(0, 0xF30B), ExtentCorruption::Magic { found: 0xF30B });
-    assert_eq!(
-        with(2, 5),
-        ExtentCorruption::Entries { entries: 5, max: 4 }
-    );
+    assert_eq!(with(2, 5), ExtentCorruption::Entries { entries: 5, max: 4 });
     assert_eq!(with(4, 0), ExtentCorruption::Max { max: 0, fits: 4 });
     assert_eq!(with(4, 5), ExtentCorruption::Max { max: 5, fits: 4 });
     assert_eq!(with(6, 6), ExtentCorruption::TooDeep { depth: 6 });
@@ -283,20 +287,23 @@ fn entries_move_between_nodes() {
 
 /// Disjoint extents in order, for a leaf of up to 84.
 fn any_extents() -> impl Strategy<Value = Vec<Extent>> {
-    proptest::collection::vec((0..5000_u32, 1..=32767_u16, 1..1 << 39_u64, any::<bool>()), 0..84)
-        .prop_map(|parts| {
-            let mut next = 0;
-            let mut extents = Vec::new();
-            for (gap, len, start, unwritten) in parts {
-                let first = next + gap;
-                next = first + u32::from(len);
-                extents.push(Extent {
-                    unwritten,
-                    ..extent(first, len, start)
-                });
-            }
-            extents
-        })
+    proptest::collection::vec(
+        (0..5000_u32, 1..=32767_u16, 1..(1_u64 << 39), any::<bool>()),
+        0..84,
+    )
+    .prop_map(|parts| {
+        let mut next = 0;
+        let mut extents = Vec::new();
+        for (gap, len, start, unwritten) in parts {
+            let first = next + gap;
+            next = first + u32::from(len);
+            extents.push(Extent {
+                unwritten,
+                ..extent(first, len, start)
+            });
+        }
+        extents
+    })
 }
 
 proptest! {

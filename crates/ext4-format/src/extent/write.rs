@@ -6,12 +6,12 @@ use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
-    Child, EXTENT_MAGIC, Extent, MAX_DEPTH, RawExtent, RawExtentHeader, RawExtentIndex,
+    Child, ENTRY, EXTENT_MAGIC, Extent, MAX_DEPTH, RawExtentHeader, RawExtentIndex,
     entries_that_fit, read_header, split_block,
 };
 use crate::Corruption;
 
-type Slot = [u8; size_of::<RawExtent>()];
+type Slot = [u8; ENTRY];
 
 /// A node whose entries are changed in place. It keeps count and places; that entries stay in
 /// order and do not overlap is the caller's part (a later parse checks it).
@@ -56,11 +56,12 @@ impl<'a> ExtentNodeMut<'a> {
         let have = bytes.len();
         let short = || Corruption::Truncated {
             what: "extent node",
-            needed: usize::from(max).saturating_mul(size_of::<RawExtent>()),
+            needed: usize::from(max).saturating_mul(ENTRY),
             have,
         };
         let (header, rest) = RawExtentHeader::mut_from_prefix(bytes).map_err(|_| short())?;
-        let (slots, _) = <[Slot]>::mut_from_prefix_with_elems(rest, max.into()).map_err(|_| short())?;
+        let (slots, _) =
+            <[Slot]>::mut_from_prefix_with_elems(rest, max.into()).map_err(|_| short())?;
         Ok(Self { header, slots })
     }
 
@@ -92,8 +93,7 @@ impl<'a> ExtentNodeMut<'a> {
     /// not if the node is full, is no leaf, has no place `at`, or a field is out of range.
     #[must_use]
     pub fn insert_extent(&mut self, at: usize, extent: &Extent) -> bool {
-        self.depth() == 0
-            && encode_extent(extent).is_some_and(|slot| self.insert(at, slot))
+        self.depth() == 0 && encode_extent(extent).is_some_and(|slot| self.insert(at, slot))
     }
 
     /// Replaces extent number `at` of a leaf. Returns whether it did.
@@ -128,7 +128,7 @@ impl<'a> ExtentNodeMut<'a> {
         self.slots.copy_within(end..len, range.start);
         let kept = len.saturating_sub(gone);
         if let Some(freed) = self.slots.get_mut(kept..len) {
-            freed.fill([0; size_of::<RawExtent>()]);
+            freed.fill([0; ENTRY]);
         }
         self.set_len(kept);
     }

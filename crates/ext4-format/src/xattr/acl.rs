@@ -1,0 +1,312 @@
+//! POSIX access control lists: as ext4 stores them (version 1), as the kernel's interface carries
+//! them (version 2), and what they permit. Sources: the withdrawn POSIX.1e draft 17, acl(5), and
+//! the kernel's `include/uapi/linux/posix_acl_xattr.h`.
+
+#[cfg(test)]
+mod tests;
+
+use zerocopy::FromBytes;
+use zerocopy::little_endian::{U16, U32};
+
+use super::XattrCorruption;
+
+/// Permission to execute or search.
+pub const EXECUTE: u8 = 1;
+/// Permission to write.
+pub const WRITE: u8 = 2;
+/// Permission to read.
+pub const READ: u8 = 4;
+
+const DISK_VERSION: u32 = 1;
+const XATTR_VERSION: u32 = 2;
+/// The id of an entry that has none, in the kernel's form.
+const NO_ID: u32 = u32::MAX;
+
+/// Whom an entry is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AclTag {
+    /// The owner.
+    UserObj,
+    /// This user.
+    User(u32),
+    /// The owning group.
+    GroupObj,
+    /// This group.
+    Group(u32),
+    /// The most that the others but the owner and the rest of the world get.
+    Mask,
+    /// The rest of the world.
+    Other,
+}
+
+impl AclTag {
+    fn new(tag: u16, id: u32) -> Result<Self, XattrCorruption> {
+        Ok(match tag {
+            0x01 => Self::UserObj,
+            0x02 => Self::User(id),
+            0x04 => Self::GroupObj,
+            0x08 => Self::Group(id),
+            0x10 => Self::Mask,
+            0x20 => Self::Other,
+            _ => return Err(XattrCorruption::AclTag { tag }),
+        })
+    }
+
+    fn number(self) -> u16 {
+        match self {
+            Self::UserObj => 0x01,
+            Self::User(_) => 0x02,
+            Self::GroupObj => 0x04,
+            Self::Group(_) => 0x08,
+            Self::Mask => 0x10,
+            Self::Other => 0x20,
+        }
+    }
+
+    fn id(self) -> Option<u32> {
+        match self {
+            Self::User(id) | Self::Group(id) => Some(id),
+            Self::UserObj | Self::GroupObj | Self::Mask | Self::Other => None,
+        }
+    }
+}
+
+/// An entry of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AclEntry {
+    /// Whom it is for.
+    pub tag: AclTag,
+    /// Of [`READ`], [`WRITE`] and [`EXECUTE`].
+    pub perm: u8,
+}
+
+/// A list that is valid: one owner, named users, one owning group, named groups, one mask if
+/// anyone is named, one other, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acl {
+    entries: Vec<AclEntry>,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// The other groups.
+    pub groups: &'a [u32],
+}
+
+impl Caller<'_> {
+    fn is_in(&self, group: u32) -> bool {
+        self.gid == group || self.groups.contains(&group)
+    }
+}
+
+/// What is asked for, without its list.
+#[derive(Clone, Copy, Debug)]
+pub struct Owned {
+    /// The owner.
+    pub uid: u32,
+    /// The owning group.
+    pub gid: u32,
+    /// `i_mode`, of which the lower nine bits count.
+    pub mode: u16,
+}
+
+impl Acl {
+    /// Checks entries.
+    ///
+    /// # Errors
+    ///
+    /// [`XattrCorruption::AclOrder`], [`XattrCorruption::AclId`], [`XattrCorruption::AclPerm`].
+    pub fn new(entries: Vec<AclEntry>) -> Result<Self, XattrCorruption> {
+        // The least rank that the next entry may have.
+        let mut due = 0_u8;
+        let mut named = false;
+        let mut masked = false;
+        for (at, entry) in entries.iter().enumerate() {
+            let rank = match entry.tag {
+                AclTag::UserObj => 0,
+                AclTag::User(_) => 1,
+                AclTag::GroupObj => 2,
+                AclTag::Group(_) => 3,
+                AclTag::Mask => 4,
+                AclTag::Other => 5,
+            };
+            named |= entry.tag.id().is_some();
+            masked |= entry.tag == AclTag::Mask;
+            // The owner, the owning group and the other must not be passed over.
+            let skips = (due == 0 && rank > 0) || (due <= 2 && rank > 2);
+            let unmasked = entry.tag == AclTag::Other && named && !masked;
+            if rank < due || skips || unmasked {
+                return Err(XattrCorruption::AclOrder { at });
+            }
+            due = match entry.tag {
+                AclTag::User(_) | AclTag::Group(_) => rank,
+                _ => rank.saturating_add(1),
+            };
+            if entry.tag.id() == Some(NO_ID) {
+                return Err(XattrCorruption::AclId { at });
+            }
+            if entry.perm & !(READ | WRITE | EXECUTE) != 0 {
+                return Err(XattrCorruption::AclPerm {
+                    perm: entry.perm.into(),
+                });
+            }
+        }
+        if due != 6 {
+            return Err(XattrCorruption::AclOrder { at: entries.len() });
+        }
+        Ok(Self { entries })
+    }
+
+    /// Reads the form that ext4 stores. Nothing if it has no entries.
+    ///
+    /// # Errors
+    ///
+    /// One of [`XattrCorruption`]'s `Acl…`.
+    pub fn from_disk(bytes: &[u8]) -> Result<Option<Self>, XattrCorruption> {
+        let size = bytes.len();
+        let short = XattrCorruption::AclSize { size };
+        let mut rest = version(bytes, DISK_VERSION)?;
+        let mut entries = Vec::new();
+        while !rest.is_empty() {
+            let ([tag, perm], after) = <[U16; 2]>::read_from_prefix(rest).map_err(|_| short)?;
+            rest = after;
+            let mut id = NO_ID;
+            if AclTag::new(tag.get(), id)?.id().is_some() {
+                let (stored, after) = U32::read_from_prefix(rest).map_err(|_| short)?;
+                id = stored.get();
+                rest = after;
+            }
+            entries.push(entry(tag.get(), perm.get(), id)?);
+        }
+        Self::unless_empty(entries)
+    }
+
+    /// Reads the form that the kernel's interface carries. Nothing if it has no entries, which
+    /// asks for the list to be removed.
+    ///
+    /// # Errors
+    ///
+    /// One of [`XattrCorruption`]'s `Acl…`.
+    pub fn from_xattr(bytes: &[u8]) -> Result<Option<Self>, XattrCorruption> {
+        let size = bytes.len();
+        let mut rest = version(bytes, XATTR_VERSION)?;
+        let mut entries = Vec::new();
+        while !rest.is_empty() {
+            let (([tag, perm], id), after) = <[U16; 2]>::read_from_prefix(rest)
+                .ok()
+                .and_then(|(head, rest)| {
+                    let (id, rest) = U32::read_from_prefix(rest).ok()?;
+                    Some(((head, id), rest))
+                })
+                .ok_or(XattrCorruption::AclSize { size })?;
+            rest = after;
+            entries.push(entry(tag.get(), perm.get(), id.get())?);
+        }
+        Self::unless_empty(entries)
+    }
+
+    /// The form that ext4 stores.
+    #[must_use]
+    pub fn to_disk(&self) -> Vec<u8> {
+        let mut bytes = DISK_VERSION.to_le_bytes().to_vec();
+        for entry in &self.entries {
+            bytes.extend(entry.tag.number().to_le_bytes());
+            bytes.extend(u16::from(entry.perm).to_le_bytes());
+            if let Some(id) = entry.tag.id() {
+                bytes.extend(id.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    /// The form that the kernel's interface carries.
+    #[must_use]
+    pub fn to_xattr(&self) -> Vec<u8> {
+        let mut bytes = XATTR_VERSION.to_le_bytes().to_vec();
+        for entry in &self.entries {
+            bytes.extend(entry.tag.number().to_le_bytes());
+            bytes.extend(u16::from(entry.perm).to_le_bytes());
+            bytes.extend(entry.tag.id().unwrap_or(NO_ID).to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The entries, in the order of the format.
+    #[must_use]
+    pub fn entries(&self) -> &[AclEntry] {
+        &self.entries
+    }
+
+    fn unless_empty(entries: Vec<AclEntry>) -> Result<Option<Self>, XattrCorruption> {
+        if entries.is_empty() {
+            Ok(None)
+        } else {
+            Self::new(entries).map(Some)
+        }
+    }
+
+    /// POSIX.1e's algorithm, for a caller other than the owner.
+    fn permits(&self, who: &Caller<'_>, group: u32, want: u8) -> bool {
+        let grants = |perm: u8| perm & want == want;
+        let mask = self.entries.iter().find(|entry| entry.tag == AclTag::Mask);
+        let masked = mask.is_none_or(|mask| grants(mask.perm));
+        let mut in_a_group = false;
+        for AclEntry { tag, perm } in self.entries.iter().copied() {
+            let group = match tag {
+                AclTag::User(uid) if uid == who.uid => return grants(perm) && masked,
+                AclTag::GroupObj => group,
+                AclTag::Group(gid) => gid,
+                AclTag::Other => return !in_a_group && grants(perm),
+                AclTag::UserObj | AclTag::User(_) | AclTag::Mask => continue,
+            };
+            if who.is_in(group) {
+                in_a_group = true;
+                if grants(perm) {
+                    return masked;
+                }
+            }
+        }
+        false
+    }
+}
+
+/// Whether `who` may do `want` (of [`READ`], [`WRITE`] and [`EXECUTE`]) to a file with those
+/// owners and that mode, and that access list if it has one. Capabilities are for the caller.
+///
+/// As in Linux, the mode decides for the owner, and for everybody if its group bits are all
+/// clear: the list's mask is then empty, so that no name in it gets anything from the list.
+#[must_use]
+pub fn permits(acl: Option<&Acl>, who: &Caller<'_>, file: &Owned, want: u8) -> bool {
+    let want = want & (READ | WRITE | EXECUTE);
+    let grants = |shift: u16| (file.mode >> shift) & u16::from(want) == u16::from(want);
+    if who.uid == file.uid {
+        return grants(6);
+    }
+    match acl {
+        Some(acl) if file.mode & 0o070 != 0 => acl.permits(who, file.gid, want),
+        _ if who.is_in(file.gid) => grants(3),
+        _ => grants(0),
+    }
+}
+
+fn version(bytes: &[u8], due: u32) -> Result<&[u8], XattrCorruption> {
+    let (version, rest) =
+        U32::ref_from_prefix(bytes).map_err(|_| XattrCorruption::AclSize { size: bytes.len() })?;
+    let version = version.get();
+    if version != due {
+        return Err(XattrCorruption::AclVersion { version });
+    }
+    Ok(rest)
+}
+
+fn entry(tag: u16, perm: u16, id: u32) -> Result<AclEntry, XattrCorruption> {
+    Ok(AclEntry {
+        tag: AclTag::new(tag, id)?,
+        perm: u8::try_from(perm).map_err(|_| XattrCorruption::AclPerm { perm })?,
+    })
+}
