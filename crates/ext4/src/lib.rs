@@ -1,1 +1,3 @@
-//! .
+//! ext2, ext3 and ext4.
+
+pub mod mkfs;
