@@ -93,9 +93,6 @@ fn journal_goal(builder: &Builder<'_>) -> u64 {
 /// behind the backups, in the order of their groups.
 pub(super) fn resize_inode(builder: &mut Builder<'_>) -> Result<(), MkfsError> {
     let reserved = u32::from(builder.sb.raw().s_reserved_gdt_blocks.get());
-    if reserved == 0 {
-        return Ok(());
-    }
     let block_size = builder.block_size();
     let per_block = builder.sb.block_size() / 4;
     let in_use = builder.sb.descriptor_blocks();
