@@ -1,3 +1,51 @@
-//! The chores of this workspace.
+//! The chores of this workspace, one subcommand each; `cargo xtask help` lists them.
 
-fn main() {}
+mod bench;
+mod command;
+mod diff_walk;
+mod images;
+mod memory;
+mod mounts;
+mod random;
+mod scratch;
+mod sparse;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// The chores of the pagefence workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", max_term_width = 100)]
+enum Chore {
+    /// Check the source: layout, arrows between crates, documents that name tests.
+    Tidy(tidy::Arguments),
+    /// Make the matrix of test images with mke2fs and the kernel (root, loop devices).
+    Images(images::Arguments),
+    /// Compare pagefence's mount of each image with the kernel's, name by name and byte by byte
+    /// (root, loop devices, /dev/fuse).
+    DiffWalk(diff_walk::Arguments),
+    /// Measure pagefence, fuse2fs and the kernel in turn (root, loop devices, /dev/fuse, fio).
+    Bench(bench::Arguments),
+    /// Show that the server's memory stays within its budget (root, loop devices, /dev/fuse).
+    ProveMemory(memory::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Chore::parse() {
+        Chore::Tidy(arguments) => tidy::run(&arguments),
+        Chore::Images(arguments) => images::run(&arguments),
+        Chore::DiffWalk(arguments) => diff_walk::run(&arguments),
+        Chore::Bench(arguments) => bench::run(&arguments),
+        Chore::ProveMemory(arguments) => memory::run(&arguments),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -3,8 +3,8 @@
 use std::io::{IoSlice, IoSliceMut};
 
 use hashbrown::HashMap;
-use pagefence_lock_order::primitives::RwLock;
 use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
+use pagefence_lock_order::primitives::{Arc, RwLock};
 
 use crate::device::{Capabilities, Device, DeviceError, Operation, Result};
 
@@ -16,7 +16,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub struct MemoryDevice {
     size: AtomicU64,
-    chunks: RwLock<HashMap<u64, Box<[u8]>>>,
+    /// Shared between forks until one of them writes.
+    chunks: RwLock<HashMap<u64, Arc<[u8]>>>,
 }
 
 impl MemoryDevice {
@@ -37,12 +38,22 @@ impl MemoryDevice {
         for (number, piece) in (0_u64..).zip(bytes.chunks(CHUNK_BYTES)) {
             if piece.iter().any(|byte| *byte != 0) {
                 let mut chunk = empty_chunk();
-                chunk[..piece.len()].copy_from_slice(piece);
+                Arc::make_mut(&mut chunk)[..piece.len()].copy_from_slice(piece);
                 chunks.insert(number, chunk);
             }
         }
         drop(chunks);
         device
+    }
+
+    /// A device of its own with the same contents. Cheap: memory is shared until written.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let chunks = self.chunks.read();
+        Self {
+            size: AtomicU64::new(self.size()),
+            chunks: RwLock::new(chunks.clone()),
+        }
     }
 
     /// Everything on the device.
@@ -104,15 +115,15 @@ impl MemoryDevice {
             if count == CHUNK_BYTES {
                 chunks.remove(&number);
             } else if let Some(chunk) = chunks.get_mut(&number) {
-                chunk[within..within + count].fill(0);
+                Arc::make_mut(chunk)[within..within + count].fill(0);
             }
             offset += count as u64;
         }
     }
 }
 
-fn empty_chunk() -> Box<[u8]> {
-    vec![0; CHUNK_BYTES].into_boxed_slice()
+fn empty_chunk() -> Arc<[u8]> {
+    vec![0; CHUNK_BYTES].into()
 }
 
 impl Device for MemoryDevice {
@@ -154,7 +165,7 @@ impl Device for MemoryDevice {
                 let chunk = chunks
                     .entry(at / CHUNK_BYTES as u64)
                     .or_insert_with(empty_chunk);
-                chunk[within..within + count].copy_from_slice(&source[..count]);
+                Arc::make_mut(chunk)[within..within + count].copy_from_slice(&source[..count]);
                 at += count as u64;
                 source = &source[count..];
             }
@@ -215,6 +226,16 @@ mod tests {
             prop_assert_eq!(device.to_vec(), &model[..]);
             prop_assert_eq!(MemoryDevice::from_bytes(&model).to_vec(), model);
         }
+    }
+
+    #[test]
+    fn forks_part_when_written() {
+        let device = MemoryDevice::from_bytes(&[7; 1000]);
+        let fork = device.fork();
+        device.write(0, b"a").unwrap();
+        fork.write_zeroes(1, 1).unwrap();
+        assert_eq!(device.to_vec()[..3], [b'a', 7, 7]);
+        assert_eq!(fork.to_vec()[..3], [7, 0, 7]);
     }
 
     #[test]

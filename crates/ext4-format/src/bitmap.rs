@@ -108,7 +108,7 @@ pub fn verify_block_bitmap(
     }
     // Blocks reserved for descriptors belong to an inode that can be taken away.
     let base = sb.base_metadata(group).start..sb.reserved_descriptor_blocks(group).start;
-    for zone in [base].into_iter().chain(own_zones(desc, sb)) {
+    for zone in [base].into_iter().chain(desc.metadata_zones(sb)) {
         if let Some(cluster) = clusters_of(zone, group, sb).and_then(|run| next_zero(bits, run)) {
             return Err(Corruption::MetadataMarkedFree { group, cluster });
         }
@@ -146,7 +146,7 @@ pub fn uninit_block_bitmap<'a>(
     sb: &Superblock,
 ) -> Vec<u8> {
     let mut bits = vec![0; to_usize(sb.block_size())];
-    let zones = descs.into_iter().flat_map(|desc| own_zones(desc, sb));
+    let zones = descs.into_iter().flat_map(|desc| desc.metadata_zones(sb));
     for zone in [sb.base_metadata(group)].into_iter().chain(zones) {
         if let Some(run) = clusters_of(zone, group, sb) {
             set_range(&mut bits, run);
@@ -164,16 +164,6 @@ pub fn uninit_inode_bitmap(sb: &Superblock) -> Vec<u8> {
     let end = bit_count(&bits);
     set_range(&mut bits, sb.inodes_per_group()..end);
     bits
-}
-
-/// The blocks of a group's bitmaps and inode table, wherever they lie.
-fn own_zones(desc: &GroupDesc, sb: &Superblock) -> [Range<BlockNo>; 3] {
-    let one = |block: BlockNo| block..BlockNo(block.0.saturating_add(1));
-    [
-        one(desc.block_bitmap()),
-        one(desc.inode_bitmap()),
-        desc.inode_table_range(sb),
-    ]
 }
 
 /// The clusters of a group that a run of blocks touches; nothing if it touches none.

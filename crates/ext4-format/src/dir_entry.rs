@@ -15,9 +15,12 @@ mod tests;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::extent::crc32c;
+use crate::checksum::ChecksumSeed;
+use crate::features::Incompat;
+use crate::superblock::Superblock;
 use crate::{Corruption, InodeNo};
 
+pub use crate::inode::FileKind;
 pub use corruption::DirCorruption;
 pub use inline::InlineDir;
 pub use write::{
@@ -76,27 +79,8 @@ impl RawDirEntryTail {
     }
 }
 
-/// What a directory entry says of the kind of its file. A hint: the inode decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FileKind {
-    /// A regular file.
-    Regular,
-    /// A directory.
-    Directory,
-    /// A character device.
-    CharDevice,
-    /// A block device.
-    BlockDevice,
-    /// A named pipe.
-    Fifo,
-    /// A socket.
-    Socket,
-    /// A symbolic link.
-    Symlink,
-}
-
 impl FileKind {
-    /// From the byte in the entry; nothing for 0 (unknown) and for what the format does not define.
+    /// From the byte in a directory entry; nothing for 0 (unknown) and for what the format does not define.
     #[must_use]
     pub fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
@@ -111,7 +95,7 @@ impl FileKind {
         })
     }
 
-    /// The byte in the entry.
+    /// The byte in a directory entry.
     #[must_use]
     pub fn to_byte(self) -> u8 {
         match self {
@@ -146,6 +130,16 @@ pub enum Role {
     DotDot,
     /// Any other name.
     Name,
+}
+
+impl From<&Superblock> for DirFormat {
+    fn from(sb: &Superblock) -> Self {
+        Self {
+            filetype: sb.has_incompat(Incompat::FILETYPE),
+            checksums: sb.has_metadata_csum(),
+            last_inode: InodeNo(sb.inodes_count()),
+        }
+    }
 }
 
 /// An entry in use.
@@ -478,9 +472,9 @@ fn decode_rec_len(stored: u16, block_size: usize) -> usize {
 ///
 /// [`DirCorruption::NoTail`] if there is none (index blocks have another kind),
 /// [`Corruption::Checksum`] if it differs.
-pub fn verify_checksum(block: &[u8], seed: u32) -> Result<(), Corruption> {
+pub fn verify_checksum(block: &[u8], seed: ChecksumSeed) -> Result<(), Corruption> {
     let (covered, tail) = split_tail(block).ok_or(DirCorruption::NoTail)?;
-    let (stored, computed) = (tail.det_checksum.get(), crc32c(seed, covered));
+    let (stored, computed) = (tail.det_checksum.get(), seed.checksum(covered));
     if stored != computed {
         return Err(Corruption::Checksum {
             what: "directory block",

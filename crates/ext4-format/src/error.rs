@@ -150,6 +150,14 @@ pub enum Corruption {
         /// Blocks.
         blocks_count: u64,
     },
+    /// Bitmaps and inode tables leave no room.
+    #[error("bitmaps and inode tables need {needed} blocks of {blocks_count}")]
+    Overhead {
+        /// Blocks of all bitmaps and inode tables.
+        needed: u64,
+        /// Blocks.
+        blocks_count: u64,
+    },
     /// A checksum algorithm that is not crc32c.
     #[error("checksum type {checksum_type} instead of 1 (crc32c)")]
     ChecksumType {

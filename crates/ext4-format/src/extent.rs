@@ -5,17 +5,22 @@
 //! an index node yields [`Child`]ren, and a child says what the node below must look like, so that
 //! a walk down checks depth and ranges as it goes.
 
+mod checksum;
 mod corruption;
 mod write;
 
+#[cfg(test)]
+pub(crate) mod image_tests;
 #[cfg(test)]
 mod tests;
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::superblock::Superblock;
 use crate::{BlockNo, Corruption, FileBlock};
 
+pub use checksum::{update_checksum, verify_checksum};
 pub use corruption::ExtentCorruption;
 pub use write::ExtentNodeMut;
 
@@ -86,6 +91,15 @@ pub struct BlockLimits {
     pub first_data_block: BlockNo,
     /// `s_blocks_count`: one past the last block.
     pub blocks_count: u64,
+}
+
+impl From<&Superblock> for BlockLimits {
+    fn from(sb: &Superblock) -> Self {
+        Self {
+            first_data_block: sb.first_data_block(),
+            blocks_count: sb.blocks_count(),
+        }
+    }
 }
 
 impl BlockLimits {
@@ -535,63 +549,4 @@ fn check_first(found: Option<u32>, place: &Place) -> Result<(), ExtentCorruption
         }
         _ => Ok(()),
     }
-}
-
-/// Where `ext4_extent_tail` lies in a block: behind the last entry that fits.
-fn tail_offset(block: &[u8]) -> Result<usize, Corruption> {
-    let (header, _) = read_header(block)?;
-    let offset = usize::from(header.eh_max.get())
-        .saturating_mul(ENTRY)
-        .saturating_add(size_of::<RawExtentHeader>());
-    let needed = offset.saturating_add(size_of::<U32>());
-    if needed > block.len() {
-        return Err(Corruption::Truncated {
-            what: "extent tail",
-            needed,
-            have: block.len(),
-        });
-    }
-    Ok(offset)
-}
-
-/// Compares the checksum at the end of a node that lies in a block (the root has none). `seed` is
-/// the inode's.
-///
-/// # Errors
-///
-/// [`Corruption::Checksum`]; [`Corruption::Extent`] or [`Corruption::Truncated`] if the header
-/// does not say where the checksum is.
-pub fn verify_checksum(block: &[u8], seed: u32) -> Result<(), Corruption> {
-    let offset = tail_offset(block)?;
-    let (covered, tail) = block.split_at_checked(offset).unwrap_or((block, &[]));
-    let stored = U32::ref_from_prefix(tail).map_or(0, |(stored, _)| stored.get());
-    let computed = crc32c(seed, covered);
-    if stored != computed {
-        return Err(Corruption::Checksum {
-            what: "extent block",
-            stored,
-            computed,
-        });
-    }
-    Ok(())
-}
-
-/// Stores the checksum at the end of a node that lies in a block. `seed` is the inode's.
-///
-/// # Errors
-///
-/// As [`verify_checksum`], for the header.
-pub fn update_checksum(block: &mut [u8], seed: u32) -> Result<(), Corruption> {
-    let offset = tail_offset(block)?;
-    if let Some((covered, tail)) = block.split_at_mut_checked(offset)
-        && let Ok((stored, _)) = U32::mut_from_prefix(tail)
-    {
-        stored.set(crc32c(seed, covered));
-    }
-    Ok(())
-}
-
-/// CRC-32C as ext4 uses it: no inversion before or after.
-pub(crate) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
-    !crc32c::crc32c_append(!seed, bytes)
 }

@@ -241,6 +241,18 @@ impl GroupDesc {
         start..BlockNo(start.0.saturating_add(u64::from(sb.inode_table_blocks())))
     }
 
+    /// The blocks of the block bitmap, the inode bitmap and the inode table, wherever they lie.
+    /// Together with [`Superblock::base_metadata`] they are the group's system zones.
+    #[must_use]
+    pub fn metadata_zones(&self, sb: &Superblock) -> [Range<BlockNo>; 3] {
+        let one = |block: BlockNo| block..BlockNo(block.0.saturating_add(1));
+        [
+            one(self.block_bitmap()),
+            one(self.inode_bitmap()),
+            self.inode_table_range(sb),
+        ]
+    }
+
     /// Says where the block bitmap, the inode bitmap and the inode table lie.
     pub fn set_locations(
         &mut self,
@@ -451,13 +463,8 @@ impl GroupDesc {
             let first = sb.first_block_of_group(group).0;
             first..first.saturating_add(u64::from(sb.blocks_in_group(group)))
         };
-        let one = |start: BlockNo| start.0..start.0.saturating_add(1);
-        let table = self.inode_table_range(sb);
-        let zones = [
-            ("block bitmap", one(self.block_bitmap())),
-            ("inode bitmap", one(self.inode_bitmap())),
-            ("inode table", table.start.0..table.end.0),
-        ];
+        let names = ["block bitmap", "inode bitmap", "inode table"];
+        let zones = self.metadata_zones(sb).map(|zone| zone.start.0..zone.end.0);
         // What every mount reads first must survive any write to a bitmap or a table.
         let primary = sb.base_metadata(GroupNo(0));
         let own = sb.base_metadata(group);
@@ -465,7 +472,7 @@ impl GroupDesc {
             ("the superblock", primary.start.0..primary.end.0),
             ("a backup superblock", own.start.0..own.end.0),
         ];
-        for (what, zone) in zones {
+        for (what, zone) in names.into_iter().zip(zones) {
             let block = zone.start;
             if zone.start < whole.start || zone.end > whole.end {
                 let (first, last) = (whole.start, whole.end.saturating_sub(1));

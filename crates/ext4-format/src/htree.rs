@@ -6,13 +6,15 @@ mod corruption;
 mod hash;
 
 #[cfg(test)]
+mod image_tests;
+#[cfg(test)]
 mod tests;
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::checksum::ChecksumSeed;
 use crate::dir_entry::RawDirEntry;
-use crate::extent::crc32c;
 use crate::{Corruption, FileBlock, InodeNo};
 
 pub use corruption::HtreeCorruption;
@@ -343,10 +345,10 @@ fn covered(block: &[u8]) -> Result<(&[u8], usize), Corruption> {
     }
 }
 
-fn checksum(used: &[u8], reserved: U32, seed: u32) -> u32 {
-    let seed = crc32c(seed, used);
-    let seed = crc32c(seed, reserved.as_bytes());
-    crc32c(seed, &[0; 4])
+fn checksum(used: &[u8], reserved: U32, seed: ChecksumSeed) -> u32 {
+    let seed = ChecksumSeed(seed.checksum(used));
+    let seed = ChecksumSeed(seed.checksum(reserved.as_bytes()));
+    seed.checksum(&[0; 4])
 }
 
 /// Compares the checksum of an index block, root or node. `seed` is the inode's.
@@ -354,7 +356,7 @@ fn checksum(used: &[u8], reserved: U32, seed: u32) -> u32 {
 /// # Errors
 ///
 /// [`Corruption::Checksum`]; [`Corruption::Htree`] if there is no place for a checksum.
-pub fn verify_checksum(block: &[u8], seed: u32) -> Result<(), Corruption> {
+pub fn verify_checksum(block: &[u8], seed: ChecksumSeed) -> Result<(), Corruption> {
     let (used, tail_at) = covered(block)?;
     let tail = block.get(tail_at..).unwrap_or(&[]);
     let (tail, _) = RawDxTail::ref_from_prefix(tail).map_err(|_| Corruption::Truncated {
@@ -379,7 +381,7 @@ pub fn verify_checksum(block: &[u8], seed: u32) -> Result<(), Corruption> {
 /// # Errors
 ///
 /// As [`verify_checksum`], for the place.
-pub fn update_checksum(block: &mut [u8], seed: u32) -> Result<(), Corruption> {
+pub fn update_checksum(block: &mut [u8], seed: ChecksumSeed) -> Result<(), Corruption> {
     let (used, tail_at) = covered(block)?;
     let computed = checksum(used, U32::new(0), seed);
     let tail = RawDxTail {

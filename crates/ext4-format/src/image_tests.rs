@@ -4,6 +4,8 @@
 use std::ops::Range;
 
 use crate::bitmap;
+use crate::error::Corruption;
+use crate::features::Features;
 use crate::group_desc::{GroupDesc, GroupFlags};
 use crate::ids::{BlockNo, GroupNo};
 use crate::inode::Inode;
@@ -193,6 +195,36 @@ fn each_kind(mut check: impl FnMut(&str, &TestImage, &Superblock)) {
 }
 
 #[test]
+fn the_kinds_are_what_they_are_called() {
+    let mut seen = std::collections::BTreeMap::new();
+    each_kind(|label, _, sb| {
+        let sizes = (sb.block_size(), sb.inode_size(), sb.desc_size());
+        seen.insert(label.to_owned(), (sizes, sb.cluster_size(), sb.features()));
+    });
+    let has = |label: &str, list: &str| {
+        let mut features = Features::default();
+        features.edit(list).unwrap();
+        features.difference(seen[label].2).is_empty()
+    };
+    assert_eq!(seen["ext2-1k"].0, (1024, 128, 32));
+    assert_eq!(seen["ext3-2k"].0, (2048, 256, 32));
+    assert_eq!(seen["ext4-4k"].0, (4096, 256, 64));
+    assert_eq!(seen["inode-1024"].0, (1024, 1024, 64));
+    assert_eq!(seen["block-64k"].0.0, 65536);
+    assert_eq!(
+        (seen["bigalloc-4k"].1, seen["bigalloc-1k"].1),
+        (16384, 8192)
+    );
+    assert!(has("crc16-32", "uninit_bg") && seen["crc16-32"].0.2 == 32);
+    assert!(has("crc16-64", "uninit_bg,64bit") && !has("crc16-64", "metadata_csum"));
+    assert!(
+        has("ext4-1k", "metadata_csum,64bit,flex_bg") && has("csum-seed", "metadata_csum_seed")
+    );
+    assert!(has("meta-bg", "meta_bg,64bit") && has("sparse-super2", "sparse_super2"));
+    assert!(has("quota", "quota,project,ea_inode,inline_data,large_dir"));
+}
+
+#[test]
 fn superblocks_and_their_backups_are_valid() {
     each_kind(|label, image, sb| {
         assert_eq!(sb.group_count() as usize, sb.groups().count(), "{label}");
@@ -306,7 +338,6 @@ fn some_groups_are_uninitialised() {
 
 #[test]
 fn damaged_bitmaps_are_found() {
-    use crate::error::Corruption;
     let image = TestImage::make(
         "damaged",
         10,
@@ -449,17 +480,12 @@ fn check_group(label: &str, image: &TestImage, sb: &Superblock, group: GroupNo, 
     let ours = Some(reserved.start.0..reserved.end.0).filter(|range| !range.is_empty());
     assert_eq!(theirs.first(), ours.as_ref(), "{context}");
 
-    let bits = block_bitmap(image, sb, &desc);
-    let per_cluster = u64::from(sb.blocks_per_cluster());
-    let first = sb.first_block_of_group(group).0;
-    let free = bitmap::zero_runs(&bits, 0..sb.clusters_in_group(group));
-    let free = free.map(|run| {
-        // The tool numbers a cluster by its first block.
-        first + u64::from(run.start) * per_cluster..first + u64::from(run.end - 1) * per_cluster + 1
-    });
-    let theirs = numbers_after(text, "Free blocks: ");
-    if per_cluster == 1 {
-        assert_eq!(free.collect::<Vec<_>>(), theirs, "{context}");
+    if sb.blocks_per_cluster() == 1 {
+        let bits = block_bitmap(image, sb, &desc);
+        let block = |bit: u32| sb.first_block_of_group(group).0 + u64::from(bit);
+        let free = bitmap::zero_runs(&bits, 0..sb.clusters_in_group(group));
+        let free: Vec<_> = free.map(|run| block(run.start)..block(run.end)).collect();
+        assert_eq!(free, numbers_after(text, "Free blocks: "), "{context}");
     }
     let bits = inode_bitmap(image, sb, &desc);
     let number = |index: u32| u64::from(group.0 * sb.inodes_per_group() + index + 1);

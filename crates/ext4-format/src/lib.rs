@@ -40,6 +40,8 @@ mod num;
 pub mod superblock;
 #[cfg(test)]
 mod test_image;
+#[cfg(test)]
+mod test_superblock;
 pub mod xattr;
 
 pub use error::Corruption;

@@ -301,6 +301,12 @@ impl Superblock {
         )
     }
 
+    /// Sets the blocks kept for the privileged user.
+    pub fn set_reserved_blocks_count(&mut self, blocks: u64) {
+        self.raw.s_r_blocks_count_lo = lo32(blocks).into();
+        self.raw.s_r_blocks_count_hi = hi32(blocks).into();
+    }
+
     /// Free inodes, of all groups. A hint: group descriptors are the truth.
     #[must_use]
     pub fn free_inodes_count(&self) -> u32 {

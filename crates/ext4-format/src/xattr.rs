@@ -10,12 +10,16 @@ mod hash;
 pub mod name;
 
 #[cfg(test)]
+mod image_tests;
+#[cfg(test)]
 mod tests;
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::extent::crc32c;
+use crate::checksum::ChecksumSeed;
+use crate::features::Incompat;
+use crate::superblock::Superblock;
 use crate::{BlockNo, Corruption, InodeNo};
 
 pub use corruption::XattrCorruption;
@@ -88,6 +92,16 @@ pub struct XattrLimits {
     pub first_inode: InodeNo,
     /// `s_inodes_count`: the last inode.
     pub last_inode: InodeNo,
+}
+
+impl From<&Superblock> for XattrLimits {
+    fn from(sb: &Superblock) -> Self {
+        Self {
+            ea_inode: sb.has_incompat(Incompat::EA_INODE),
+            first_inode: sb.first_inode(),
+            last_inode: InodeNo(sb.inodes_count()),
+        }
+    }
 }
 
 /// Where a value is.
@@ -240,7 +254,8 @@ pub fn refcount(block: &[u8]) -> Result<u32, Corruption> {
     header(block).map(|(header, _)| header.h_refcount.get())
 }
 
-/// `h_hash` of a block of attributes, as stored. [`block_hash`] gives what it should be.
+/// `h_hash` of a block of attributes, as stored. Linux stores what [`block_hash`] gives, uses it
+/// to find equal blocks, and does not check it; e2fsprogs stores 0.
 ///
 /// # Errors
 ///
@@ -346,13 +361,14 @@ pub fn entry_len(name_len: usize) -> usize {
 
 const CHECKSUM_AT: usize = std::mem::offset_of!(RawXattrHeader, h_checksum);
 
-fn checksum(block: &[u8], number: BlockNo, seed: u32) -> u32 {
+fn checksum(block: &[u8], number: BlockNo, seed: ChecksumSeed) -> u32 {
     let (before, rest) = block.split_at_checked(CHECKSUM_AT).unwrap_or((block, &[]));
     let after = rest.get(size_of::<U32>()..).unwrap_or(&[]);
-    let seed = crc32c(seed, &number.0.to_le_bytes());
-    let seed = crc32c(seed, before);
-    let seed = crc32c(seed, &[0; size_of::<U32>()]);
-    crc32c(seed, after)
+    let mut seed = seed;
+    for part in [&number.0.to_le_bytes()[..], before, &[0; size_of::<U32>()]] {
+        seed = ChecksumSeed(seed.checksum(part));
+    }
+    seed.checksum(after)
 }
 
 /// Compares the checksum of a block of attributes that is block `number` of the file system.
@@ -361,7 +377,11 @@ fn checksum(block: &[u8], number: BlockNo, seed: u32) -> u32 {
 /// # Errors
 ///
 /// [`Corruption::Checksum`]; as [`Xattrs::in_block`], for the header.
-pub fn verify_checksum(block: &[u8], number: BlockNo, seed: u32) -> Result<(), Corruption> {
+pub fn verify_checksum(
+    block: &[u8],
+    number: BlockNo,
+    seed: ChecksumSeed,
+) -> Result<(), Corruption> {
     let (header, _) = header(block)?;
     let (stored, computed) = (header.h_checksum.get(), checksum(block, number, seed));
     if stored != computed {
@@ -379,7 +399,11 @@ pub fn verify_checksum(block: &[u8], number: BlockNo, seed: u32) -> Result<(), C
 /// # Errors
 ///
 /// As [`Xattrs::in_block`], for the header.
-pub fn update_checksum(block: &mut [u8], number: BlockNo, seed: u32) -> Result<(), Corruption> {
+pub fn update_checksum(
+    block: &mut [u8],
+    number: BlockNo,
+    seed: ChecksumSeed,
+) -> Result<(), Corruption> {
     header(block)?;
     let computed = checksum(block, number, seed);
     if let Ok((header, _)) = RawXattrHeader::mut_from_prefix(block) {

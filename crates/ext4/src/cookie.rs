@@ -64,6 +64,12 @@ impl Position {
         ordinal: 0,
     };
 
+    /// After everything, in hash order.
+    pub(crate) const END: Self = Self::Hash {
+        key: HashKey((1 << (31 + MINOR_BITS)) - 1),
+        ordinal: ORDINAL_MAX,
+    };
+
     /// Decodes a cookie for a directory read in hash order (`hashed`) or in block order. Any
     /// number is some position: seekdir may bring what it likes.
     pub(crate) fn decode(cookie: Cookie, hashed: bool) -> Self {

@@ -101,7 +101,10 @@ impl<T> InodeCache<T> {
     /// Number of objects in core.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().slots.len()).sum()
+        self.shards
+            .iter()
+            .map(|shard| shard.lock().slots.len())
+            .sum()
     }
 }
 
@@ -157,7 +160,10 @@ mod tests {
     #[test]
     fn a_failed_load_leaves_nothing() {
         let cache: InodeCache<u32> = InodeCache::new(16);
-        assert_eq!(cache.get_or_load(InodeNo(1), || Err("broken")), Err("broken"));
+        assert_eq!(
+            cache.get_or_load(InodeNo(1), || Err("broken")),
+            Err("broken")
+        );
         assert!(cache.get(InodeNo(1)).is_none());
     }
 
@@ -171,6 +177,9 @@ mod tests {
         for number in 4..7 {
             load(&cache, number * 16);
         }
-        assert!(cache.get(InodeNo(0)).is_some(), "the one in use survives a round");
+        assert!(
+            cache.get(InodeNo(0)).is_some(),
+            "the one in use survives a round"
+        );
     }
 }

@@ -1,3 +1,45 @@
-//! ext2, ext3 and ext4.
+//! ext2, ext3 and ext4 on the page cache: the file system itself, behind [`pagefence_vfs`]'s
+//! interface.
+//!
+//! Layers, top to bottom:
+//!
+//! ```text
+//! filesystem      the interface; open files and directories; inodes in core
+//! dir  read_dir  htree  name_index     names         symlink  xattr  statfs
+//! map_blocks ── extents, indirect      from a file's blocks to the file system's
+//! backing                              what the page cache asks for
+//! instance  group                      superblock, descriptors, inode tables, metadata blocks
+//! mount  support  recovery             opening: checks, features, the journal
+//! mkfs                                 making: needs none of the above
+//! ```
+//!
+//! Invariant: a block number from disk is checked against the file system's limits before it is
+//! read, a checksum before the bytes it covers are believed.
 
+mod backing;
+mod cookie;
+mod dir;
+mod error;
+mod extents;
+mod filesystem;
+mod group;
+mod htree;
+mod indirect;
+mod inode;
+mod inode_cache;
+mod instance;
+mod map_blocks;
+mod memory;
 pub mod mkfs;
+mod mount;
+mod name_index;
+mod read_dir;
+mod recovery;
+mod statfs;
+mod support;
+mod symlink;
+mod xattr;
+
+pub use filesystem::{File, FileSystem};
+pub use mount::{MountError, MountOptions};
+pub use read_dir::Directory;

@@ -5,14 +5,59 @@ use std::hash::BuildHasher;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use pagefence_ext4_format::FileBlock;
+use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
 
 /// Where names are. A hit is a candidate: its block is still searched for the name.
 ///
 /// Weighs about 9 bytes an entry. Belongs to one directory inode in core and goes with it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct NameIndex {
     hasher: DefaultHashBuilder,
     places: HashTable<Candidate>,
+    _charge: Charge,
+}
+
+/// Bounds the memory of all name indexes of a file system.
+#[derive(Debug)]
+pub(crate) struct NameIndexes {
+    bytes_max: u64,
+    bytes: Arc<AtomicU64>,
+}
+
+/// What one index was allowed to take; given back when it goes.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    bytes: u64,
+    of: Arc<AtomicU64>,
+}
+
+impl NameIndexes {
+    /// Indexes may take `bytes_max` together.
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        Self {
+            bytes_max,
+            bytes: Arc::new(AtomicU64::new(0)),
+        }
+    }
+
+    /// Room for the index of a directory of `dir_bytes`, if there is any left. An entry takes at
+    /// least 12 bytes of the directory, mostly two or three times that.
+    pub(crate) fn charge(&self, dir_bytes: u64) -> Option<Charge> {
+        let bytes = dir_bytes / 2;
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let charge = Charge {
+            bytes,
+            of: Arc::clone(&self.bytes),
+        };
+        (before.saturating_add(bytes) <= self.bytes_max).then_some(charge)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +77,15 @@ fn spread(kept: u32) -> u64 {
 }
 
 impl NameIndex {
+    /// An empty index that was given its room.
+    pub(crate) fn charged(charge: Charge) -> Self {
+        Self {
+            hasher: DefaultHashBuilder::default(),
+            places: HashTable::new(),
+            _charge: charge,
+        }
+    }
+
     /// Enters a name found in `block`.
     pub(crate) fn insert(&mut self, name: &[u8], block: FileBlock) {
         let hash = kept(self.hasher.hash_one(name));
@@ -56,7 +110,8 @@ mod tests {
 
     #[test]
     fn every_name_finds_its_block_and_few_others() {
-        let mut index = NameIndex::default();
+        let indexes = NameIndexes::new(1 << 20);
+        let mut index = NameIndex::charged(indexes.charge(1 << 20).expect("room"));
         let name = |number: u32| format!("name-{number}").into_bytes();
         for number in 0..50_000 {
             index.insert(&name(number), FileBlock(number / 40));
@@ -68,7 +123,17 @@ mod tests {
             candidates += blocks.len();
         }
         assert!(candidates < 50_100, "{candidates}");
-        let strangers = (50_000..60_000).filter(|&number| index.candidates(&name(number)).next().is_some());
+        let strangers =
+            (50_000..60_000).filter(|&number| index.candidates(&name(number)).next().is_some());
         assert!(strangers.count() < 10);
+    }
+
+    #[test]
+    fn room_is_bounded_and_given_back() {
+        let indexes = NameIndexes::new(1000);
+        let first = indexes.charge(1200).expect("600 of 1000");
+        assert!(indexes.charge(1200).is_none());
+        drop(first);
+        assert!(indexes.charge(2000).is_some());
     }
 }

@@ -1,1 +1,39 @@
-//! .
+//! Serves a [`vfs::FileSystem`](pagefence_vfs::FileSystem) over FUSE.
+//!
+//! ```text
+//! /dev/fuse ──► session (threads, INIT) ──► dispatch ──► namespace · files · directories
+//!                                                        xattrs · ioctl ──► vfs::FileSystem
+//! mount, fusermount: get the descriptor and attach it   attributes, errno, nodes: translate
+//! ```
+//!
+//! Owns: the connection to the kernel, the handles that the kernel holds open, what the kernel may
+//! cache and for how long, the numbers of errors. Stays outside: what an inode is, who may read
+//! it (the kernel checks; see [`ServeOptions`]), and every byte of the format.
+//!
+//! Lifecycle: [`mount()`] gives a descriptor, [`Server::start`] answers the kernel's INIT on it,
+//! [`Server::run`] serves until the file system is unmounted everywhere, then shuts it down.
+//!
+//! Invariant: no lock is held while the file system is called, so a request can wait only for the
+//! file system itself. A panic in a request is answered with EIO and logged; the mount goes on.
+//!
+//! The mount is read-only: whatever would change the file system is answered with EROFS.
+
+mod attributes;
+mod directories;
+mod dispatch;
+mod errno;
+pub mod fd_passing;
+mod files;
+mod fusermount;
+mod handles;
+pub mod ioctl;
+pub mod mount;
+mod namespace;
+mod nodes;
+pub mod server_id;
+mod session;
+mod xattrs;
+
+pub use mount::{MountError, MountRequest, UnmountError, mount, tune, unmount};
+pub use server_id::ServerId;
+pub use session::{ServeError, ServeOptions, Server};

@@ -1,1 +1,22 @@
-//! .
+//! Page frames and copies of shared memory: the only crate of the workspace with unsafe code.
+//!
+//! - [`arena`] is one reservation of page frames; its size is the hard budget of a page cache.
+//! - [`frame`] is what an arena hands out: [`FrameMut`], which one owner sees and which is plain
+//!   memory to it, and [`Frame`], which many threads see and which is only ever copied in and out.
+//! - [`copy`] are the copies that bear a concurrent writer.
+//!
+//! Invariant: no `&[u8]` of a published frame exists, anywhere. A reader of the page cache may
+//! copy a page out while another thread stores to it; with references that would be undefined
+//! behaviour, with these copies the reader gets some mixture of old and new bytes, as POSIX
+//! allows.
+
+pub mod arena;
+pub mod copy;
+pub mod frame;
+mod free_map;
+
+pub use arena::Arena;
+pub use frame::{Frame, FrameCell, FrameMut};
+
+/// Bytes of a page frame.
+pub const FRAME_SIZE: usize = 4096;

@@ -86,7 +86,9 @@ pub struct ReadDir {
 
 impl std::fmt::Debug for ReadDir {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ReadDir").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("ReadDir")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -117,24 +119,29 @@ impl ReadDir {
         let mut batch = Vec::with_capacity(BATCH);
         let mut next = self.next;
         let mut full = false;
-        let result = self.fs.read_dir(&self.dir, self.next, self.with_attr, &mut |entry: &pagefence_vfs::DirEntry<'_>| {
-            if batch.len() == BATCH {
-                full = true;
-                return ControlFlow::Break(());
-            }
-            next = entry.next;
-            if entry.name != b"." && entry.name != b".." {
-                batch.push(DirEntry {
-                    fs: Arc::clone(&self.fs),
-                    parent: Arc::clone(&self.path),
-                    name: OsString::from_vec(entry.name.to_vec()),
-                    id: entry.id,
-                    kind: entry.kind,
-                    attr: entry.attr.clone(),
-                });
-            }
-            ControlFlow::Continue(())
-        });
+        let result = self.fs.read_dir(
+            &self.dir,
+            self.next,
+            self.with_attr,
+            &mut |entry: &pagefence_vfs::DirEntry<'_>| {
+                if batch.len() == BATCH {
+                    full = true;
+                    return ControlFlow::Break(());
+                }
+                next = entry.next;
+                if entry.name != b"." && entry.name != b".." {
+                    batch.push(DirEntry {
+                        fs: Arc::clone(&self.fs),
+                        parent: Arc::clone(&self.path),
+                        name: OsString::from_vec(entry.name.to_vec()),
+                        id: entry.id,
+                        kind: entry.kind,
+                        attr: entry.attr.clone(),
+                    });
+                }
+                ControlFlow::Continue(())
+            },
+        );
         self.next = next;
         self.batch = batch.into_iter();
         self.done = !full;

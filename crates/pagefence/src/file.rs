@@ -69,7 +69,10 @@ impl File {
     /// # Errors
     /// The inode can't be read.
     pub fn metadata(&self) -> Result<Metadata> {
-        self.fs.attr(self.id).map(Metadata).map_err(|error| self.fail(error))
+        self.fs
+            .attr(self.id)
+            .map(Metadata)
+            .map_err(|error| self.fail(error))
     }
 
     /// Reads into `buffer` from byte `offset` on, and returns how many bytes: fewer than asked
@@ -171,7 +174,11 @@ impl Iterator for Extents<'_> {
             return None;
         }
         let left = u64::MAX - self.next;
-        match self.file.fs.extents(self.file.id, self.next, left, EXTENTS_AT_ONCE) {
+        match self
+            .file
+            .fs
+            .extents(self.file.id, self.next, left, EXTENTS_AT_ONCE)
+        {
             Ok(batch) => {
                 self.done = batch.len() < EXTENTS_AT_ONCE;
                 self.batch = batch.into_iter();
@@ -203,7 +210,10 @@ impl Seek for File {
             SeekFrom::End(by) => self.metadata()?.len().checked_add_signed(by),
         };
         self.position = target.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "seek to a position before byte 0")
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "seek to a position before byte 0",
+            )
         })?;
         Ok(self.position)
     }

@@ -8,8 +8,7 @@
 //!
 //! All of it is `Send` and `Sync`: one [`Volume`] serves many threads at once.
 
-#![doc = include_str!("../../../README.md")]
-
+pub mod device;
 mod directory;
 mod error;
 mod file;

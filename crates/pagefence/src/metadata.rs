@@ -92,7 +92,10 @@ impl Metadata {
 
     /// Length in bytes.
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "the name and shape of std::fs::Metadata")]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "the name and shape of std::fs::Metadata"
+    )]
     pub fn len(&self) -> u64 {
         self.0.size
     }
@@ -197,7 +200,9 @@ mod tests {
             nanoseconds: 250_000_000,
         };
         assert_eq!(
-            UNIX_EPOCH.duration_since(system_time(time)).expect("earlier"),
+            UNIX_EPOCH
+                .duration_since(system_time(time))
+                .expect("earlier"),
             Duration::from_millis(1750)
         );
     }

@@ -69,3 +69,15 @@ impl Options {
         self
     }
 }
+
+impl Options {
+    pub(crate) fn mount(&self) -> pagefence_ext4::MountOptions {
+        pagefence_ext4::MountOptions {
+            write: self.write,
+            offset: self.offset,
+            cache: self.cache,
+            superblock: self.superblock,
+            read_ahead: self.read_ahead,
+        }
+    }
+}

@@ -40,7 +40,8 @@ pub(crate) fn resolve<F: FileSystem>(fs: &F, path: &Path, follow: Follow) -> Res
         };
         let attr = fs.lookup(here, &name)?.attr;
         let last = rest.is_empty();
-        if attr.kind == FileKind::Symlink && (!last || follow == Follow::Last || must_be_directory) {
+        if attr.kind == FileKind::Symlink && (!last || follow == Follow::Last || must_be_directory)
+        {
             followed += 1;
             if followed > SYMLINKS_MAX {
                 return Err(Error::TooManySymlinks);
@@ -61,7 +62,9 @@ pub(crate) fn resolve<F: FileSystem>(fs: &F, path: &Path, follow: Follow) -> Res
         chain.push(attr);
     }
     match chain.pop() {
-        Some(attr) if must_be_directory && attr.kind != FileKind::Directory => Err(Error::NotDirectory),
+        Some(attr) if must_be_directory && attr.kind != FileKind::Directory => {
+            Err(Error::NotDirectory)
+        }
         Some(attr) => Ok(attr),
         None => Err(Error::NotFound),
     }

@@ -194,7 +194,10 @@ impl Volume {
         if attr.kind != FileKind::Symlink {
             return Err(Error::at(path, pagefence_vfs::Error::InvalidArgument));
         }
-        let target = self.fs.read_link(attr.id).map_err(|error| Error::at(path, error))?;
+        let target = self
+            .fs
+            .read_link(attr.id)
+            .map_err(|error| Error::at(path, error))?;
         Ok(std::ffi::OsString::from_vec(target).into())
     }
 
@@ -211,7 +214,10 @@ impl Volume {
     /// # Ok::<(), pagefence::Error>(())
     /// ```
     pub fn usage(&self) -> Result<Usage> {
-        let stat = self.fs.stat_fs().map_err(|error| Error::at(Path::new("/"), error))?;
+        let stat = self
+            .fs
+            .stat_fs()
+            .map_err(|error| Error::at(Path::new("/"), error))?;
         let unit = u64::from(stat.block_size);
         Ok(Usage {
             size: stat.blocks.saturating_mul(unit),

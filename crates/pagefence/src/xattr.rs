@@ -23,7 +23,11 @@ impl Volume {
     ///
     /// # Errors
     /// Nothing at `path`; an unknown namespace; damage.
-    pub fn xattr(&self, path: impl AsRef<Path>, name: impl AsRef<OsStr>) -> Result<Option<Vec<u8>>> {
+    pub fn xattr(
+        &self,
+        path: impl AsRef<Path>,
+        name: impl AsRef<OsStr>,
+    ) -> Result<Option<Vec<u8>>> {
         let path = path.as_ref();
         let attr = self.resolve(path, Follow::NotLast)?;
         match self.fs.xattr(attr.id, name.as_ref().as_bytes()) {
@@ -44,6 +48,9 @@ impl Volume {
             .fs
             .xattr_names(attr.id)
             .map_err(|error| Error::at(path, error))?;
-        Ok(names.into_iter().map(|name| OsString::from_vec(name.0)).collect())
+        Ok(names
+            .into_iter()
+            .map(|name| OsString::from_vec(name.0))
+            .collect())
     }
 }

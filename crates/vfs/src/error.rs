@@ -1,7 +1,7 @@
 //! The one error type of the file system interface. Error numbers exist in `fuse-front` alone.
 
 /// Result of an operation of a file system.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Where damage was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -106,7 +106,8 @@ pub trait FileSystem: Send + Sync + 'static {
     /// `NotFound`, `NotDirectory`, `NameTooLong`.
     fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Entry>;
 
-    /// The caller forgets `count` of the lookups that gave it this inode.
+    /// The caller forgets `count` of the lookups that gave it this inode. May come for an inode
+    /// that it was never given, and never comes for lookups that outlive the mount.
     fn forget(&self, id: InodeId, count: u64) {
         let _ = (id, count);
     }
@@ -167,7 +168,8 @@ pub trait FileSystem: Send + Sync + 'static {
     fn open_dir(&self, id: InodeId) -> Result<Self::Directory>;
 
     /// Hands entries after `from` to `sink`, `.` and `..` first, each with its attributes if
-    /// `with_attr`, until the sink breaks or the directory ends.
+    /// `with_attr`, until the sink breaks or the directory ends. An entry that the sink took with
+    /// its attributes counts as one lookup of that inode.
     ///
     /// # Errors
     /// `Corrupt` if a block can't be trusted; entries before it have been handed over.

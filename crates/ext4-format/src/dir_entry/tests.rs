@@ -95,17 +95,17 @@ fn a_new_directory_holds_dots() {
 fn checksums_cover_the_block_before_the_tail() {
     let mut block = vec![0; 1024];
     assert!(init_block(&mut block, &FORMAT));
-    update_checksum(&mut block, 77).unwrap();
-    verify_checksum(&block, 77).unwrap();
-    assert!(verify_checksum(&block, 78).is_err());
+    update_checksum(&mut block, ChecksumSeed(77)).unwrap();
+    verify_checksum(&block, ChecksumSeed(77)).unwrap();
+    assert!(verify_checksum(&block, ChecksumSeed(78)).is_err());
     block[1011] ^= 1;
     assert!(matches!(
-        verify_checksum(&block, 77),
+        verify_checksum(&block, ChecksumSeed(77)),
         Err(Corruption::Checksum { .. })
     ));
     assert!(init_block(&mut block, &PLAIN));
     assert_eq!(
-        verify_checksum(&block, 77),
+        verify_checksum(&block, ChecksumSeed(77)),
         Err(DirCorruption::NoTail.into())
     );
     assert_eq!(
@@ -276,8 +276,8 @@ fn entries_come_and_go() {
     );
     while put(&mut block, b"zz").is_some() {}
     assert_eq!(put(&mut block, b"z"), None, "full");
-    update_checksum(&mut block, 1).unwrap();
-    verify_checksum(&block, 1).unwrap();
+    update_checksum(&mut block, ChecksumSeed(1)).unwrap();
+    verify_checksum(&block, ChecksumSeed(1)).unwrap();
     // The first entry of a later block has none before it.
     assert!(init_block(&mut block, &FORMAT));
     assert_eq!(put(&mut block, b"first"), Some(0));
@@ -386,8 +386,8 @@ proptest! {
             model.sort();
             prop_assert_eq!(&listed, &model);
         }
-        update_checksum(&mut block, 3).unwrap();
-        verify_checksum(&block, 3).unwrap();
+        update_checksum(&mut block, ChecksumSeed(3)).unwrap();
+        verify_checksum(&block, ChecksumSeed(3)).unwrap();
     }
 
     #[test]
@@ -409,7 +409,7 @@ proptest! {
             prop_assert!(entry.role != Role::Name || EntryName::new(entry.name).is_some());
         }
         let _ = view.dots();
-        let _ = verify_checksum(&block, 0);
+        let _ = verify_checksum(&block, ChecksumSeed(0));
         if let Ok(dir) = InlineDir::parse(&block, &block, &format) {
             prop_assert!(dir.entries().count() <= block.len() / 12 + 8);
         }

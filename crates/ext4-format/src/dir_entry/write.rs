@@ -9,7 +9,8 @@ use super::{
     DirCorruption, DirFormat, EntryName, FileKind, HEAD, RawDirEntry, RawDirEntryTail, Slot, TAIL,
     TAIL_FILE_TYPE, Walk, entry_len, split_tail,
 };
-use crate::extent::{ROOT_BYTES, crc32c};
+use crate::checksum::ChecksumSeed;
+use crate::extent::ROOT_BYTES;
 use crate::{Corruption, InodeNo};
 
 /// Makes `block` one without entries, with a tail (its checksum still 0) if the format has one.
@@ -203,9 +204,9 @@ pub fn set_inode(
 /// # Errors
 ///
 /// [`DirCorruption::NoTail`] if there is no place for it.
-pub fn update_checksum(block: &mut [u8], seed: u32) -> Result<(), Corruption> {
+pub fn update_checksum(block: &mut [u8], seed: ChecksumSeed) -> Result<(), Corruption> {
     let (covered, _) = split_tail(block).ok_or(DirCorruption::NoTail)?;
-    let computed = crc32c(seed, covered);
+    let computed = seed.checksum(covered);
     if let Ok((_, tail)) = RawDirEntryTail::mut_from_suffix(block) {
         tail.det_checksum.set(computed);
     }

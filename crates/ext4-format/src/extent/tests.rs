@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::checksum::ChecksumSeed;
 
 const LIMITS: BlockLimits = BlockLimits {
     first_data_block: BlockNo(0),
@@ -237,21 +238,21 @@ fn checksums_lie_behind_the_last_entry_that_fits() {
         let mut node = ExtentNodeMut::init(&mut block, 0).unwrap();
         assert!(node.insert_extent(0, &extent(3, 4, 5)));
         let before = block.clone();
-        update_checksum(&mut block, 0x1234_5678).unwrap();
+        update_checksum(&mut block, ChecksumSeed(0x1234_5678)).unwrap();
         let tail = 12 + 12 * usize::from(entries_that_fit(size));
         assert_eq!(block[..tail], before[..tail]);
         assert_eq!(block[tail + 4..], before[tail + 4..]);
-        verify_checksum(&block, 0x1234_5678).unwrap();
-        assert!(verify_checksum(&block, 0x1234_5679).is_err());
+        verify_checksum(&block, ChecksumSeed(0x1234_5678)).unwrap();
+        assert!(verify_checksum(&block, ChecksumSeed(0x1234_5679)).is_err());
         block[13] ^= 1;
         assert!(matches!(
-            verify_checksum(&block, 0x1234_5678),
+            verify_checksum(&block, ChecksumSeed(0x1234_5678)),
             Err(Corruption::Checksum { .. })
         ));
     }
     // The root has no room for one.
     assert!(matches!(
-        verify_checksum(&leaf(&[]), 0),
+        verify_checksum(&leaf(&[]), ChecksumSeed(0)),
         Err(Corruption::Truncated { .. })
     ));
 }
@@ -356,8 +357,8 @@ proptest! {
                 }
             }
         }
-        let _ = verify_checksum(&bytes, block);
-        let _ = update_checksum(&mut bytes, block);
+        let _ = verify_checksum(&bytes, ChecksumSeed(block));
+        let _ = update_checksum(&mut bytes, ChecksumSeed(block));
         if let Ok(mut node) = ExtentNodeMut::open(&mut bytes) {
             let _ = node.insert_extent(usize::from(count), &extent(1, 1, 1));
             node.remove(usize::from(depth)..usize::from(count));

@@ -212,20 +212,20 @@ fn nodes_are_checked() {
 fn checksums_cover_what_is_used() {
     for levels in [Some(0), None] {
         let mut block = index(levels, &[(0, 1), (10, 2)]);
-        update_checksum(&mut block, 9).unwrap();
-        verify_checksum(&block, 9).unwrap();
-        assert!(verify_checksum(&block, 8).is_err());
+        update_checksum(&mut block, ChecksumSeed(9)).unwrap();
+        verify_checksum(&block, ChecksumSeed(9)).unwrap();
+        assert!(verify_checksum(&block, ChecksumSeed(8)).is_err());
         // Unused entries do not count.
         block[500] = 1;
-        verify_checksum(&block, 9).unwrap();
+        verify_checksum(&block, ChecksumSeed(9)).unwrap();
         block[if levels.is_some() { 40 } else { 16 }] ^= 1;
         assert!(matches!(
-            verify_checksum(&block, 9),
+            verify_checksum(&block, ChecksumSeed(9)),
             Err(Corruption::Checksum { .. })
         ));
     }
     assert_eq!(
-        verify_checksum(&[1; 1024], 0),
+        verify_checksum(&[1; 1024], ChecksumSeed(0)),
         Err(HtreeCorruption::NotANode.into())
     );
 }
@@ -273,8 +273,8 @@ proptest! {
             *place = *byte;
         }
         for mut block in [block, bytes] {
-            let _ = update_checksum(&mut block, 1);
-            let _ = verify_checksum(&block, 1);
+            let _ = update_checksum(&mut block, ChecksumSeed(1));
+            let _ = verify_checksum(&block, ChecksumSeed(1));
             if let Ok(root) = DxRoot::parse(&block, &FORMAT) {
                 prop_assert_eq!(root.node.iter().count(), root.node.len());
             }

@@ -311,14 +311,24 @@ impl Superblock {
     /// Where the block `index` of the group descriptors lies.
     ///
     /// # Errors
-    /// [`Corruption::NumberRange`] if there is no such block.
+    /// [`Corruption::NumberRange`] if there is no such block, or its place is past the end.
     pub fn descriptor_block(&self, index: u32) -> Result<BlockNo, Corruption> {
-        if !self.is_spread(self.checked_descriptor_index(index)?) {
+        let block = if self.is_spread(self.checked_descriptor_index(index)?) {
+            let group = GroupNo(index.saturating_mul(self.descriptors_per_block()));
+            self.spread_descriptor_block(group)
+        } else {
             let offset = u64::from(index).saturating_add(1);
-            return Ok(BlockNo(self.superblock_block().0.saturating_add(offset)));
+            BlockNo(self.superblock_block().0.saturating_add(offset))
+        };
+        if self.contains_block(block) {
+            return Ok(block);
         }
-        let group = GroupNo(index.saturating_mul(self.descriptors_per_block()));
-        Ok(self.spread_descriptor_block(group))
+        let (number, count) = (block.0, self.blocks_count());
+        Err(Corruption::NumberRange {
+            what: "block of group descriptors",
+            number,
+            count,
+        })
     }
 
     /// Where the copies of block `index` of the group descriptors lie.
@@ -346,9 +356,8 @@ impl Superblock {
         let groups = [second, last]
             .into_iter()
             .filter(|group| *group < self.group_count());
-        Ok(groups
-            .map(|group| self.spread_descriptor_block(GroupNo(group)))
-            .collect())
+        let blocks = groups.map(|group| self.spread_descriptor_block(GroupNo(group)));
+        Ok(blocks.filter(|block| self.contains_block(*block)).collect())
     }
 
     /// Which descriptor block a group's descriptor is in, and its offset there in bytes.

@@ -12,9 +12,9 @@ const MAX_LOG_BLOCK_SIZE: u32 = 6;
 /// `s_log_cluster_size` of the largest cluster, 1 GiB.
 const MAX_LOG_CLUSTER_SIZE: u32 = 20;
 /// Bytes of a group descriptor without `64bit`.
-pub(crate) const MIN_DESC_SIZE: u16 = 32;
+const MIN_DESC_SIZE: u16 = 32;
 /// Least bytes of a group descriptor with `64bit`.
-pub(crate) const MIN_DESC_SIZE_64BIT: u16 = 64;
+const MIN_DESC_SIZE_64BIT: u16 = 64;
 /// Most bytes of a group descriptor: one fits the smallest block.
 const MAX_DESC_SIZE: u16 = 1024;
 /// Block numbers have 48 bits.
@@ -81,6 +81,7 @@ impl Geometry {
         };
         geometry.check_inodes(raw)?;
         geometry.check_descriptor_table(raw)?;
+        geometry.check_overhead()?;
         Ok(geometry)
     }
 
@@ -90,6 +91,24 @@ impl Geometry {
             return Err(Corruption::FirstInode {
                 first_ino: self.first_inode,
                 inodes_count,
+            });
+        }
+        Ok(())
+    }
+
+    /// Bitmaps and inode tables of all groups must fit into the file system. This also bounds
+    /// the number of groups, and so what a mount keeps in memory, by the size of the device.
+    fn check_overhead(&self) -> Result<(), Corruption> {
+        let table = self
+            .inodes_per_group
+            .get()
+            .div_ceil(self.inodes_per_block.get());
+        let per_group = u64::from(table).saturating_add(2);
+        let needed = per_group.saturating_mul(u64::from(self.group_count));
+        if needed >= self.blocks_count {
+            return Err(Corruption::Overhead {
+                needed,
+                blocks_count: self.blocks_count,
             });
         }
         Ok(())
@@ -246,16 +265,14 @@ fn inodes_per_group(
 }
 
 fn desc_size(raw: &RawSuperblock, block_size: NonZeroU32) -> Result<(u16, NonZeroU32), Corruption> {
-    let desc_size = if raw.features().incompat.contains(Incompat::SIXTY_FOUR_BIT) {
+    let wide = raw.features().incompat.contains(Incompat::SIXTY_FOUR_BIT);
+    let desc_size = if wide {
         raw.s_desc_size.get()
     } else {
         MIN_DESC_SIZE
     };
-    let wide = raw.features().incompat.contains(Incompat::SIXTY_FOUR_BIT);
-    if wide
-        && (!desc_size.is_power_of_two()
-            || !(MIN_DESC_SIZE_64BIT..=MAX_DESC_SIZE).contains(&desc_size))
-    {
+    let sizes = MIN_DESC_SIZE_64BIT..=MAX_DESC_SIZE;
+    if wide && !(desc_size.is_power_of_two() && sizes.contains(&desc_size)) {
         return Err(Corruption::DescriptorSize { desc_size });
     }
     let per_block = block_size

@@ -4,7 +4,7 @@ use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
 
 use super::{Value, XattrCorruption, XattrEntry, Xattrs};
-use crate::extent::crc32c;
+use crate::checksum::ChecksumSeed;
 
 /// How bytes of a name enter the hash: the kernel once took them as signed where `char` is, and
 /// accepts both since.
@@ -81,7 +81,7 @@ impl XattrEntry<'_> {
         &self,
         value: &[u8],
         stored: u32,
-        seed: u32,
+        seed: ChecksumSeed,
     ) -> Result<(), XattrCorruption> {
         let computed = ea_inode_hash(value, seed);
         if stored != computed {
@@ -93,8 +93,8 @@ impl XattrEntry<'_> {
 
 /// The hash of a value in an inode of its own. `seed` is the file system's.
 #[must_use]
-pub fn ea_inode_hash(value: &[u8], seed: u32) -> u32 {
-    crc32c(seed, value)
+pub fn ea_inode_hash(value: &[u8], seed: ChecksumSeed) -> u32 {
+    seed.checksum(value)
 }
 
 /// The hash of a block: of all entries', or 0 if one of them is 0, so that the block is not

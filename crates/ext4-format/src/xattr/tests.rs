@@ -71,7 +71,16 @@ fn a_block_gives_what_it_holds() {
     for entry in view.entries() {
         entry.verify_hash(false).unwrap();
     }
-    assert_ne!(block_hash(&view), 0);
+    let hashes: Vec<u32> = view.entries().map(|entry| entry.hash).collect();
+    let [first, second, third] = hashes[..] else {
+        panic!("three entries");
+    };
+    let expected = (first.rotate_left(16) ^ second).rotate_left(16) ^ third;
+    assert_eq!(block_hash(&view), expected);
+    let mut unshared = bytes.clone();
+    unshared[44..48].fill(0);
+    let view = Xattrs::in_block(&unshared, &LIMITS).unwrap();
+    assert_eq!(block_hash(&view), 0);
 }
 
 #[test]
@@ -185,7 +194,7 @@ fn hashes_accept_both_kinds_of_char() {
     assert!(entry(0).verify_hash(false).is_err());
     assert_eq!(entry(0).verify_hash(true), Ok(()));
     // A value in an inode: its hash stands for it.
-    let value = ea_inode_hash(b"long", 5);
+    let value = ea_inode_hash(b"long", ChecksumSeed(5));
     let in_inode = XattrEntry {
         value: Value::Inode {
             inode: InodeNo(12),
@@ -193,20 +202,31 @@ fn hashes_accept_both_kinds_of_char() {
         },
         ..entry(XattrEntry::hash_of(name, &value.to_le_bytes()))
     };
-    assert_eq!(in_inode.verify_ea_inode(b"long", value, 5), Ok(()));
-    assert!(in_inode.verify_ea_inode(b"lung", value, 5).is_err());
-    assert!(entry(3).verify_ea_inode(b"long", value, 5).is_err());
+    assert_eq!(
+        in_inode.verify_ea_inode(b"long", value, ChecksumSeed(5)),
+        Ok(())
+    );
+    assert!(
+        in_inode
+            .verify_ea_inode(b"lung", value, ChecksumSeed(5))
+            .is_err()
+    );
+    assert!(
+        entry(3)
+            .verify_ea_inode(b"long", value, ChecksumSeed(5))
+            .is_err()
+    );
 }
 
 #[test]
 fn checksums_cover_number_and_block() {
     let mut bytes = block(&[(1, b"a", b"b")]);
-    update_checksum(&mut bytes, BlockNo(77), 1).unwrap();
-    verify_checksum(&bytes, BlockNo(77), 1).unwrap();
-    assert!(verify_checksum(&bytes, BlockNo(78), 1).is_err());
-    assert!(verify_checksum(&bytes, BlockNo(77), 2).is_err());
+    update_checksum(&mut bytes, BlockNo(77), ChecksumSeed(1)).unwrap();
+    verify_checksum(&bytes, BlockNo(77), ChecksumSeed(1)).unwrap();
+    assert!(verify_checksum(&bytes, BlockNo(78), ChecksumSeed(1)).is_err());
+    assert!(verify_checksum(&bytes, BlockNo(77), ChecksumSeed(2)).is_err());
     bytes[1023] ^= 1;
-    assert!(verify_checksum(&bytes, BlockNo(77), 1).is_err());
+    assert!(verify_checksum(&bytes, BlockNo(77), ChecksumSeed(1)).is_err());
 }
 
 #[test]
@@ -282,7 +302,7 @@ proptest! {
             prop_assert!(place.entries().count() <= bytes.len() / 16);
             let _ = block_hash(&place);
         }
-        let _ = verify_checksum(&bytes, BlockNo(1), 1);
-        let _ = update_checksum(&mut bytes, BlockNo(1), 1);
+        let _ = verify_checksum(&bytes, BlockNo(1), ChecksumSeed(1));
+        let _ = update_checksum(&mut bytes, BlockNo(1), ChecksumSeed(1));
     }
 }

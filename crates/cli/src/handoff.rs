@@ -1,0 +1,144 @@
+//! What the process that mounts and the server say to each other, over a socket that is the
+//! server's standard input.
+//!
+//! The server: `R` ready, `S` serving, or `E` and a sentence. The mounting process: `F` with the
+//! /dev/fuse descriptor. The end of the socket means that the other side is gone.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context as _, bail};
+use pagefence_fuse_front::fd_passing;
+use rustix::fs::FileType;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+/// Set to 1 in the environment of the server.
+pub(crate) const VARIABLE: &str = "PAGEFENCE_SERVER";
+
+/// Longest message.
+const MESSAGE_BYTES: usize = 4096;
+
+/// One side of the conversation.
+#[derive(Debug)]
+pub(crate) struct Channel(OwnedFd);
+
+/// What the server says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// The image is open and sound.
+    Ready,
+    /// The kernel has been answered.
+    Serving,
+    /// It failed; why.
+    Failed(String),
+    /// It is gone.
+    Nothing,
+}
+
+/// A conversation: the side of the mounting process, and what will be the server's input.
+pub(crate) fn pair() -> io::Result<(Channel, OwnedFd)> {
+    let (here, there) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    Ok((Channel(here), there))
+}
+
+impl Channel {
+    /// The server's side, if this process was started as a server. Its standard input becomes
+    /// /dev/null.
+    pub(crate) fn of_server() -> anyhow::Result<Option<Self>> {
+        let asked = std::env::var_os(VARIABLE).is_some_and(|value| value == "1");
+        let input = rustix::stdio::stdin();
+        let socket = || {
+            rustix::fs::fstat(input)
+                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
+        };
+        if !asked || !socket() {
+            return Ok(None);
+        }
+        let own = input
+            .try_clone_to_owned()
+            .context("the server's socket can't be kept")?;
+        rustix::stdio::dup2_stdin(File::open("/dev/null").context("/dev/null can't be opened")?)?;
+        Ok(Some(Self(own)))
+    }
+
+    /// The server says something.
+    pub(crate) fn say(&self, said: &Said) -> io::Result<()> {
+        let message = match said {
+            Said::Ready => b"R".to_vec(),
+            Said::Serving => b"S".to_vec(),
+            Said::Nothing => return Ok(()),
+            Said::Failed(why) => {
+                let mut message = format!("E{why}").into_bytes();
+                message.truncate(MESSAGE_BYTES);
+                message
+            }
+        };
+        fd_passing::send(&self.0, &message, None)
+    }
+
+    /// What the server says next.
+    pub(crate) fn hear(&self) -> io::Result<Said> {
+        let mut buffer = [0; MESSAGE_BYTES];
+        let (length, _) = match fd_passing::receive(&self.0, &mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (0, None),
+            other => other?,
+        };
+        match buffer[..length].split_first() {
+            None => Ok(Said::Nothing),
+            Some((b'R', [])) => Ok(Said::Ready),
+            Some((b'S', [])) => Ok(Said::Serving),
+            Some((b'E', why)) => Ok(Said::Failed(String::from_utf8_lossy(why).into_owned())),
+            Some(_) => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Hands the descriptor to the server.
+    pub(crate) fn give(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        fd_passing::send(&self.0, b"F", Some(fd))
+    }
+
+    /// Waits for the descriptor.
+    pub(crate) fn take(&self) -> anyhow::Result<OwnedFd> {
+        match fd_passing::receive(self.0.as_fd(), &mut [0; 1])? {
+            (1, Some(fd)) => Ok(fd),
+            _ => bail!("the process that mounts is gone"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_heard() {
+        let (here, there) = pair().expect("sockets can be made");
+        let there = Channel(there);
+        for said in [Said::Ready, Said::Failed("why, öh?".into()), Said::Serving] {
+            there.say(&said).expect("there is room");
+            assert_eq!(here.hear().expect("a message"), said);
+        }
+        let long = Said::Failed("x".repeat(100_000));
+        there.say(&long).expect("a long sentence is cut");
+        assert!(matches!(here.hear(), Ok(Said::Failed(why)) if why.len() == MESSAGE_BYTES - 1));
+        drop(there);
+        assert_eq!(here.hear().expect("the end is no error"), Said::Nothing);
+    }
+
+    #[test]
+    fn the_descriptor_is_taken_and_its_absence_noticed() {
+        let (here, there) = pair().expect("sockets can be made");
+        let there = Channel(there);
+        let null = File::open("/dev/null").expect("it is there");
+        here.give(null.as_fd()).expect("there is room");
+        there.take().expect("a descriptor");
+        drop(here);
+        assert!(there.take().is_err());
+    }
+}

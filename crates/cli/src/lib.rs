@@ -1,0 +1,79 @@
+//! The command `pagefence`, but for the file system that it mounts.
+//!
+//! A file a command: `mount` and `umount` with what they are made of, `completions`
+//! and `man`. Which file system is behind a mount is the caller's: [`run`] takes a function that
+//! opens it, so that the command is tested with a file system in memory.
+//!
+//! How a mount comes to be:
+//!
+//! ```text
+//! pagefence mount IMAGE DIR          the same program, same arguments, PAGEFENCE_SERVER=1
+//! ─────────────────────────          ─────────────────────────────────────────────────────
+//! check DIR, start the server ─────► own session, open IMAGE
+//!                             ◄───── ready, or one sentence that says why not
+//! mount on DIR, hand over    ─────►  answer the kernel
+//!   the /dev/fuse descriptor  ◄───── serving
+//! statfs(DIR), exit 0                serve until unmounted
+//! ```
+//!
+//! If either side dies, the other's socket ends and it gives up; if the server dies later, the
+//! kernel answers ENOTCONN in its place. With `-f` one process does all of it in turn.
+
+mod arguments;
+mod completions;
+mod handoff;
+mod log;
+mod man;
+mod mount;
+mod mount_options;
+mod mountinfo;
+mod mountpoint;
+mod server;
+mod signals;
+mod umount;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use pagefence_vfs::FileSystem;
+
+pub use mount_options::VolumeOptions;
+
+use arguments::Command;
+
+/// Runs the command with arguments `argv`, the program's name first.
+///
+/// `open` opens the image that the options name, and checks it: its error is what the user is
+/// told, one sentence that says what is wrong and what to do.
+///
+/// The exit status is 0, or 1 after one sentence on stderr.
+pub fn run<F, O>(argv: Vec<OsString>, open: O) -> ExitCode
+where
+    F: FileSystem,
+    O: FnOnce(&VolumeOptions) -> anyhow::Result<F>,
+{
+    let command = match arguments::parse(&argv) {
+        Ok(command) => command,
+        Err(error) => {
+            // Also help and version, which are no failures and go to stdout.
+            let failed = error.use_stderr();
+            if error.print().is_err() || failed {
+                return ExitCode::FAILURE;
+            }
+            return ExitCode::SUCCESS;
+        }
+    };
+    let done = match command {
+        Command::Mount(arguments) => mount::run(&argv, &arguments, open),
+        Command::Umount { mountpoint } => umount::run(&mountpoint),
+        Command::Completions { shell } => completions::run(shell),
+        Command::Man { directory } => man::run(&directory),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pagefence: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,3 +1,0 @@
-//! The command pagefence.
-
-fn main() {}

@@ -1,0 +1,195 @@
+//! `pagefence mount`: the process that the user waits for.
+
+use std::ffi::{CStr, OsStr, OsString};
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use anyhow::{Context as _, anyhow, bail};
+use pagefence_fuse_front::{MountRequest, ServeOptions, tune, unmount};
+use pagefence_vfs::FileSystem;
+
+use crate::arguments::MountArguments;
+use crate::handoff::{self, Channel, Said};
+use crate::mount_options::{MountOptions, VolumeOptions};
+use crate::{mountpoint, server};
+
+/// The program's name, as ps and top show it.
+pub(crate) const NAME: &CStr = c"pagefence";
+
+/// A mount, ready to be made.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// What was asked for.
+    pub(crate) options: MountOptions,
+    /// Where, absolute.
+    pub(crate) mountpoint: PathBuf,
+    /// What mount(8) shows as source.
+    source: OsString,
+    /// One thread.
+    single_thread: bool,
+    /// Log everything.
+    pub(crate) debug: bool,
+}
+
+/// Mounts; as the server, serves.
+pub(crate) fn run<F, O>(
+    argv: &[OsString],
+    arguments: &MountArguments,
+    open: O,
+) -> anyhow::Result<()>
+where
+    F: FileSystem,
+    O: FnOnce(&VolumeOptions) -> anyhow::Result<F>,
+{
+    if let Some(channel) = Channel::of_server()? {
+        return server::detached(&channel, || Plan::make(arguments), open);
+    }
+    let plan = Plan::make(arguments)?;
+    if arguments.foreground || plan.debug {
+        return server::foreground(&plan, open);
+    }
+    in_background(argv, &plan)
+}
+
+impl Plan {
+    /// Understands the options and checks the mount point.
+    fn make(arguments: &MountArguments) -> anyhow::Result<Self> {
+        let options = MountOptions::parse(&arguments.image, &arguments.options)?;
+        let mountpoint = mountpoint::check(&arguments.mountpoint, options.non_empty)?;
+        let absolute = || {
+            arguments
+                .image
+                .canonicalize()
+                .unwrap_or_else(|_| arguments.image.clone())
+        };
+        let source = options
+            .fsname
+            .clone()
+            .unwrap_or_else(|| absolute().into_os_string());
+        Ok(Self {
+            debug: arguments.debug || options.debug,
+            single_thread: arguments.single_thread,
+            options,
+            mountpoint,
+            source,
+        })
+    }
+
+    /// How it is served.
+    pub(crate) fn serving(&self) -> ServeOptions {
+        ServeOptions {
+            uid: self.options.uid,
+            gid: self.options.gid,
+            umask: self.options.umask,
+            posix_acl: self.options.applies_acls(),
+            threads: self.single_thread.then_some(NonZeroUsize::MIN),
+        }
+    }
+
+    /// Mounts.
+    pub(crate) fn mount(&self) -> anyhow::Result<OwnedFd> {
+        let request = MountRequest {
+            source: &self.source,
+            subtype: self.options.subtype.as_deref().unwrap_or("pagefence"),
+            mountpoint: &self.mountpoint,
+            read_only: true,
+            suid: self.options.suid,
+            dev: self.options.dev,
+            exec: !self.options.no_exec,
+            allow_other: self.options.allow_other,
+            default_permissions: self.options.checks_permissions(),
+        };
+        Ok(pagefence_fuse_front::mount(&request)?)
+    }
+
+    /// What the user should know about a mount that worked.
+    pub(crate) fn note(&self) {
+        if !self.options.volume.read_only {
+            let image = self.options.volume.image.display();
+            eprintln!("pagefence: {image} is mounted read-only: this version does not write");
+        }
+    }
+}
+
+/// Starts the server, mounts once it is ready, and returns once the mount answers.
+fn in_background(argv: &[OsString], plan: &Plan) -> anyhow::Result<()> {
+    let (channel, input) = handoff::pair().context("a socket to the server can't be made")?;
+    let mut server = start(argv, input).context("the server can't be started")?;
+    let done = hand_over(&channel, &mut server, plan);
+    if done.is_err() {
+        // Whatever it is doing, it serves nobody.
+        drop(channel);
+        let _gone = server.kill();
+        let _status = server.wait();
+    }
+    done
+}
+
+/// The same program with the same arguments, so that ps shows what is mounted where.
+fn start(argv: &[OsString], input: OwnedFd) -> std::io::Result<Child> {
+    let (name, arguments) = match argv {
+        [name, arguments @ ..] => (name.as_os_str(), arguments),
+        [] => (OsStr::new("pagefence"), argv),
+    };
+    // Not by its path, where a newer version may have been installed meanwhile.
+    std::process::Command::new("/proc/self/exe")
+        .arg0(name)
+        .args(arguments)
+        .env(handoff::VARIABLE, "1")
+        .stdin(Stdio::from(input))
+        .stdout(Stdio::null())
+        .spawn()
+}
+
+fn hand_over(channel: &Channel, server: &mut Child, plan: &Plan) -> anyhow::Result<()> {
+    expect(channel, server, &Said::Ready)?;
+    let device = plan.mount()?;
+    let served = serve_and_try(channel, server, device, &plan.mountpoint);
+    match served {
+        Ok(()) => plan.note(),
+        Err(_) => {
+            if let Err(error) = unmount(&plan.mountpoint, true) {
+                let path = plan.mountpoint.display();
+                eprintln!(
+                    "pagefence: {path} stays mounted ({error}): run `pagefence umount {path}`"
+                );
+            }
+        }
+    }
+    served
+}
+
+/// Hands the mounted device over, and waits for the mount to answer.
+fn serve_and_try(
+    channel: &Channel,
+    server: &mut Child,
+    device: OwnedFd,
+    mountpoint: &Path,
+) -> anyhow::Result<()> {
+    channel.give(device.as_fd()).context("the server is gone")?;
+    // From here on the server alone keeps the mount alive: if it dies, nobody waits for it.
+    drop(device);
+    expect(channel, server, &Said::Serving)?;
+    rustix::fs::statvfs(mountpoint).context("the mount does not answer")?;
+    tune(mountpoint);
+    Ok(())
+}
+
+/// Waits for the server to say `wanted`; anything else is an error.
+fn expect(channel: &Channel, server: &mut Child, wanted: &Said) -> anyhow::Result<()> {
+    match channel.hear().context("the server can't be understood")? {
+        said if said == *wanted => Ok(()),
+        Said::Failed(why) => Err(anyhow!(why)),
+        Said::Nothing => {
+            let status = server.wait().context("the server is gone")?;
+            match status.signal() {
+                Some(signal) => bail!("the server was ended by signal {signal}"),
+                None => bail!("the server ended without saying why ({status})"),
+            }
+        }
+        said => bail!("the server said {said:?} out of turn"),
+    }
+}

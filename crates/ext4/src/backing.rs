@@ -1,0 +1,221 @@
+//! What the page cache asks of ext4: the data of one file.
+
+use std::io::IoSliceMut;
+
+use pagefence_ext4_format::FileBlock;
+use pagefence_lock_order::Held;
+use pagefence_lock_order::levels::{Invalidate, PageLock};
+use pagefence_lock_order::primitives::Arc;
+use pagefence_page_cache::{Backing, FrameMut, PAGE_SIZE, Segment};
+use pagefence_vfs::Result;
+
+use crate::error::{FillError, device};
+use crate::inode::DiskInode;
+use crate::instance::Instance;
+use crate::map_blocks::{Run, Target};
+
+/// The data of one regular file (or of a slow symbolic link).
+#[derive(Debug)]
+pub(crate) struct FileData {
+    instance: Arc<Instance>,
+    inode: Arc<DiskInode>,
+}
+
+impl FileData {
+    pub(crate) fn new(instance: Arc<Instance>, inode: Arc<DiskInode>) -> Self {
+        Self { instance, inode }
+    }
+
+    /// The run that holds byte `offset`, and how many bytes of it follow, at least 1.
+    fn run_at(&self, offset: u64) -> Result<(Run, u64)> {
+        let bits = self.instance.superblock.block_size_bits();
+        let Ok(block) = u32::try_from(offset >> bits) else {
+            return Ok((Run::hole(1), u64::MAX - offset));
+        };
+        let run = self.instance.map_blocks(&self.inode, FileBlock(block))?;
+        let within = offset & ((1 << bits) - 1);
+        Ok((run, (u64::from(run.len) << bits) - within))
+    }
+
+    fn fill(&self, first: u64, pages: &mut [FrameMut]) -> Result<()> {
+        let start = first * PAGE_SIZE as u64;
+        let mut memory = Scatter::new(FrameMut::runs(pages));
+        if self.inode.has_inline_data() {
+            let data = self.instance.inline_data(&self.inode)?;
+            let from = usize::try_from(start).unwrap_or(usize::MAX).min(data.len());
+            let to = usize::try_from(self.inode.size())
+                .unwrap_or(usize::MAX)
+                .min(data.len());
+            memory.copy_from(data.get(from..to).unwrap_or(&[]));
+            memory.zero_rest();
+            return Ok(());
+        }
+        let block_size = u64::from(self.instance.superblock.block_size());
+        let bits = self.instance.superblock.block_size_bits();
+        // Whole blocks are read, so that a device that wants alignment gets it; what lies past the
+        // end of the file is zeroed below, and never seen.
+        let size = self.inode.size().next_multiple_of(block_size);
+        let mut offset = start;
+        while memory.left() > 0 {
+            if offset >= size {
+                memory.zero_rest();
+                break;
+            }
+            let (run, run_bytes) = self.run_at(offset)?;
+            let bytes = run_bytes.min(size - offset).min(memory.left() as u64) as usize;
+            match run.target {
+                Target::Hole | Target::Unwritten(_) => memory.zero(bytes),
+                Target::Written(block) => {
+                    let at = (block.0 << bits) + (offset & (block_size - 1));
+                    self.instance
+                        .device()
+                        .read_vectored(at, &mut memory.take(bytes))
+                        .map_err(device)?;
+                }
+            }
+            offset += bytes as u64;
+        }
+        self.zero_past_end(start, pages);
+        Ok(())
+    }
+
+    /// Zeroes what of the pages lies past the end of the file: its last block may hold anything.
+    fn zero_past_end(&self, start: u64, pages: &mut [FrameMut]) {
+        let Some(valid) = self.inode.size().checked_sub(start) else {
+            return;
+        };
+        let page = usize::try_from(valid / PAGE_SIZE as u64).unwrap_or(usize::MAX);
+        if let Some(last) = pages.get_mut(page) {
+            last[(valid % PAGE_SIZE as u64) as usize..].fill(0);
+        }
+    }
+}
+
+impl Backing for FileData {
+    type Error = FillError;
+
+    fn size(&self) -> u64 {
+        self.inode.size()
+    }
+
+    fn segment(
+        &self,
+        _held: &mut Held<'_, Invalidate>,
+        offset: u64,
+    ) -> Result<(Segment, u64), FillError> {
+        if self.inode.has_inline_data() {
+            return Ok((Segment::Data, u64::MAX - offset));
+        }
+        let (run, bytes) = self.run_at(offset)?;
+        Ok(match run.target {
+            Target::Written(_) => (Segment::Data, bytes),
+            Target::Hole | Target::Unwritten(_) => (Segment::Hole, bytes),
+        })
+    }
+
+    fn read_pages(
+        &self,
+        _held: &mut Held<'_, PageLock>,
+        first: u64,
+        pages: &mut [FrameMut],
+    ) -> Result<(), FillError> {
+        Ok(self.fill(first, pages)?)
+    }
+}
+
+/// Pieces of memory that are filled one after the other.
+struct Scatter<'a> {
+    pieces: std::vec::IntoIter<&'a mut [u8]>,
+    current: &'a mut [u8],
+    left: usize,
+}
+
+impl<'a> Scatter<'a> {
+    fn new(pieces: Vec<&'a mut [u8]>) -> Self {
+        let left = pieces.iter().map(|piece| piece.len()).sum();
+        Self {
+            pieces: pieces.into_iter(),
+            current: &mut [],
+            left,
+        }
+    }
+
+    /// Bytes that are still to be filled.
+    fn left(&self) -> usize {
+        self.left
+    }
+
+    /// The next piece of at most `most` bytes; nothing at the end.
+    fn piece(&mut self, most: usize) -> Option<&'a mut [u8]> {
+        while self.current.is_empty() {
+            self.current = self.pieces.next()?;
+        }
+        let current = std::mem::take(&mut self.current);
+        let (piece, rest) = current.split_at_mut(most.min(current.len()));
+        self.current = rest;
+        self.left -= piece.len();
+        Some(piece)
+    }
+
+    /// The next `bytes` bytes as slices to read into.
+    fn take(&mut self, bytes: usize) -> Vec<IoSliceMut<'a>> {
+        let mut slices = Vec::new();
+        let mut wanted = bytes;
+        while wanted > 0 {
+            let Some(piece) = self.piece(wanted) else {
+                break;
+            };
+            wanted -= piece.len();
+            slices.push(IoSliceMut::new(piece));
+        }
+        slices
+    }
+
+    /// Zeroes the next `bytes` bytes.
+    fn zero(&mut self, bytes: usize) {
+        for mut slice in self.take(bytes) {
+            slice.fill(0);
+        }
+    }
+
+    /// Zeroes all that is left.
+    fn zero_rest(&mut self) {
+        self.zero(self.left);
+    }
+
+    /// Copies `bytes` into the next memory, as far as there is any.
+    fn copy_from(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let Some(piece) = self.piece(rest.len()) else {
+                break;
+            };
+            let (now, later) = rest.split_at(piece.len());
+            piece.copy_from_slice(now);
+            rest = later;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Scatter;
+
+    #[test]
+    fn memory_is_filled_across_pieces() {
+        let (mut a, mut b, mut c) = ([1u8; 3], [1u8; 0], [1u8; 5]);
+        {
+            let mut memory = Scatter::new(vec![&mut a, &mut b, &mut c]);
+            assert_eq!(memory.left(), 8);
+            memory.copy_from(&[7, 8, 9, 10]);
+            memory.zero(1);
+            let taken = memory.take(2);
+            assert_eq!(taken.iter().map(|slice| slice.len()).sum::<usize>(), 2);
+            assert_eq!(memory.left(), 1);
+            memory.zero_rest();
+            assert_eq!(memory.left(), 0);
+            assert!(memory.take(1).is_empty());
+        }
+        assert_eq!((a, c), ([7, 8, 9], [10, 0, 1, 1, 0]));
+    }
+}

@@ -1,0 +1,230 @@
+//! Directories: blocks of entries, and finding a name.
+
+use pagefence_block_io::Buffer;
+use pagefence_ext4_format::dir_entry::{self, DirBlock, DirEntry, DirFormat, InlineDir};
+use pagefence_ext4_format::{FileBlock, InodeNo, htree};
+use pagefence_lock_order::primitives::Arc;
+use pagefence_vfs::{FileKind, Result};
+
+use crate::error::At;
+use crate::inode::{DiskInode, Inode};
+use crate::instance::{Instance, checked};
+use crate::name_index::NameIndex;
+
+/// Blocks from which on a directory without an index on disk gets one in memory.
+const NAME_INDEX_BLOCKS_MIN: u32 = 3;
+
+/// What a directory says of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) inode: InodeNo,
+}
+
+impl Instance {
+    /// Number of blocks of a directory.
+    pub(crate) fn dir_blocks(&self, inode: &DiskInode) -> Result<u32> {
+        let size = inode.size();
+        let block_size = u64::from(self.superblock.block_size());
+        match u32::try_from(size / block_size) {
+            Ok(blocks) if size.is_multiple_of(block_size) && blocks > 0 => Ok(blocks),
+            _ => Err(self.damaged(
+                inode.number,
+                None,
+                format_args!("a directory of {size} bytes"),
+            )),
+        }
+    }
+
+    /// A block of the directory, its checksum checked once while it is in memory. Blocks of the
+    /// index pass as blocks without entries.
+    pub(crate) fn dir_block(&self, inode: &DiskInode, block: FileBlock) -> Result<Arc<Buffer>> {
+        let at = self.metadata_block(inode, block)?;
+        let buffer = self.read_block(at)?;
+        if self.checksums && !buffer.verified(checked::DIR_BLOCK) {
+            let verified = if is_index_block(inode, block, &buffer) {
+                htree::verify_checksum(&buffer, inode.seed)
+            } else {
+                dir_entry::verify_checksum(&buffer, inode.seed)
+            };
+            verified.at(&self.damage, Some(inode.number), Some(at))?;
+            buffer.set_verified(checked::DIR_BLOCK);
+        }
+        Ok(buffer)
+    }
+
+    /// The view of a block's entries; blocks of the index have no checksum of entries.
+    pub(crate) fn dir_entries<'a>(
+        &self,
+        inode: &DiskInode,
+        block: FileBlock,
+        buffer: &'a Buffer,
+    ) -> DirBlock<'a> {
+        let format = DirFormat {
+            checksums: self.checksums && !is_index_block(inode, block, buffer),
+            ..self.dir_format
+        };
+        DirBlock::new(buffer, &format, block == FileBlock(0))
+    }
+
+    /// The entries of a directory kept inside its inode; `read` sees them.
+    pub(crate) fn with_inline_dir<T>(
+        &self,
+        inode: &DiskInode,
+        read: impl FnOnce(&InlineDir<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let rest = self.inline_rest(inode)?;
+        let dir = InlineDir::parse(inode.i_block(), &rest, &self.dir_format).at(
+            &self.damage,
+            Some(inode.number),
+            None,
+        )?;
+        read(&dir)
+    }
+
+    /// The inode of "..".
+    pub(crate) fn dot_dot(&self, inode: &DiskInode) -> Result<InodeNo> {
+        if inode.has_inline_data() {
+            return self.with_inline_dir(inode, |dir| Ok(dir.parent()));
+        }
+        let buffer = self.dir_block(inode, FileBlock(0))?;
+        self.dir_entries(inode, FileBlock(0), &buffer)
+            .dots()
+            .map(|(_, parent)| parent)
+            .at(&self.damage, Some(inode.number), Some(block_no(&buffer)))
+    }
+
+    /// Whether the directory has an index on disk that we can use.
+    pub(crate) fn uses_index(&self, inode: &DiskInode) -> bool {
+        inode.has_index() && self.has_dir_index() && !inode.is_encrypted() && !inode.is_casefolded()
+    }
+
+    pub(crate) fn has_dir_index(&self) -> bool {
+        self.superblock
+            .has_compat(pagefence_ext4_format::features::Compat::DIR_INDEX)
+    }
+
+    /// Finds a name (neither "." nor "..").
+    pub(crate) fn find_entry(&self, inode: &Inode, name: &[u8]) -> Result<Option<Found>> {
+        let disk = &inode.disk;
+        if disk.has_inline_data() {
+            return self.with_inline_dir(disk, |dir| {
+                dir.find(name).map(|entry| entry.as_ref().map(found)).at(
+                    &self.damage,
+                    Some(disk.number),
+                    None,
+                )
+            });
+        }
+        if self.uses_index(disk) {
+            // A damaged index was logged; the blocks of entries may be sound nevertheless.
+            if let Ok(result) = self.find_by_index(disk, name) {
+                return Ok(result);
+            }
+            return self.find_by_scan(disk, name);
+        }
+        if self.dir_blocks(disk)? >= NAME_INDEX_BLOCKS_MIN
+            && let Some(index) = self.name_index(inode)
+        {
+            return self.find_in_blocks(disk, index.candidates(name), name);
+        }
+        self.find_by_scan(disk, name)
+    }
+
+    fn find_by_index(&self, inode: &DiskInode, name: &[u8]) -> Result<Option<Found>> {
+        let major = self.dx_hasher(inode)?.hash(name).major;
+        let mut path = self.dx_probe(inode, major)?;
+        // Names of one hash may go on in the next block; more blocks than the directory has are
+        // an index that leads in circles.
+        for _ in 0..self.dir_blocks(inode)? {
+            let leaf = path.leaf().at(&self.damage, Some(inode.number), None)?;
+            if let Some(found) = self.find_in_block(inode, leaf, name)? {
+                return Ok(Some(found));
+            }
+            match self.dx_next_hash(inode, &path)? {
+                Some(next) if htree::continues(next, major) => {
+                    self.dx_advance(inode, &mut path)?;
+                }
+                _ => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    fn find_by_scan(&self, inode: &DiskInode, name: &[u8]) -> Result<Option<Found>> {
+        let blocks = self.dir_blocks(inode)?;
+        self.find_in_blocks(inode, (0..blocks).map(FileBlock), name)
+    }
+
+    fn find_in_blocks(
+        &self,
+        inode: &DiskInode,
+        blocks: impl Iterator<Item = FileBlock>,
+        name: &[u8],
+    ) -> Result<Option<Found>> {
+        for block in blocks {
+            if let Some(found) = self.find_in_block(inode, block, name)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    fn find_in_block(
+        &self,
+        inode: &DiskInode,
+        block: FileBlock,
+        name: &[u8],
+    ) -> Result<Option<Found>> {
+        let buffer = self.dir_block(inode, block)?;
+        self.dir_entries(inode, block, &buffer)
+            .find(name)
+            .map(|entry| entry.as_ref().map(found))
+            .at(&self.damage, Some(inode.number), Some(block_no(&buffer)))
+    }
+
+    /// The directory's index in memory, made when it is first asked for; nothing if a block is
+    /// damaged or the memory for such indexes is used up.
+    fn name_index(&self, inode: &Inode) -> Option<Arc<NameIndex>> {
+        if let Some(index) = &*inode.names.lock() {
+            return Some(Arc::clone(index));
+        }
+        let mut index = NameIndex::charged(self.name_indexes.charge(inode.disk.size())?);
+        for block in (0..self.dir_blocks(&inode.disk).ok()?).map(FileBlock) {
+            let buffer = self.dir_block(&inode.disk, block).ok()?;
+            for entry in self.dir_entries(&inode.disk, block, &buffer).entries() {
+                index.insert(entry.ok()?.name, block);
+            }
+        }
+        let index = Arc::new(index);
+        Some(Arc::clone(inode.names.lock().get_or_insert(index)))
+    }
+}
+
+/// Whether the block belongs to the directory's index. A block of entries that ends in a checksum
+/// is never one unused entry of its whole length, as a node of the index is; without checksums an
+/// empty block may be, and it makes no difference.
+fn is_index_block(inode: &DiskInode, block: FileBlock, buffer: &Buffer) -> bool {
+    inode.has_index() && (block == FileBlock(0) || htree::is_node(buffer))
+}
+
+fn found(entry: &DirEntry<'_>) -> Found {
+    Found { inode: entry.inode }
+}
+
+/// The number of a buffer's block.
+pub(crate) fn block_no(buffer: &Buffer) -> pagefence_ext4_format::BlockNo {
+    pagefence_ext4_format::BlockNo(buffer.block())
+}
+
+/// The kind that a directory entry records.
+pub(crate) fn kind_of(kind: dir_entry::FileKind) -> FileKind {
+    match kind {
+        dir_entry::FileKind::Regular => FileKind::Regular,
+        dir_entry::FileKind::Directory => FileKind::Directory,
+        dir_entry::FileKind::CharDevice => FileKind::CharDevice,
+        dir_entry::FileKind::BlockDevice => FileKind::BlockDevice,
+        dir_entry::FileKind::Fifo => FileKind::Fifo,
+        dir_entry::FileKind::Socket => FileKind::Socket,
+        dir_entry::FileKind::Symlink => FileKind::Symlink,
+    }
+}

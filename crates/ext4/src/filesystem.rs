@@ -1,0 +1,364 @@
+//! The file system as the interface sees it.
+
+use pagefence_ext4_format::inode::InodeFlags;
+use pagefence_ext4_format::{FileBlock, InodeNo};
+use pagefence_lock_order::Held;
+use pagefence_lock_order::primitives::{Arc, Mutex};
+use pagefence_page_cache::{Mapping, PageCache, ReadError, Readahead};
+use pagefence_vfs::{
+    Access, Attr, Cookie, Credentials, DirSink, Entry, Error, ExtentInfo, ExtentState, FileKind,
+    FileSystemStat, Fsxattr, InodeId, Result, Whence, XattrName,
+};
+
+use crate::backing::FileData;
+use crate::inode::{DiskInode, Inode};
+use crate::inode_cache::InodeCache;
+use crate::instance::Instance;
+use crate::map_blocks::Target;
+use crate::read_dir::Directory;
+
+/// Longest name.
+const NAME_LENGTH_MAX: usize = 255;
+
+/// Flags of FS_IOC_FSGETXATTR, from inode flags.
+const XFLAGS: [(InodeFlags, u32); 6] = [
+    (InodeFlags::SYNC, 0x20),
+    (InodeFlags::IMMUTABLE, 0x8),
+    (InodeFlags::APPEND, 0x10),
+    (InodeFlags::NODUMP, 0x80),
+    (InodeFlags::NOATIME, 0x40),
+    (InodeFlags::PROJINHERIT, 0x200),
+];
+
+/// An open ext2, ext3 or ext4 file system.
+///
+/// Owns: the inodes in core and the pages of their data. All methods may be called from many
+/// threads at once; a cached read or lookup takes no lock that another file's would.
+#[derive(Debug)]
+pub struct FileSystem {
+    pub(crate) instance: Arc<Instance>,
+    pub(crate) cache: Arc<PageCache>,
+    inodes: InodeCache<Inode>,
+    stat: Mutex<Option<FileSystemStat>>,
+    notes: Vec<String>,
+}
+
+/// An open regular file.
+#[derive(Debug)]
+pub struct File {
+    inode: Arc<Inode>,
+    mapping: Arc<Mapping<FileData>>,
+    readahead: Readahead,
+}
+
+impl FileSystem {
+    /// The file system of an instance, its pages in `cache`, with about `inodes_max` unused inodes
+    /// kept in core.
+    pub(crate) fn new(
+        instance: Instance,
+        cache: Arc<PageCache>,
+        inodes_max: usize,
+        notes: Vec<String>,
+    ) -> Self {
+        Self {
+            instance: Arc::new(instance),
+            cache,
+            inodes: InodeCache::new(inodes_max),
+            stat: Mutex::new(None),
+            notes,
+        }
+    }
+
+    /// What the user should know about how it was opened, a sentence each.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Makes sure that the root directory can be read.
+    pub(crate) fn check_root(&self) -> Result<()> {
+        let root = self.dir_inode(InodeId(u64::from(InodeNo::ROOT.0)))?;
+        self.instance.dot_dot(&root.disk).map(|_| ())
+    }
+
+    /// The number of an inode that users may reach: the root, or one for files.
+    fn user_inode(&self, id: InodeId) -> Result<InodeNo> {
+        let superblock = &self.instance.superblock;
+        u32::try_from(id.0)
+            .ok()
+            .map(InodeNo)
+            .filter(|&number| number == InodeNo::ROOT || number >= superblock.first_inode())
+            .filter(|number| number.0 <= superblock.inodes_count())
+            .ok_or(Error::Stale)
+    }
+
+    fn inode(&self, id: InodeId) -> Result<Arc<Inode>> {
+        let number = self.user_inode(id)?;
+        self.inodes.get_or_load(number, || {
+            Ok(Inode::new(DiskInode::read(&self.instance, number)?))
+        })
+    }
+
+    /// What the disk says of an inode, without bringing it into core.
+    fn disk_inode(&self, number: InodeNo) -> Result<Arc<DiskInode>> {
+        match self.inodes.get(number) {
+            Some(inode) => Ok(Arc::clone(&inode.disk)),
+            None => Ok(Arc::new(DiskInode::read(&self.instance, number)?)),
+        }
+    }
+
+    /// Attributes of an inode that a directory entry names.
+    pub(crate) fn attr_by_number(&self, number: InodeNo) -> Result<Attr> {
+        let disk = self
+            .user_inode(InodeId(u64::from(number.0)))
+            .and_then(|number| self.disk_inode(number))
+            .and_then(|disk| {
+                if disk.is_ea_inode() {
+                    Err(Error::Stale)
+                } else {
+                    Ok(disk)
+                }
+            });
+        match disk {
+            Ok(disk) => Ok(disk.attr(&self.instance)),
+            Err(Error::Stale) => {
+                let what = "a directory entry names an inode that is not in use, or not for files";
+                Err(self.instance.damaged(number, None, what))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn dir_inode(&self, id: InodeId) -> Result<Arc<Inode>> {
+        let inode = self.inode(id)?;
+        if inode.disk.kind == FileKind::Directory {
+            Ok(inode)
+        } else {
+            Err(Error::NotDirectory)
+        }
+    }
+
+    fn seek_run(&self, disk: &DiskInode, offset: u64, wanted: Whence) -> Result<u64> {
+        let size = disk.size();
+        if offset >= size {
+            return Err(Error::NoData);
+        }
+        if disk.has_inline_data() {
+            return Ok(if wanted == Whence::Data { offset } else { size });
+        }
+        let bits = self.instance.superblock.block_size_bits();
+        let mut at = offset;
+        while at < size {
+            let Ok(block) = u32::try_from(at >> bits) else {
+                break;
+            };
+            let run = self.instance.map_blocks(disk, FileBlock(block))?;
+            let is_data = matches!(run.target, Target::Written(_));
+            if is_data == (wanted == Whence::Data) {
+                return Ok(at);
+            }
+            at = (u64::from(block) + u64::from(run.len)) << bits;
+        }
+        match wanted {
+            Whence::Data => Err(Error::NoData),
+            Whence::Hole => Ok(size),
+        }
+    }
+
+    fn extents_of(
+        &self,
+        disk: &DiskInode,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> Result<Vec<ExtentInfo>> {
+        let end = offset.saturating_add(length);
+        let mut extents: Vec<ExtentInfo> = Vec::new();
+        if disk.has_inline_data() {
+            if offset < disk.size() && length > 0 && most > 0 {
+                extents.push(ExtentInfo {
+                    logical: 0,
+                    physical: 0,
+                    length: disk.size(),
+                    state: ExtentState::Inline,
+                });
+            }
+            return Ok(extents);
+        }
+        let bits = self.instance.superblock.block_size_bits();
+        let mut at = offset >> bits;
+        while (at << bits) < end && at < u64::from(u32::MAX) && extents.len() < most {
+            let block = FileBlock(at as u32);
+            let run = self.instance.map_blocks(disk, block)?;
+            let state = match run.target {
+                Target::Hole => None,
+                Target::Written(start) => Some((start, ExtentState::Written)),
+                Target::Unwritten(start) => Some((start, ExtentState::Unwritten)),
+            };
+            if let Some((start, state)) = state {
+                extents.push(ExtentInfo {
+                    logical: at << bits,
+                    physical: start.0 << bits,
+                    length: u64::from(run.len) << bits,
+                    state,
+                });
+            }
+            at += u64::from(run.len);
+        }
+        Ok(extents)
+    }
+}
+
+impl pagefence_vfs::FileSystem for FileSystem {
+    type File = File;
+    type Directory = Directory;
+
+    fn root(&self) -> InodeId {
+        InodeId(u64::from(InodeNo::ROOT.0))
+    }
+
+    fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Entry> {
+        if name.len() > NAME_LENGTH_MAX {
+            return Err(Error::NameTooLong);
+        }
+        let dir = self.dir_inode(parent)?;
+        let number = match name {
+            b"." => dir.disk.number,
+            b".." => self.instance.dot_dot(&dir.disk)?,
+            _ => match self.instance.find_entry(&dir, name)? {
+                Some(found) => found.inode,
+                // Stored names are ciphertext: what is asked for may well be there.
+                None if dir.disk.is_encrypted() => return Err(Error::NoKey),
+                None => return Err(Error::NotFound),
+            },
+        };
+        Ok(Entry {
+            attr: self.attr_by_number(number)?,
+        })
+    }
+
+    fn attr(&self, id: InodeId) -> Result<Attr> {
+        let number = self.user_inode(id)?;
+        Ok(self.disk_inode(number)?.attr(&self.instance))
+    }
+
+    fn read_link(&self, id: InodeId) -> Result<Vec<u8>> {
+        let number = self.user_inode(id)?;
+        self.instance.link_target(&*self.disk_inode(number)?)
+    }
+
+    fn access(&self, id: InodeId, access: Access, who: &Credentials) -> Result<()> {
+        let number = self.user_inode(id)?;
+        let disk = self.disk_inode(number)?;
+        let is_special = !matches!(
+            disk.kind,
+            FileKind::Regular | FileKind::Directory | FileKind::Symlink
+        );
+        if access.contains(Access::WRITE) && !is_special {
+            return Err(Error::ReadOnly);
+        }
+        self.instance.check_access(&disk, access, who)
+    }
+
+    fn open(&self, id: InodeId, write: bool) -> Result<File> {
+        let inode = self.inode(id)?;
+        match inode.disk.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => return Err(Error::IsDirectory),
+            _ => return Err(Error::InvalidArgument),
+        }
+        if inode.disk.is_encrypted() {
+            return Err(Error::NoKey);
+        }
+        if write {
+            return Err(Error::ReadOnly);
+        }
+        Ok(File {
+            mapping: inode.mapping(&self.instance, &self.cache),
+            readahead: Readahead::new(),
+            inode,
+        })
+    }
+
+    fn read(&self, file: &File, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let mut held = Held::at_entry();
+        match file
+            .mapping
+            .read(&mut held, &file.readahead, offset, buffer)
+        {
+            Ok(read) => Ok(read),
+            Err(ReadError::Backing(error)) => Err(error.into()),
+            Err(_) => Err(Error::OutOfMemory),
+        }
+    }
+
+    fn seek(&self, file: &File, offset: u64, whence: Whence) -> Result<u64> {
+        self.seek_run(&file.inode.disk, offset, whence)
+    }
+
+    fn extents(
+        &self,
+        id: InodeId,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> Result<Vec<ExtentInfo>> {
+        let number = self.user_inode(id)?;
+        let disk = self.disk_inode(number)?;
+        match disk.kind {
+            FileKind::Regular | FileKind::Directory => self.extents_of(&disk, offset, length, most),
+            _ => Err(Error::Unsupported("an extent map of what has no blocks")),
+        }
+    }
+
+    fn open_dir(&self, id: InodeId) -> Result<Directory> {
+        let inode = self.dir_inode(id)?;
+        if inode.disk.is_encrypted() {
+            return Err(Error::NoKey);
+        }
+        self.directory(inode)
+    }
+
+    fn read_dir(
+        &self,
+        dir: &Directory,
+        from: Cookie,
+        with_attr: bool,
+        sink: &mut dyn DirSink,
+    ) -> Result<()> {
+        self.read_directory(dir, from, with_attr, sink)
+    }
+
+    fn stat_fs(&self) -> Result<FileSystemStat> {
+        let mut stat = self.stat.lock();
+        match *stat {
+            Some(stat) => Ok(stat),
+            None => Ok(*stat.insert(self.instance.stat_fs()?)),
+        }
+    }
+
+    fn xattr(&self, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {
+        let number = self.user_inode(id)?;
+        self.instance.xattr(&*self.disk_inode(number)?, name)
+    }
+
+    fn xattr_names(&self, id: InodeId) -> Result<Vec<XattrName>> {
+        let number = self.user_inode(id)?;
+        self.instance.xattr_names(&*self.disk_inode(number)?)
+    }
+
+    fn fsxattr(&self, id: InodeId) -> Result<Fsxattr> {
+        let number = self.user_inode(id)?;
+        let disk = self.disk_inode(number)?;
+        let flags = disk.record.flags();
+        Ok(Fsxattr {
+            xflags: XFLAGS
+                .iter()
+                .filter(|(flag, _)| flags.contains(*flag))
+                .fold(0, |xflags, (_, bit)| xflags | bit),
+            extent_size: 0,
+            extents: 0,
+            project: disk.record.project().unwrap_or(0),
+        })
+    }
+}

@@ -1,0 +1,102 @@
+//! Size and free space of the file system, as Linux's ext4 counts them.
+
+use pagefence_ext4_format::GroupNo;
+use pagefence_ext4_format::features::{Compat, Incompat, RoCompat};
+use pagefence_vfs::{FileSystemStat, Result};
+
+use crate::inode::DiskInode;
+use crate::instance::Instance;
+
+/// Clusters that ext4 keeps back for metadata of delayed allocation, at most.
+const RESERVED_CLUSTERS_MAX: u64 = 4096;
+
+/// Longest name.
+const NAME_LENGTH: u32 = 255;
+
+/// Free space, summed over the groups: the superblock's own counts are brought up to date only
+/// when a file system is unmounted.
+#[derive(Clone, Copy, Debug, Default)]
+struct Free {
+    clusters: u64,
+    inodes: u64,
+}
+
+impl Instance {
+    /// Size and free space.
+    pub(crate) fn stat_fs(&self) -> Result<FileSystemStat> {
+        let superblock = &self.superblock;
+        let per_cluster = u64::from(superblock.blocks_per_cluster());
+        let mut free = Free::default();
+        for group in superblock.groups() {
+            let desc = self.group_desc(group)?;
+            free.clusters += u64::from(desc.free_clusters());
+            free.inodes += u64::from(desc.free_inodes());
+        }
+        let blocks = superblock.blocks_count();
+        let blocks_free = free.clusters.saturating_mul(per_cluster).min(blocks);
+        let kept_back = if superblock.has_incompat(Incompat::EXTENTS) {
+            (blocks / per_cluster / 50).min(RESERVED_CLUSTERS_MAX) * per_cluster
+        } else {
+            0
+        };
+        Ok(FileSystemStat {
+            block_size: superblock.block_size(),
+            blocks: blocks.saturating_sub(self.overhead_blocks()),
+            blocks_free,
+            blocks_available: blocks_free
+                .saturating_sub(superblock.reserved_blocks_count().saturating_add(kept_back)),
+            inodes: u64::from(superblock.inodes_count()),
+            inodes_free: free.inodes,
+            name_length: NAME_LENGTH,
+        })
+    }
+
+    /// Blocks that can never hold data: superblocks, descriptors, bitmaps, inode tables and the
+    /// journal; not the blocks reserved for growing.
+    fn overhead_blocks(&self) -> u64 {
+        let superblock = &self.superblock;
+        let stored = u64::from(superblock.raw().s_overhead_clusters.get())
+            .saturating_mul(u64::from(superblock.blocks_per_cluster()));
+        if superblock.has_ro_compat(RoCompat::BIGALLOC)
+            && stored != 0
+            && stored <= superblock.blocks_count()
+        {
+            return stored;
+        }
+        let per_group = u64::from(superblock.inode_table_blocks()) + 2;
+        let groups: u64 = superblock
+            .groups()
+            .map(|group| {
+                per_group + u64::from(superblock.has_super(group)) + self.descriptor_blocks(group)
+            })
+            .sum();
+        u64::from(superblock.raw().s_first_data_block.get()) + groups + self.journal_blocks()
+    }
+
+    /// Blocks of group descriptors in a group.
+    fn descriptor_blocks(&self, group: GroupNo) -> u64 {
+        let superblock = &self.superblock;
+        let per_block = superblock.descriptors_per_block().max(1);
+        let contiguous = superblock.contiguous_descriptor_blocks();
+        if superblock.has_incompat(Incompat::META_BG) && group.0 / per_block >= contiguous {
+            let within = group.0 % per_block;
+            return u64::from(within < 2 || within == per_block - 1);
+        }
+        if superblock.has_super(group) {
+            u64::from(contiguous)
+        } else {
+            0
+        }
+    }
+
+    fn journal_blocks(&self) -> u64 {
+        let superblock = &self.superblock;
+        if !superblock.has_compat(Compat::HAS_JOURNAL) {
+            return 0;
+        }
+        superblock
+            .journal_inode()
+            .and_then(|number| DiskInode::read(self, number).ok())
+            .map_or(0, |inode| inode.size() / u64::from(superblock.block_size()))
+    }
+}

@@ -1,0 +1,193 @@
+//! The ioctls that are answered, on files and directories.
+//!
+//! FUSE passes only ioctls whose number tells direction and size, and takes no lock. Answered are
+//! Linux's GETFLAGS, GETVERSION and FSGETXATTR, and one of our own, [`EXTENTS`], which stands for
+//! FIEMAP (FUSE never passes FIEMAP on). All numbers are in the byte order of the machine.
+//!
+//! # `EXTENTS`: the extent map
+//!
+//! `_IOWR(0xF7, 1, 16352 bytes)`. A header, then room for [`EXTENTS_AT_ONCE`] extents:
+//!
+//! | at | size | header field | |
+//! |---|---|---|---|
+//! | 0 | 8 | offset | in: first byte of the file asked for |
+//! | 8 | 8 | length | in: how many bytes from there on, not 0; `u64::MAX` for all |
+//! | 16 | 4 | count | out: extents that follow |
+//! | 20 | 4 | flags | out: bit 0: no extents of the range are left |
+//! | 24 | 8 | reserved | 0 |
+//!
+//! | at | size | extent field | |
+//! |---|---|---|---|
+//! | 0 | 8 | logical | offset in the file, bytes |
+//! | 8 | 8 | physical | offset in the image, bytes; 0 for inline data |
+//! | 16 | 8 | length | bytes |
+//! | 24 | 4 | state | 0 written, 1 unwritten (reads as zeros), 2 inline |
+//! | 28 | 4 | reserved | 0 |
+//!
+//! Extents ascend; holes are left out. Without bit 0 ask again, from where the last extent ends.
+//! Fewer bytes than 16352 may be written back: those that hold something.
+
+use fuser::{Errno, INodeNo};
+use pagefence_vfs::{ExtentInfo, ExtentState, FileSystem};
+
+use crate::dispatch::Dispatch;
+use crate::errno::errno;
+
+/// `_IOC` of Linux (all architectures but alpha, mips, powerpc, sparc).
+const fn ioc(direction: u32, kind: u8, number: u8, size: u32) -> u32 {
+    assert!(size < 1 << 14, "the size has 14 bits");
+    direction << 30 | size << 16 | (kind as u32) << 8 | number as u32
+}
+
+const READ: u32 = 2;
+const READ_WRITE: u32 = 3;
+
+const FS_IOC_GETFLAGS: u32 = ioc(READ, b'f', 1, 8);
+const FS_IOC32_GETFLAGS: u32 = ioc(READ, b'f', 1, 4);
+const FS_IOC_GETVERSION: u32 = ioc(READ, b'v', 1, 8);
+const FS_IOC32_GETVERSION: u32 = ioc(READ, b'v', 1, 4);
+const EXT4_IOC_GETVERSION: u32 = ioc(READ, b'f', 3, 8);
+const EXT4_IOC32_GETVERSION: u32 = ioc(READ, b'f', 3, 4);
+const FS_IOC_FSGETXATTR: u32 = ioc(READ, b'X', 31, 28);
+
+const HEADER_BYTES: usize = 32;
+const EXTENT_BYTES: usize = 32;
+
+/// Most extents in one answer.
+pub const EXTENTS_AT_ONCE: usize = 510;
+
+/// Number of the extent map's ioctl.
+pub const EXTENTS: u32 = ioc(
+    READ_WRITE,
+    0xf7,
+    1,
+    (HEADER_BYTES + EXTENTS_AT_ONCE * EXTENT_BYTES) as u32,
+);
+
+/// In `flags` of the header: no extents of the range are left.
+pub const EXTENTS_LAST: u32 = 1;
+
+impl<F: FileSystem> Dispatch<F> {
+    /// Answers an ioctl; at most `output_size` bytes.
+    pub(crate) fn control(
+        &self,
+        node: INodeNo,
+        command: u32,
+        input: &[u8],
+        output_size: u32,
+    ) -> Result<Vec<u8>, Errno> {
+        let id = self.nodes.inode(node)?;
+        let mut output = match command {
+            // An int, though the number says long: that is what programs have room for, and all
+            // that Linux's own file systems write.
+            FS_IOC_GETFLAGS | FS_IOC32_GETFLAGS => {
+                let attr = self.fs.attr(id).map_err(|error| errno(&error))?;
+                attr.flags.to_ne_bytes().to_vec()
+            }
+            FS_IOC_GETVERSION
+            | FS_IOC32_GETVERSION
+            | EXT4_IOC_GETVERSION
+            | EXT4_IOC32_GETVERSION => {
+                let attr = self.fs.attr(id).map_err(|error| errno(&error))?;
+                attr.generation.to_ne_bytes().to_vec()
+            }
+            FS_IOC_FSGETXATTR => {
+                let found = self.fs.fsxattr(id).map_err(|error| errno(&error))?;
+                let fields = [
+                    found.xflags,
+                    found.extent_size,
+                    found.extents,
+                    found.project,
+                ];
+                // After these, the extent size hint of copy on write, and room to grow.
+                let mut output: Vec<u8> = fields.iter().flat_map(|f| f.to_ne_bytes()).collect();
+                output.resize(28, 0);
+                output
+            }
+            EXTENTS => {
+                let offset = field(input, 0)?;
+                let length = field(input, 8)?.min(u64::MAX - offset);
+                if length == 0 {
+                    return Err(Errno::EINVAL);
+                }
+                // One more than fits tells whether any are left.
+                let found = self
+                    .fs
+                    .extents(id, offset, length, EXTENTS_AT_ONCE + 1)
+                    .map_err(|error| errno(&error))?;
+                encode_extents(offset, length, &found)
+            }
+            _ => return Err(Errno::ENOTTY),
+        };
+        output.truncate(output_size as usize);
+        Ok(output)
+    }
+}
+
+/// The eight bytes at `at`.
+fn field(input: &[u8], at: usize) -> Result<u64, Errno> {
+    let bytes = input.get(at..at + 8).ok_or(Errno::EINVAL)?;
+    Ok(u64::from_ne_bytes(
+        bytes.try_into().map_err(|_| Errno::EINVAL)?,
+    ))
+}
+
+fn encode_extents(offset: u64, length: u64, found: &[ExtentInfo]) -> Vec<u8> {
+    let here = &found[..found.len().min(EXTENTS_AT_ONCE)];
+    let last = if found.len() > EXTENTS_AT_ONCE {
+        0
+    } else {
+        EXTENTS_LAST
+    };
+    let mut output = Vec::with_capacity(HEADER_BYTES + here.len() * EXTENT_BYTES);
+    output.extend_from_slice(&offset.to_ne_bytes());
+    output.extend_from_slice(&length.to_ne_bytes());
+    output.extend_from_slice(&(here.len() as u32).to_ne_bytes());
+    output.extend_from_slice(&last.to_ne_bytes());
+    output.extend_from_slice(&0u64.to_ne_bytes());
+    for extent in here {
+        let state: u32 = match extent.state {
+            ExtentState::Written => 0,
+            ExtentState::Unwritten => 1,
+            ExtentState::Inline => 2,
+        };
+        output.extend_from_slice(&extent.logical.to_ne_bytes());
+        output.extend_from_slice(&extent.physical.to_ne_bytes());
+        output.extend_from_slice(&extent.length.to_ne_bytes());
+        output.extend_from_slice(&state.to_ne_bytes());
+        output.extend_from_slice(&0u32.to_ne_bytes());
+    }
+    output
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_those_of_linux() {
+        assert_eq!(FS_IOC_GETFLAGS, 0x8008_6601);
+        assert_eq!(FS_IOC32_GETFLAGS, 0x8004_6601);
+        assert_eq!(FS_IOC_GETVERSION, 0x8008_7601);
+        assert_eq!(FS_IOC_FSGETXATTR, 0x801c_581f);
+        assert_eq!(EXTENTS, 0xffe0_f701);
+    }
+
+    #[test]
+    fn an_answer_fits_and_tells_whether_it_is_the_last() {
+        let extent = ExtentInfo {
+            logical: 4096,
+            physical: 8192,
+            length: 4096,
+            state: ExtentState::Unwritten,
+        };
+        let all = encode_extents(7, 9, &[extent; EXTENTS_AT_ONCE]);
+        assert_eq!(all.len(), 16352);
+        assert_eq!(field(&all, 16).ok(), Some(510 | 1 << 32));
+        let more = encode_extents(7, 9, &[extent; EXTENTS_AT_ONCE + 1]);
+        assert_eq!(more.len(), 16352);
+        assert_eq!(field(&more, 16).ok(), Some(510));
+        assert_eq!(field(&more, HEADER_BYTES + 24).ok(), Some(1));
+        assert!(field(&[0; 15], 8).is_err());
+    }
+}

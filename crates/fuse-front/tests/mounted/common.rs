@@ -1,0 +1,96 @@
+//! A mount of a file system in memory, made and taken down by a test.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use pagefence_fuse_front::{MountRequest, ServeError, ServeOptions, Server};
+use pagefence_lock_order::primitives::Arc;
+
+use crate::memory_fs::{Counters, MemoryFs};
+
+/// A live mount; dropping it unmounts.
+pub(crate) struct Mounted {
+    directory: tempfile::TempDir,
+    /// What reached the file system.
+    pub(crate) counters: Arc<Counters>,
+    server: Option<JoinHandle<Result<(), ServeError>>>,
+}
+
+impl Mounted {
+    /// The root of the mount.
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A path in it.
+    pub(crate) fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path().join(name)
+    }
+
+    /// Waits for the server, once something has unmounted it.
+    pub(crate) fn finish(mut self) -> Result<(), ServeError> {
+        let server = self.server.take().expect("finished once");
+        server.join().expect("the server does not panic")
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            if let Err(error) = pagefence_fuse_front::unmount(self.path(), true) {
+                eprintln!("{} stays mounted: {error}", self.path().display());
+            } else if !std::thread::panicking() {
+                let ended = server.join().expect("the server does not panic");
+                ended.expect("the server ends well");
+            }
+        }
+    }
+}
+
+/// Mounts `fs`; `None`, with a word on stderr, where that is impossible.
+pub(crate) fn mount(fs: MemoryFs) -> Option<Mounted> {
+    mount_with(
+        fs,
+        &ServeOptions {
+            posix_acl: true,
+            ..ServeOptions::default()
+        },
+        |_| {},
+    )
+}
+
+/// Mounts `fs` served as `options` say, mounted as `change` says.
+pub(crate) fn mount_with(
+    fs: MemoryFs,
+    options: &ServeOptions,
+    change: impl FnOnce(&mut MountRequest<'_>),
+) -> Option<Mounted> {
+    if !Path::new("/dev/fuse").exists() || !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: this test mounts, which needs root and /dev/fuse");
+        return None;
+    }
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    // Not read-only, so that what writes gets to the server.
+    let mut request = MountRequest {
+        source: OsStr::new("memory"),
+        subtype: "pagefence",
+        mountpoint: directory.path(),
+        read_only: false,
+        suid: false,
+        dev: false,
+        exec: true,
+        allow_other: true,
+        default_permissions: true,
+    };
+    change(&mut request);
+    let fd = pagefence_fuse_front::mount(&request).expect("root can mount");
+    let counters = fs.counters();
+    let server = Server::start(fs, fd, options).expect("the kernel greets");
+    let server = std::thread::spawn(move || server.run());
+    Some(Mounted {
+        directory,
+        counters,
+        server: Some(server),
+    })
+}

@@ -1,0 +1,209 @@
+//! One cache for all files of a process: its budget, its frames, its workers.
+
+use pagefence_host_memory::{Arena, FrameMut};
+use pagefence_lock_order::Held;
+use pagefence_lock_order::levels::Entry;
+use pagefence_lock_order::primitives::Arc;
+
+use crate::backing::PAGE_SIZE;
+use crate::pages::PAGE_OVERHEAD;
+use crate::readahead_worker::{Queue, Workers};
+use crate::reclaim::Clock;
+use crate::wait::{FrameEvents, PageQueues};
+
+/// Pages reclaimed at least when frames have run out, so that the next few allocations find some.
+const RECLAIM_BATCH: usize = 32;
+
+/// How a [`PageCache`] is to be.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Bytes that cached pages and what is kept about them may take, ever. At least 256 KiB.
+    pub budget_bytes: u64,
+    /// Bytes of the first window of a sequential reader.
+    pub readahead_initial_bytes: u64,
+    /// Bytes that a window grows to; 0 for no readahead at all.
+    pub readahead_max_bytes: u64,
+    /// Threads that read ahead; with 0, windows wait for [`PageCache::run_readahead`].
+    pub readahead_workers: usize,
+    /// Windows that may wait for a worker; more are forgotten.
+    pub readahead_queue: usize,
+}
+
+impl Config {
+    /// Windows from 128 KiB to 2 MiB, two workers, within `budget_bytes`.
+    #[must_use]
+    pub fn new(budget_bytes: u64) -> Self {
+        Self {
+            budget_bytes,
+            readahead_initial_bytes: 128 << 10,
+            readahead_max_bytes: 2 << 20,
+            readahead_workers: 2,
+            readahead_queue: 64,
+        }
+    }
+}
+
+/// How full the cache is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes that it may take.
+    pub budget_bytes: u64,
+    /// Bytes that pages take, what is kept about them included, at most.
+    pub used_bytes: u64,
+}
+
+/// The page cache of a process. Files join it by [`crate::Mapping::new`].
+///
+/// Owns the budget, the frames, the clock of reclaim and the readahead workers; the pages
+/// themselves belong to their mappings. Dropping it ends the workers (and waits for what they
+/// read just now); mappings that are left go on without readahead in the background.
+#[derive(Debug)]
+pub struct PageCache {
+    shared: Arc<Shared>,
+    /// Dropped with the cache: ends the threads.
+    _workers: Workers,
+}
+
+/// What mappings and pages know of their cache.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    arena: Arena,
+    budget_bytes: u64,
+    pub(crate) clock: Clock,
+    pub(crate) page_queues: PageQueues,
+    pub(crate) frame_events: FrameEvents,
+    pub(crate) readahead: Queue,
+    pub(crate) windows: crate::readahead::Windows,
+    #[cfg(test)]
+    pub(crate) mutants: crate::mutants::Mutants,
+}
+
+impl PageCache {
+    /// Reserves the budget and starts the workers.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if the budget is under 256 KiB or over 16 TiB; else the operating system
+    /// can't map memory or start a thread.
+    pub fn new(config: Config) -> std::io::Result<Arc<Self>> {
+        Self::with_shared(
+            &config,
+            Shared::new(
+                &config,
+                #[cfg(test)]
+                crate::mutants::Mutants::default(),
+            )?,
+        )
+    }
+
+    /// The same with protections left out.
+    #[cfg(test)]
+    pub(crate) fn with_mutants(
+        config: Config,
+        mutants: crate::mutants::Mutants,
+    ) -> std::io::Result<Arc<Self>> {
+        Self::with_shared(&config, Shared::new(&config, mutants)?)
+    }
+
+    fn with_shared(config: &Config, shared: Shared) -> std::io::Result<Arc<Self>> {
+        let shared = Arc::new(shared);
+        Ok(Arc::new(Self {
+            _workers: Workers::start(&shared, config.readahead_workers)?,
+            shared,
+        }))
+    }
+
+    /// How full the cache is, at about this moment. Costs a look at a bit per page of budget.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let used = self.shared.arena.frames() - self.shared.arena.free_frames();
+        Usage {
+            budget_bytes: self.shared.budget_bytes,
+            used_bytes: page_cost(used),
+        }
+    }
+
+    /// Drops up to `bytes` of cached pages, least used first, and gives all unused memory back
+    /// to the operating system; says how many bytes of pages were dropped.
+    pub fn shrink(&self, bytes: u64) -> u64 {
+        let pages = usize::try_from(bytes.div_ceil(PAGE_SIZE as u64)).unwrap_or(usize::MAX);
+        let dropped = if pages == 0 {
+            0
+        } else {
+            self.shared.clock.reclaim(pages)
+        };
+        self.shared.arena.release_free();
+        self.shared.frame_events.notify();
+        page_cost(dropped)
+    }
+
+    /// Reads one queued window ahead on the calling thread, which holds no lock; false if none
+    /// is queued. For a cache without workers of its own.
+    pub fn run_readahead(&self, held: &mut Held<'_, Entry>) -> bool {
+        self.shared.readahead.run_one(held)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl Shared {
+    fn new(
+        config: &Config,
+        #[cfg(test)] mutants: crate::mutants::Mutants,
+    ) -> std::io::Result<Self> {
+        const LEAST_BYTES: u64 = 256 << 10;
+        if config.budget_bytes < LEAST_BYTES {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        }
+        let frames = usize::try_from(config.budget_bytes / (PAGE_SIZE as u64 + PAGE_OVERHEAD))
+            .map_err(|_| std::io::ErrorKind::InvalidInput)?;
+        Ok(Self {
+            arena: Arena::new(frames)?,
+            budget_bytes: config.budget_bytes,
+            clock: Clock::new(frames),
+            page_queues: PageQueues::new(),
+            frame_events: FrameEvents::default(),
+            readahead: Queue::new(config.readahead_queue),
+            windows: crate::readahead::Windows::new(config, frames),
+            #[cfg(test)]
+            mutants,
+        })
+    }
+
+    /// Takes up to `want` frames, reclaiming pages if too few are free. None if all are in the
+    /// hands of fillers and readers: then [`Self::wait_for_frame`], with no lock held.
+    ///
+    /// Never waits, so it may be called with the invalidate lock held shared; and whoever gets
+    /// fewer than it wants goes on with those, so nobody holds frames while waiting for frames.
+    pub(crate) fn allocate(&self, want: usize) -> Vec<FrameMut> {
+        let mut frames = self.arena.allocate_batch(want);
+        if frames.len() < want {
+            self.clock.reclaim((want - frames.len()).max(RECLAIM_BATCH));
+            frames.extend(self.arena.allocate_batch(want - frames.len()));
+            frames.sort_unstable_by_key(FrameMut::number);
+        }
+        frames
+    }
+
+    /// Waits until a frame may be had. The caller holds no lock and no frame; who has frames
+    /// finishes without help from here, so this ends.
+    pub(crate) fn wait_for_frame(&self) {
+        self.frame_events
+            .wait_unless(|| !self.allocate(1).is_empty());
+        // The look may have hidden that frame from another waiter's look: let that one look
+        // again, should the frame not be needed here any more.
+        self.frame_events.notify();
+    }
+
+    /// Every free frame, so that tests can starve the cache.
+    #[cfg(test)]
+    pub(crate) fn take_all_frames(&self) -> Vec<FrameMut> {
+        self.arena.allocate_batch(self.arena.frames())
+    }
+}
+
+fn page_cost(pages: usize) -> u64 {
+    u64::try_from(pages).map_or(u64::MAX, |pages| pages * (PAGE_SIZE as u64 + PAGE_OVERHEAD))
+}

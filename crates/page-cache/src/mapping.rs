@@ -1,0 +1,163 @@
+//! The pages of one file, and its invalidate lock.
+
+use std::ops::Range;
+
+use pagefence_lock_order::levels::{Entry, Invalidate};
+use pagefence_lock_order::primitives::{Arc, Weak};
+#[cfg(test)]
+use pagefence_lock_order::rank::RankGuard;
+use pagefence_lock_order::{Held, OrderedReadGuard, OrderedRwLock};
+
+use crate::backing::{Backing, PAGE_SIZE};
+use crate::cache::{PageCache, Shared};
+use crate::pages::Pages;
+use crate::readahead::Ahead;
+use crate::readahead_worker::{Job, Target};
+
+/// [`PAGE_SIZE`] as a file offset.
+pub(crate) const PAGE_BYTES: u64 = PAGE_SIZE as u64;
+
+/// The cached pages of one file.
+///
+/// - Owns: the index of the pages and, through it, the pages; the invalidate lock; the backing.
+/// - Stays outside: the inode lock, the size, the block map (the backing's), how it is read (one
+///   [`crate::Readahead`] per open file).
+/// - Lifecycle: made with the inode in memory, dropped with it. Its pages go with it, those that
+///   somebody still copies from a moment later. Readahead that is queued does not keep it;
+///   readahead that is being read does, until the read is over.
+///
+/// Without pages it is a small thing (under 300 bytes beside its backing).
+#[derive(Debug)]
+pub struct Mapping<B: Backing> {
+    backing: B,
+    pages: Arc<Pages>,
+    invalidate_lock: OrderedRwLock<Invalidate, ()>,
+    this: Weak<Mapping<B>>,
+}
+
+/// Who fills pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Filler {
+    Read,
+    Readahead,
+}
+
+/// The invalidate lock, held shared.
+#[derive(Debug)]
+pub(crate) enum Section<'a> {
+    Locked {
+        _guard: OrderedReadGuard<'a, ()>,
+    },
+    #[cfg(test)]
+    Mutant {
+        _rank: RankGuard,
+    },
+}
+
+impl<B: Backing> Mapping<B> {
+    /// The mapping of the file with number `number` in `cache`. The number is the invalidate
+    /// lock's place among its kind: no two live mappings of one file system share one.
+    #[must_use]
+    pub fn new(cache: &PageCache, number: u64, backing: B) -> Arc<Self> {
+        let shared = Arc::clone(cache.shared());
+        Arc::new_cyclic(|this| Self {
+            backing,
+            pages: Arc::new(Pages::new(shared, number)),
+            invalidate_lock: OrderedRwLock::new(number, ()),
+            this: Weak::clone(this),
+        })
+    }
+
+    /// What is behind the pages.
+    #[must_use]
+    pub fn backing(&self) -> &B {
+        &self.backing
+    }
+
+    /// The number given to [`Mapping::new`].
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.pages.number()
+    }
+
+    /// Pages in the cache now.
+    #[must_use]
+    pub fn nr_pages(&self) -> u64 {
+        self.pages.count()
+    }
+
+    /// The invalidate lock (S1.1), for queries of the block map that want neither fillers nor
+    /// the inode lock (U6): held shared, blocks stay. To take blocks away, [`Mapping::fence`].
+    #[must_use]
+    pub fn invalidate_lock(&self) -> &OrderedRwLock<Invalidate, ()> {
+        &self.invalidate_lock
+    }
+
+    /// The file's size in bytes now. A file ends at 2^63 - 1, so that no sum of an offset and a
+    /// length inside it overflows.
+    pub(crate) fn size(&self) -> u64 {
+        const LARGEST: u64 = u64::MAX >> 1;
+        self.backing.size().min(LARGEST)
+    }
+
+    pub(crate) fn pages(&self) -> &Arc<Pages> {
+        &self.pages
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        self.pages.shared()
+    }
+
+    /// Enters the section in which `filler` may look up blocks and fill pages (S1.2). It spans
+    /// the query of the block map, the I/O, and making the pages up to date.
+    pub(crate) fn fill_section<'a>(
+        &'a self,
+        held: &'a mut Held<'_, Entry>,
+        filler: Filler,
+    ) -> (Section<'a>, Held<'a, Invalidate>) {
+        #[cfg(test)]
+        if match filler {
+            Filler::Read => self.shared().mutants.read_unlocked,
+            Filler::Readahead => self.shared().mutants.readahead_unlocked,
+        } {
+            let (rank, held) = held.descend(self.number());
+            return (Section::Mutant { _rank: rank }, held);
+        }
+        let _ = filler;
+        let (guard, held) = self.invalidate_lock.read(held);
+        (Section::Locked { _guard: guard }, held)
+    }
+
+    /// Has `range` read in the background; false if that was not possible.
+    pub(crate) fn queue_readahead(&self, range: Range<u64>, marker: Option<u64>) -> bool {
+        if range.start >= pages_in(self.size()) {
+            return false;
+        }
+        let this: Weak<dyn Target> = Weak::<Self>::clone(&self.this);
+        self.shared().readahead.push(Job {
+            target: this,
+            range,
+            marker,
+        })
+    }
+
+    /// As [`Self::queue_readahead`], for the window after a marker.
+    pub(crate) fn queue_window(&self, readahead: &crate::Readahead, ahead: &Ahead) {
+        if !self.queue_readahead(ahead.range.clone(), Some(ahead.range.start)) {
+            readahead.forget(ahead);
+        }
+    }
+}
+
+impl<B: Backing> Drop for Mapping<B> {
+    fn drop(&mut self) {
+        // Pages know their index, the index its pages: this opens the circle. Nobody fills or
+        // looks up any more; reclaim may be about to take a page out and will find it gone.
+        self.pages.clear();
+    }
+}
+
+/// Pages that `bytes` from the front of a file touch.
+pub(crate) fn pages_in(bytes: u64) -> u64 {
+    bytes.div_ceil(PAGE_BYTES)
+}

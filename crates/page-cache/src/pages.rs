@@ -1,0 +1,225 @@
+//! The pages of one file: an index that lookups share.
+//!
+//! A tree of chunks of 16 slots under a reader-writer lock. Lookups take it shared, once a batch
+//! of pages; inserting and removing take it exclusively, once a batch. It is a leaf: nothing is
+//! taken, allocated from the arena, or waited for under it. The tree's shape bounds what a page
+//! can cost beside its frame, whatever the pattern of access ([`PAGE_OVERHEAD`]).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+#[cfg(debug_assertions)]
+use pagefence_lock_order::primitives::atomic::AtomicBool;
+use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
+use pagefence_lock_order::primitives::{Arc, RwLock};
+
+use crate::cache::Shared;
+use crate::folio::{Folio, PageLockGuard};
+
+const SLOTS: usize = 16;
+const SLOTS_U64: u64 = 16;
+
+/// Bytes that one cached page costs at most beside its frame: the folio, a chunk that it is
+/// alone in, its share of a half-full tree node, its place on reclaim's clock.
+pub(crate) const PAGE_OVERHEAD: u64 = 320;
+
+// Shuttle's atomics and locks are larger than real ones.
+#[cfg(not(shuttle))]
+const _: () = {
+    const REFERENCE_COUNTS: usize = 16;
+    const ALLOCATOR: usize = 16;
+    const TREE_ENTRY: usize = 48;
+    const CLOCK: usize = 8;
+    let folio = size_of::<Folio>() + REFERENCE_COUNTS + ALLOCATOR;
+    let chunk = size_of::<Chunk>() + ALLOCATOR;
+    assert!((folio + chunk + TREE_ENTRY + CLOCK) as u64 <= PAGE_OVERHEAD);
+};
+
+/// The pages of one file, and what every page of it needs to know: outlives the mapping only as
+/// long as somebody still copies from one of its pages.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    shared: Arc<Shared>,
+    number: u64,
+    tree: RwLock<BTreeMap<u64, Box<Chunk>>>,
+    count: AtomicU64,
+    /// The invalidate lock is held exclusively; for assertions (S1.11).
+    #[cfg(debug_assertions)]
+    fenced: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Chunk {
+    slots: [Option<Arc<Folio>>; SLOTS],
+    used: u8,
+}
+
+impl Pages {
+    pub(crate) fn new(shared: Arc<Shared>, number: u64) -> Self {
+        Self {
+            shared,
+            number,
+            tree: RwLock::new(BTreeMap::new()),
+            count: AtomicU64::new(0),
+            #[cfg(debug_assertions)]
+            fenced: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The file's number.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Pages in the index.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The page at `index`.
+    pub(crate) fn get(&self, index: u64) -> Option<Arc<Folio>> {
+        let (key, slot) = split(index);
+        self.tree.read().get(&key)?.slots[slot].clone()
+    }
+
+    /// Appends the up to date pages that follow each other from `first` on, `limit` at most.
+    pub(crate) fn uptodate_run(&self, first: u64, limit: usize, found: &mut Vec<Arc<Folio>>) {
+        let tree = self.tree.read();
+        let (key, mut slot) = split(first);
+        for (expected, (&key, chunk)) in (key..).zip(tree.range(key..)) {
+            if key != expected {
+                return;
+            }
+            for folio in &chunk.slots[slot..] {
+                match folio {
+                    Some(folio) if found.len() < limit && folio.is_uptodate() => {
+                        found.push(Arc::clone(folio));
+                    }
+                    _ => return,
+                }
+            }
+            slot = 0;
+        }
+    }
+
+    /// Appends the pages in `range`, ascending, `limit` at most.
+    pub(crate) fn gather(&self, range: Range<u64>, limit: usize, found: &mut Vec<Arc<Folio>>) {
+        if range.is_empty() {
+            return;
+        }
+        let tree = self.tree.read();
+        let (last, _) = split(range.end - 1);
+        for (_, chunk) in tree.range(split(range.start).0..=last) {
+            for folio in chunk.slots.iter().flatten() {
+                if range.contains(&folio.index) {
+                    if found.len() == limit {
+                        return;
+                    }
+                    found.push(Arc::clone(folio));
+                }
+            }
+        }
+    }
+
+    /// How many pages from `first` on are not in the index, `most` at most.
+    pub(crate) fn absent_run(&self, first: u64, most: u64) -> u64 {
+        let end = first.saturating_add(most);
+        let mut found = Vec::with_capacity(1);
+        self.gather(first..end, 1, &mut found);
+        found.first().map_or(end, |folio| folio.index) - first
+    }
+
+    /// Inserts `folios`, which are locked and follow each other, up to the first whose place is
+    /// taken; says how many.
+    pub(crate) fn insert_absent(&self, folios: &[Arc<Folio>]) -> usize {
+        let mut tree = self.tree.write();
+        let mut inserted = 0;
+        for folio in folios {
+            debug_assert!(folio.state.is_locked(), "inserted without its lock");
+            let (key, slot) = split(folio.index);
+            let chunk = tree.entry(key).or_default();
+            if chunk.slots[slot].is_some() {
+                break;
+            }
+            chunk.slots[slot] = Some(Arc::clone(folio));
+            chunk.used += 1;
+            inserted += 1;
+        }
+        self.count.fetch_add(inserted, Ordering::Relaxed);
+        usize::try_from(inserted).expect("no more than folios")
+    }
+
+    /// Takes locked pages out of the index. One that was taken out already stays out.
+    ///
+    /// Every page leaves the index here or with the whole mapping, under its page lock.
+    pub(crate) fn remove<'a>(&self, locked: impl Iterator<Item = &'a Arc<Folio>>) -> usize {
+        let mut tree = self.tree.write();
+        let mut removed = 0;
+        for folio in locked {
+            debug_assert!(folio.state.is_locked(), "removed without its lock");
+            let (key, slot) = split(folio.index);
+            let Some(chunk) = tree.get_mut(&key) else {
+                continue;
+            };
+            if !chunk.slots[slot]
+                .as_ref()
+                .is_some_and(|present| Arc::ptr_eq(present, folio))
+            {
+                continue;
+            }
+            // Not the last reference: the caller has one, so nothing is freed under the lock.
+            chunk.slots[slot] = None;
+            chunk.used -= 1;
+            if chunk.used == 0 {
+                tree.remove(&key);
+            }
+            folio.state.set_detached();
+            removed += 1;
+        }
+        self.count.fetch_sub(removed, Ordering::Relaxed);
+        usize::try_from(removed).expect("no more than pages")
+    }
+
+    /// Takes every page out, when nobody can look any more.
+    pub(crate) fn clear(&self) {
+        let tree = std::mem::take(&mut *self.tree.write());
+        self.count.store(0, Ordering::Relaxed);
+        for folio in tree.values().flat_map(|chunk| chunk.slots.iter().flatten()) {
+            folio.state.set_detached();
+        }
+    }
+
+    /// Notes, in debug builds, that the invalidate lock is held exclusively or no longer.
+    pub(crate) fn set_fenced(&self, fenced: bool) {
+        #[cfg(debug_assertions)]
+        self.fenced.store(fenced, Ordering::Relaxed);
+        #[cfg(not(debug_assertions))]
+        let _ = fenced;
+    }
+
+    /// Asserts, in debug builds, that an invalidator holds the invalidate lock exclusively
+    /// (S1.11).
+    pub(crate) fn assert_fenced(&self) {
+        #[cfg(debug_assertions)]
+        assert!(
+            self.fenced.load(Ordering::Relaxed),
+            "pages of file {} dropped without the invalidate lock",
+            self.number
+        );
+    }
+
+    /// Takes a page out under the page lock that `guard` is.
+    pub(crate) fn remove_locked(&self, guard: &PageLockGuard<'_>) -> bool {
+        self.remove(std::iter::once(guard.folio())) == 1
+    }
+}
+
+/// The chunk of a page and its slot there.
+fn split(index: u64) -> (u64, usize) {
+    let slot = usize::try_from(index % SLOTS_U64).expect("below 16");
+    (index / SLOTS_U64, slot)
+}

@@ -1,0 +1,116 @@
+//! Taking pages back when frames run out: a clock over the frames of the arena.
+//!
+//! Every frame that holds a page of a file has its place on the clock, by its number. The hand
+//! goes round; a page that was used again since the hand last passed gets another round (up to
+//! three), the others go. Neighbouring frames are reclaimed together, so the next batch that is
+//! read finds neighbours to lie in. A page is in no list, so nothing is to be kept up on a hit,
+//! and a page that leaves the cache otherwise leaves no stale entry behind.
+//!
+//! Reclaim only ever tries locks. So it may run wherever memory is needed, whatever is held, and
+//! a fence, a filler or a reader that holds a page is never waited for.
+
+use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
+use pagefence_lock_order::primitives::{Arc, Mutex, Weak};
+
+use crate::folio::{Folio, PageLockGuard};
+
+/// Places that one lock guards.
+const GROUP: usize = 64;
+
+/// Places that the hand passes at most while it still spares pages in use.
+const SPARING: usize = 8192;
+
+/// The clock.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    /// Leaves: only weak references are handled under them. Empty until first needed.
+    groups: Box<[Mutex<Vec<Weak<Folio>>>]>,
+    hand: AtomicUsize,
+}
+
+/// Which pages reclaim takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pressure {
+    /// Those not used again since the last round, and that nobody copies from just now.
+    Sparing,
+    /// Any whose lock is free.
+    Any,
+}
+
+impl Clock {
+    pub(crate) fn new(frames: usize) -> Self {
+        Self {
+            groups: (0..frames.div_ceil(GROUP))
+                .map(|_| Mutex::default())
+                .collect(),
+            hand: AtomicUsize::new(0),
+        }
+    }
+
+    /// The page in frame `number` is `folio` from now on.
+    pub(crate) fn enter(&self, number: u32, folio: &Arc<Folio>) {
+        let (group, place) = place(number);
+        let mut group = self.groups[group].lock();
+        if group.is_empty() {
+            group.resize_with(GROUP, Weak::new);
+        }
+        group[place] = Arc::downgrade(folio);
+    }
+
+    /// Frame `number` holds no page any more.
+    pub(crate) fn leave(&self, number: u32) {
+        let (group, place) = place(number);
+        self.groups[group].lock()[place] = Weak::new();
+    }
+
+    /// Takes `want` pages or more out of the cache, if it can, and says how many went.
+    ///
+    /// Waits for nothing. A page that somebody still copies from gives its frame back when that
+    /// is done.
+    pub(crate) fn reclaim(&self, want: usize) -> usize {
+        let sparing = SPARING.div_ceil(GROUP).min(4 * self.groups.len());
+        let mut freed = self.sweep(want, sparing, Pressure::Sparing);
+        if freed == 0 {
+            freed = self.sweep(want, self.groups.len(), Pressure::Any);
+        }
+        freed
+    }
+
+    /// Passes `groups` groups of places, or until `want` pages went.
+    pub(crate) fn sweep(&self, want: usize, groups: usize, pressure: Pressure) -> usize {
+        let mut freed = 0;
+        let mut passed: Vec<Arc<Folio>> = Vec::with_capacity(GROUP);
+        for _ in 0..groups {
+            if freed >= want {
+                break;
+            }
+            let at = self.hand.fetch_add(1, Ordering::Relaxed) % self.groups.len();
+            // References are dropped after the group's lock: the last one takes it again.
+            passed.extend(self.groups[at].lock().iter().filter_map(Weak::upgrade));
+            for folio in passed.drain(..) {
+                freed += usize::from(take(&folio, pressure));
+            }
+        }
+        freed
+    }
+}
+
+/// Takes one page out of the cache, unless it is to be spared or its lock is held.
+fn take(folio: &Arc<Folio>, pressure: Pressure) -> bool {
+    if pressure == Pressure::Sparing {
+        // The index and we: whoever else has a reference copies from it now.
+        const UNPINNED: usize = 2;
+        if folio.state.take_use() || Arc::strong_count(folio) > UNPINNED {
+            return false;
+        }
+    }
+    let Some(guard) = PageLockGuard::try_lock(folio) else {
+        return false;
+    };
+    !folio.state.is_detached() && folio.pages.remove_locked(&guard)
+}
+
+fn place(number: u32) -> (usize, usize) {
+    let number = usize::try_from(number).expect("usize has 32 bits or more");
+    (number / GROUP, number % GROUP)
+}

@@ -1,0 +1,112 @@
+//! Each protection of the reading half, left out: the oracles notice. With it: they don't.
+//!
+//! A fill that a fence overtakes at K3 or K4 needs no mutant of its own here: its pages are in the
+//! index and locked, so the second pass of the eviction waits for them even without the lock.
+
+use std::time::Duration;
+
+use pagefence_lock_order::Held;
+use pagefence_lock_order::primitives::Arc;
+
+use super::device::{Device, Stop, TestMapping};
+use super::{SMALL, config, read, stamped};
+use crate::backing::PAGE_SIZE;
+use crate::mutants::Mutants;
+use crate::{Evict, PageCache};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+fn setup(mutants: Mutants) -> (Arc<PageCache>, Arc<TestMapping>) {
+    let cache = PageCache::with_mutants(config(SMALL), mutants).expect("a cache");
+    let mapping = Device::stamped(8, PAGE_SIZE).mapped(&cache);
+    (cache, mapping)
+}
+
+/// Waits a moment for what a mutant does at once and the real thing only later.
+fn settle(done: impl Fn() -> bool) {
+    for _ in 0..40 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A fill by `fill` starts while a punch has dropped the pages but not yet the blocks (K1).
+/// True if afterwards the hole reads as anything but zeros.
+fn stale_after_fill_inside_fence(
+    mapping: &Arc<TestMapping>,
+    fill: impl FnOnce() + Send + 'static,
+) -> bool {
+    let mut entry = Held::at_entry();
+    let (mut fence, mut held) = mapping.fence(&mut entry, 0..8 * PAGE);
+    let evicted = fence.evict(&mut held, Evict::Discard);
+    let filler = std::thread::spawn(fill);
+    settle(|| filler.is_finished());
+    Device::punch(&evicted);
+    drop(fence);
+    filler.join().expect("the filler");
+    read(mapping, 0, PAGE_SIZE) != Ok(vec![0; PAGE_SIZE])
+}
+
+fn reading(mapping: &Arc<TestMapping>) -> impl FnOnce() + Send + 'static {
+    let mapping = Arc::clone(mapping);
+    move || drop(read(&mapping, 0, PAGE_SIZE))
+}
+
+fn reading_ahead(
+    cache: &Arc<PageCache>,
+    mapping: &Arc<TestMapping>,
+) -> impl FnOnce() + Send + 'static {
+    assert!(mapping.queue_readahead(0..8, None));
+    let cache = Arc::clone(cache);
+    move || assert!(cache.run_readahead(&mut Held::at_entry()))
+}
+
+#[test]
+fn the_lock_in_read() {
+    for read_unlocked in [false, true] {
+        let mutants = Mutants {
+            read_unlocked,
+            ..Mutants::default()
+        };
+        let (_cache, mapping) = setup(mutants);
+        let stale = stale_after_fill_inside_fence(&mapping, reading(&mapping));
+        assert_eq!(stale, read_unlocked);
+    }
+}
+
+#[test]
+fn the_lock_in_readahead() {
+    for readahead_unlocked in [false, true] {
+        let mutants = Mutants {
+            readahead_unlocked,
+            ..Mutants::default()
+        };
+        let (cache, mapping) = setup(mutants);
+        let stale = stale_after_fill_inside_fence(&mapping, reading_ahead(&cache, &mapping));
+        assert_eq!(stale, readahead_unlocked);
+    }
+}
+
+#[test]
+fn publishing_last() {
+    for publish_first in [false, true] {
+        let (_cache, mapping) = setup(Mutants {
+            publish_first,
+            ..Mutants::default()
+        });
+        mapping.backing().stop_at(Stop::AfterIo);
+        let filler = std::thread::spawn(reading(&mapping));
+        mapping.backing().wait_stopped(1);
+        let second = {
+            let mapping = Arc::clone(&mapping);
+            std::thread::spawn(move || read(&mapping, 0, PAGE_SIZE))
+        };
+        settle(|| second.is_finished());
+        mapping.backing().go_on();
+        filler.join().expect("the filler");
+        let seen = second.join().expect("the second reader").expect("read");
+        assert_eq!(seen != stamped(0, 1), publish_first);
+    }
+}

@@ -1,0 +1,209 @@
+//! `cargo xtask bench`: pagefence, fuse2fs and the kernel on a loop device, in turn on the same
+//! image, in interleaved rounds; medians and ratios in one table.
+
+mod fio;
+mod prepare;
+mod systems;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::command::{Needs, command, find, require};
+use crate::mounts::{Server, drop_caches, pagefence_binary};
+use crate::scratch::Scratch;
+pub(crate) use prepare::{fill_files, format, write_data};
+use systems::{System, Systems};
+use table::{Better, Table};
+
+/// Arguments of `bench`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Fewer rounds, smaller files, shorter runs.
+    #[arg(long)]
+    quick: bool,
+    /// Size of the sparse image whose mount is timed, in GiB.
+    #[arg(long, default_value_t = 1024)]
+    image_size: u64,
+    /// Where the images go while it runs; `TMPDIR` unless given.
+    #[arg(long)]
+    directory: Option<PathBuf>,
+    /// The binary to measure; built in the release profile unless given.
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// More options for pagefence's mounts, separated by commas.
+    #[arg(long, default_value = "")]
+    options: String,
+}
+
+/// How much is measured.
+struct Scale {
+    rounds: usize,
+    files: u64,
+    data_mib: u64,
+    seconds: u32,
+}
+
+/// Runs the chore.
+pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
+    require(&Needs {
+        programs: &["mke2fs", "losetup", "mount", "umount", "find"],
+        fuse: true,
+    })?;
+    let scale = if arguments.quick {
+        Scale {
+            rounds: 3,
+            files: 20_000,
+            data_mib: 256,
+            seconds: 1,
+        }
+    } else {
+        Scale {
+            rounds: 5,
+            files: 100_000,
+            data_mib: 1024,
+            seconds: 4,
+        }
+    };
+    let systems = Systems::new(
+        Server::Pagefence(pagefence_binary(arguments.binary.as_deref())?),
+        &arguments.options,
+    );
+    let scratch = match &arguments.directory {
+        Some(directory) => Scratch::within(directory)?,
+        None => Scratch::new()?,
+    };
+    let mut table = Table::new(systems.names());
+    println!(
+        "{} rounds, interleaved; medians; image on {}",
+        scale.rounds,
+        scratch.join("").display()
+    );
+
+    let huge = scratch.join("huge.img");
+    prepare::huge(&huge, arguments.image_size)?;
+    measure_mount(&systems, &huge, &scratch, &scale, &mut table)
+        .context("mounting the sparse image")?;
+    std::fs::remove_file(&huge)?;
+
+    let image = scratch.join("bench.img");
+    prepare::filled(&image, &scratch, scale.files, scale.data_mib)?;
+    measure_walks(&systems, &image, &scratch, &scale, &mut table).context("walking")?;
+    if find("fio").is_some() {
+        measure_reads(&systems, &image, &scratch, &scale, &mut table).context("fio")?;
+    } else {
+        println!("reads are not measured: fio is missing (apt-get install fio)");
+    }
+    println!("{}", table.render());
+    Ok(true)
+}
+
+fn measure_mount(
+    systems: &Systems,
+    image: &Path,
+    scratch: &Scratch,
+    scale: &Scale,
+    table: &mut Table,
+) -> Result<()> {
+    let directory = scratch.directory("huge-mnt")?;
+    for _ in 0..scale.rounds {
+        for system in systems.each() {
+            drop_caches()?;
+            let start = Instant::now();
+            let mount = system.mount(image, &directory)?;
+            std::fs::metadata(&directory)?;
+            let row = "mount of a sparse image, s";
+            table.record(
+                row,
+                Better::Less,
+                system.name(),
+                start.elapsed().as_secs_f64(),
+            );
+            mount.unmount()?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs `find` with these arguments below `directory`.
+fn time_find(directory: &Path, arguments: &[&str]) -> Result<Duration> {
+    let start = Instant::now();
+    let output = command("find", [directory]).args(arguments).output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "find: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(start.elapsed())
+}
+
+fn measure_walks(
+    systems: &Systems,
+    image: &Path,
+    scratch: &Scratch,
+    scale: &Scale,
+    table: &mut Table,
+) -> Result<()> {
+    let directory = scratch.directory("walk-mnt")?;
+    let walks: [(&str, &[&str]); 2] = [("find", &[]), ("find and stat", &["-printf", "%s %T@\n"])];
+    for _ in 0..scale.rounds {
+        for (name, arguments) in walks {
+            for system in systems.each() {
+                drop_caches()?;
+                let mount = system.mount(image, &directory)?;
+                for temperature in ["cold", "warm"] {
+                    let taken = time_find(&directory, arguments)?;
+                    let row = format!("{name}, {} files, {temperature}, s", scale.files);
+                    table.record(&row, Better::Less, system.name(), taken.as_secs_f64());
+                }
+                mount.unmount()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn measure_reads(
+    systems: &Systems,
+    image: &Path,
+    scratch: &Scratch,
+    scale: &Scale,
+    table: &mut Table,
+) -> Result<()> {
+    let directory = scratch.directory("read-mnt")?;
+    let rounds = if scale.rounds > 3 { 3 } else { 1 };
+    for _ in 0..rounds {
+        for job in fio::jobs() {
+            for system in systems.each() {
+                measure_job(&job, system, image, &directory, scale, table)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn measure_job(
+    job: &fio::Job,
+    system: &System,
+    image: &Path,
+    directory: &Path,
+    scale: &Scale,
+    table: &mut Table,
+) -> Result<()> {
+    drop_caches()?;
+    let mount = system.mount(image, directory)?;
+    let file = directory.join(prepare::DATA_FILE);
+    for temperature in ["cold", "warm"] {
+        let is_warm = temperature == "warm";
+        if is_warm {
+            // Everything is in some cache before the warm run starts.
+            std::io::copy(&mut std::fs::File::open(&file)?, &mut std::io::sink())?;
+        }
+        let measured = fio::run(job, &file, scale.seconds, is_warm)?;
+        let row = format!("{}, {temperature}, {}", job.name(), job.unit());
+        table.record(&row, Better::More, system.name(), measured);
+    }
+    mount.unmount()
+}

@@ -1,0 +1,94 @@
+//! The systems that are measured, behind one way to mount.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::command::find;
+use crate::mounts::{Access, KernelMount, ServedMount, Server};
+
+/// One system.
+#[derive(Debug)]
+pub(crate) struct System {
+    name: &'static str,
+    /// `None` is the kernel.
+    server: Option<Server>,
+    options: String,
+}
+
+/// A mount by any of them.
+pub(crate) enum Mount {
+    Kernel(KernelMount),
+    Served(ServedMount),
+}
+
+impl Mount {
+    /// Takes it down.
+    pub(crate) fn unmount(self) -> Result<()> {
+        match self {
+            Self::Kernel(mount) => mount.unmount(),
+            Self::Served(mount) => mount.unmount(),
+        }
+    }
+}
+
+impl System {
+    /// Its column.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Mounts read-only; returns once the mount answers.
+    pub(crate) fn mount(&self, image: &Path, directory: &Path) -> Result<Mount> {
+        Ok(match &self.server {
+            None => Mount::Kernel(KernelMount::new(image, directory, Access::ReadOnly, "ro")?),
+            Some(server) => {
+                Mount::Served(ServedMount::new(server, image, directory, &self.options)?)
+            }
+        })
+    }
+}
+
+/// All that are there.
+pub(crate) struct Systems(Vec<System>);
+
+impl Systems {
+    /// pagefence, fuse2fs if it is installed, and the kernel.
+    pub(crate) fn new(pagefence: Server, options: &str) -> Self {
+        let options = if options.is_empty() {
+            "ro".to_owned()
+        } else {
+            format!("ro,{options}")
+        };
+        let mut systems = vec![System {
+            name: "pagefence",
+            server: Some(pagefence),
+            options,
+        }];
+        if find("fuse2fs").is_some() {
+            systems.push(System {
+                name: "fuse2fs",
+                server: Some(Server::Fuse2fs),
+                options: "ro".to_owned(),
+            });
+        } else {
+            println!("fuse2fs is not measured: it is missing (apt-get install fuse2fs)");
+        }
+        systems.push(System {
+            name: "kernel",
+            server: None,
+            options: String::new(),
+        });
+        Self(systems)
+    }
+
+    /// In the order of the columns.
+    pub(crate) fn each(&self) -> impl Iterator<Item = &System> {
+        self.0.iter()
+    }
+
+    /// The columns.
+    pub(crate) fn names(&self) -> Vec<&'static str> {
+        self.each().map(System::name).collect()
+    }
+}

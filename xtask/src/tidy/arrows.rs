@@ -1,0 +1,143 @@
+//! The arrows between crates: nothing imports against them.
+
+use super::source::{code_only, find_words, is_word, line_of};
+use super::{TextFile, Violation};
+
+/// Every allowed edge, written once: a folder of `crates/`, and the folders it may import.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("lock-order", &[]),
+    ("vfs", &[]),
+    ("ext4-format", &[]),
+    ("host-memory", &["lock-order"]),
+    ("block-io", &["lock-order"]),
+    ("page-cache", &["host-memory", "lock-order"]),
+    ("jbd2", &["block-io", "ext4-format", "lock-order"]),
+    (
+        "ext4",
+        &[
+            "vfs",
+            "page-cache",
+            "jbd2",
+            "block-io",
+            "ext4-format",
+            "lock-order",
+        ],
+    ),
+    ("fuse-front", &["vfs", "lock-order"]),
+    ("pagefence", &["ext4", "block-io", "vfs", "lock-order"]),
+    ("cli", &["pagefence", "fuse-front", "vfs", "lock-order"]),
+];
+
+fn allowed(folder: &str) -> Option<&'static [&'static str]> {
+    ARROWS
+        .iter()
+        .find(|(from, _)| *from == folder)
+        .map(|(_, to)| *to)
+}
+
+/// Whether `to` can be reached from `from` along the arrows: what tests may import.
+fn is_below(from: &str, to: &str) -> bool {
+    allowed(from).is_some_and(|next| next.iter().any(|&step| step == to || is_below(step, to)))
+}
+
+/// The folder of a package or crate name: `pagefence-block-io`, `pagefence_block_io`.
+fn folder_of(name: &str) -> Option<String> {
+    let name = name.replace('_', "-");
+    if name == "pagefence" {
+        return Some(name);
+    }
+    name.strip_prefix("pagefence-").map(str::to_owned)
+}
+
+/// Checks every manifest and every source file below `crates/`.
+pub(crate) fn check(files: &[TextFile]) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for file in files {
+        let mut parts = file.path.splitn(3, '/');
+        let (Some("crates"), Some(folder), Some(rest)) = (parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
+        if rest == "Cargo.toml" {
+            check_manifest(folder, file, &mut violations);
+        } else if rest.starts_with("src/") && has_extension(rest, "rs") {
+            check_source(folder, file, &mut violations);
+        }
+    }
+    violations
+}
+
+/// Whether the path ends in the extension.
+pub(crate) fn has_extension(path: &str, extension: &str) -> bool {
+    std::path::Path::new(path)
+        .extension()
+        .is_some_and(|found| found == extension)
+}
+
+fn check_manifest(folder: &str, file: &TextFile, violations: &mut Vec<Violation>) {
+    if allowed(folder).is_none() {
+        violations.push(Violation::new(
+            &file.path,
+            0,
+            format!("crates/{folder} is not in the table of arrows"),
+        ));
+        return;
+    }
+    let mut section = "";
+    for (index, line) in file.text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']');
+            continue;
+        }
+        let key = line
+            .split(|character: char| {
+                !(character.is_ascii_alphanumeric() || "-_".contains(character))
+            })
+            .next()
+            .unwrap_or_default();
+        let Some(to) = folder_of(key) else { continue };
+        let is_test_only = section.ends_with("dev-dependencies");
+        let is_dependency = section.ends_with("dependencies");
+        let is_allowed = to == folder
+            || allowed(folder).is_some_and(|list| list.contains(&to.as_str()))
+            || (is_test_only && is_below(folder, &to));
+        if is_dependency && !is_allowed {
+            violations.push(Violation::new(
+                &file.path,
+                index + 1,
+                format!("{folder} must not depend on {to}"),
+            ));
+        }
+    }
+}
+
+fn check_source(folder: &str, file: &TextFile, violations: &mut Vec<Violation>) {
+    let code = code_only(&file.text);
+    for (at, _) in code.match_indices("pagefence") {
+        let bytes = code.as_bytes();
+        if at > 0 && is_word(bytes[at - 1]) {
+            continue;
+        }
+        let length = bytes[at..]
+            .iter()
+            .take_while(|&&byte| is_word(byte))
+            .count();
+        // A crate is named where a path goes on from it, or where it is imported whole.
+        let name = &code[at..at + length];
+        let names_crate = code[at + length..].starts_with("::")
+            || find_words(&code[..at], "use")
+                .last()
+                .is_some_and(|&import| code[import + 3..at].trim().is_empty());
+        let Some(to) = folder_of(name).filter(|_| names_crate) else {
+            continue;
+        };
+        if allowed(&to).is_some() && to != folder && !is_below(folder, &to) {
+            violations.push(Violation::new(
+                &file.path,
+                line_of(&code, at),
+                format!("{folder} must not import {to}"),
+            ));
+        }
+    }
+}
