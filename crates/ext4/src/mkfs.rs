@@ -122,14 +122,16 @@ pub fn format(
     let mut geometry = Geometry::plan(parameters, features, device.size())?;
     let (journal_blocks, left_out) = plan_journal(parameters, &mut geometry, device.size())?;
     let builder = Builder::new(device, parameters, &geometry)?;
-    let builder = builder.run(journal_blocks, tree).map_err(|error| match error {
-        // Nothing but what every file system has was to be put in: it is the device.
-        MkfsError::NoSpace { needed, free } if tree.is_empty() => MkfsError::TooSmall {
-            size_bytes: device.size(),
-            needed_bytes: device.size() + (needed - free) * u64::from(geometry.block_size),
-        },
-        other => other,
-    })?;
+    let builder = builder
+        .run(journal_blocks, tree)
+        .map_err(|error| match error {
+            // Nothing but what every file system has was to be put in: it is the device.
+            MkfsError::NoSpace { needed, free } if tree.is_empty() => MkfsError::TooSmall {
+                size_bytes: device.size(),
+                needed_bytes: device.size() + (needed - free) * u64::from(geometry.block_size),
+            },
+            other => other,
+        })?;
     Ok(Made {
         superblock: builder.sb,
         left_out,

@@ -15,8 +15,8 @@ use super::error::MkfsError;
 use super::layout::{self, Group, all_blocks, group_range};
 use super::space::UsedBlocks;
 use super::write::Writer;
-use super::{directory, finish, special, superblock};
 use super::{Parameters, Tree, geometry::Geometry};
+use super::{directory, finish, special, superblock};
 
 /// A file system in the making.
 #[derive(Debug)]
@@ -63,16 +63,19 @@ impl<'a> Builder<'a> {
 
     /// Fills the file system and writes it; the superblock comes last, so that what is cut short
     /// is no file system.
-    pub(super) fn run(mut self, journal_blocks: Option<u64>, tree: &Tree) -> Result<Self, MkfsError> {
+    pub(super) fn run(
+        mut self,
+        journal_blocks: Option<u64>,
+        tree: &Tree,
+    ) -> Result<Self, MkfsError> {
         self.wipe()?;
+        self.set_overhead(journal_blocks);
         if self.sb.has_compat(Compat::RESIZE_INODE) {
             special::resize_inode(&mut self)?;
         }
         if let Some(blocks) = journal_blocks {
             special::journal(&mut self, blocks)?;
         }
-        let overhead = self.used.count();
-        self.sb.raw_mut().s_overhead_clusters = u32::try_from(overhead).unwrap_or(0).into();
         let lost_and_found = self.take_inode(FileKind::Directory)?;
         if self.sb.has_compat(Compat::ORPHAN_FILE) {
             special::orphan_file(&mut self)?;
@@ -80,6 +83,15 @@ impl<'a> Builder<'a> {
         directory::populate(&mut self, tree, lost_and_found)?;
         finish::write(&mut self)?;
         Ok(self)
+    }
+
+    /// Says how many blocks no file can have, as Linux counts them: what lies before the first
+    /// group, metadata of groups, the journal without the blocks of its map. 0, which lets Linux
+    /// count, where the number does not fit.
+    fn set_overhead(&mut self, journal_blocks: Option<u64>) {
+        let before = self.sb.first_data_block().0;
+        let overhead = before + self.used.count() + journal_blocks.unwrap_or(0);
+        self.sb.raw_mut().s_overhead_clusters = u32::try_from(overhead).unwrap_or(0).into();
     }
 
     /// Takes away what would let a device that held something else be taken for that.
@@ -214,7 +226,8 @@ impl<'a> Builder<'a> {
                 FileKind::Regular
             };
             let ino = self.take_inode(kind)?;
-            self.inodes.insert(ino.0, Inode::read(&zeros, ino, &self.sb)?);
+            self.inodes
+                .insert(ino.0, Inode::read(&zeros, ino, &self.sb)?);
         }
         Ok(())
     }

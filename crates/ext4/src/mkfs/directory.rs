@@ -99,7 +99,10 @@ impl Filler<'_, '_> {
             entries.push((child_ino, name, entry_kind(kind)));
             numbers.push(child_ino);
         }
-        inode.set_links(self.directory_links(links).ok_or_else(|| EntryError::Links.at(path))?);
+        inode.set_links(
+            self.directory_links(links)
+                .ok_or_else(|| EntryError::Links.at(path))?,
+        );
 
         let mut blocks = self.entry_blocks(&inode, parent, &entries)?;
         if ino == self.lost_and_found {
@@ -111,7 +114,7 @@ impl Filler<'_, '_> {
         }
         if self.builder.sb.has_metadata_csum() {
             for block in &mut blocks {
-                dir_entry::update_checksum(block, inode.checksum_seed().0)?;
+                dir_entry::update_checksum(block, inode.checksum_seed())?;
             }
         }
         let bytes = blocks.concat();
@@ -178,7 +181,9 @@ impl Filler<'_, '_> {
         let block_size = self.builder.block_size();
         let mut runs: Vec<Run> = Vec::new();
         for stretch in stretches(bytes, block_size, holes) {
-            let pieces = self.builder.allocate((stretch.end - stretch.start) as u64)?;
+            let pieces = self
+                .builder
+                .allocate((stretch.end - stretch.start) as u64)?;
             let first_byte = stretch.start * block_size;
             let end_byte = bytes.len().min(stretch.end * block_size);
             self.write_pieces(&pieces, &bytes[first_byte..end_byte])?;

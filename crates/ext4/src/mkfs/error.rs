@@ -10,7 +10,9 @@ use pagefence_ext4_format::features::UnknownFeature;
 #[non_exhaustive]
 pub enum MkfsError {
     /// The device can't hold the metadata, the root directory and `lost+found`.
-    #[error("{size_bytes} bytes are too small for this file system: at least {needed_bytes} are needed")]
+    #[error(
+        "{size_bytes} bytes are too small for this file system: at least {needed_bytes} are needed"
+    )]
     TooSmall {
         /// Bytes of the device.
         size_bytes: u64,

@@ -54,23 +54,47 @@ impl Kind {
 const UNSUPPORTED: &[(Features, &str)] = &[
     (compat(Compat::DIR_PREALLOC), "nothing uses it"),
     (compat(Compat::IMAGIC_INODES), "nothing uses it"),
-    (compat(Compat::LAZY_BG), "uninit_bg and metadata_csum took its place"),
+    (
+        compat(Compat::LAZY_BG),
+        "uninit_bg and metadata_csum took its place",
+    ),
     (compat(Compat::EXCLUDE_INODE), "Linux has no snapshots"),
     (compat(Compat::EXCLUDE_BITMAP), "Linux has no snapshots"),
     (incompat(Incompat::COMPRESSION), "Linux has never had it"),
     (incompat(Incompat::RECOVER), "a new file system is clean"),
-    (incompat(Incompat::JOURNAL_DEV), "external journals are not supported"),
-    (incompat(Incompat::MMP), "the protection against mounting twice is not supported"),
+    (
+        incompat(Incompat::JOURNAL_DEV),
+        "external journals are not supported",
+    ),
+    (
+        incompat(Incompat::MMP),
+        "the protection against mounting twice is not supported",
+    ),
     (incompat(Incompat::DIRDATA), "only Lustre has it"),
-    (incompat(Incompat::CASEFOLD), "case folding is not supported"),
+    (
+        incompat(Incompat::CASEFOLD),
+        "case folding is not supported",
+    ),
     (ro_compat(RoCompat::BTREE_DIR), "nothing uses it"),
     (ro_compat(RoCompat::HAS_SNAPSHOT), "Linux has no snapshots"),
     (ro_compat(RoCompat::QUOTA), "quota files are not supported"),
-    (ro_compat(RoCompat::BIGALLOC), "clusters of several blocks can be read, not made"),
+    (
+        ro_compat(RoCompat::BIGALLOC),
+        "clusters of several blocks can be read, not made",
+    ),
     (ro_compat(RoCompat::REPLICA), "nothing uses it"),
-    (ro_compat(RoCompat::READONLY), "a new file system is there to be filled"),
-    (ro_compat(RoCompat::SHARED_BLOCKS), "a new file system is there to be filled"),
-    (ro_compat(RoCompat::ORPHAN_PRESENT), "a new file system has no orphans"),
+    (
+        ro_compat(RoCompat::READONLY),
+        "a new file system is there to be filled",
+    ),
+    (
+        ro_compat(RoCompat::SHARED_BLOCKS),
+        "a new file system is there to be filled",
+    ),
+    (
+        ro_compat(RoCompat::ORPHAN_PRESENT),
+        "a new file system has no orphans",
+    ),
 ];
 
 const fn compat(compat: Compat) -> Features {
@@ -330,11 +354,23 @@ mod tests {
         let without_journal = resolved(Kind::Ext4, "^has_journal").expect("a default gives way");
         assert!(!without_journal.contains("orphan_file"));
         for (list, message) in [
-            ("^has_journal,orphan_file", "the feature orphan_file needs has_journal"),
+            (
+                "^has_journal,orphan_file",
+                "the feature orphan_file needs has_journal",
+            ),
             ("^extent,64bit", "the feature 64bit needs extent"),
-            ("meta_bg,resize_inode", "the features meta_bg and resize_inode exclude each other"),
-            ("casefold", "the feature casefold can't be made: case folding is not supported"),
-            ("FEATURE_C30", "the feature FEATURE_C30 can't be made: it is not known here"),
+            (
+                "meta_bg,resize_inode",
+                "the features meta_bg and resize_inode exclude each other",
+            ),
+            (
+                "casefold",
+                "the feature casefold can't be made: case folding is not supported",
+            ),
+            (
+                "FEATURE_C30",
+                "the feature FEATURE_C30 can't be made: it is not known here",
+            ),
             ("bogus", "\"bogus\" is not the name of a feature"),
         ] {
             let error = resolved(Kind::Ext4, list).expect_err(list);

@@ -88,7 +88,11 @@ fn write_block_bitmap(
     let range = group_range(sb, descriptor.group());
     let mut bitmap = vec![0; sb.block_size() as usize];
     for run in builder.used.runs_in(&range) {
-        set_bits(&mut bitmap, (run.start - range.start) as usize, (run.end - range.start) as usize);
+        set_bits(
+            &mut bitmap,
+            (run.start - range.start) as usize,
+            (run.end - range.start) as usize,
+        );
     }
     let bits = bitmap.len() * 8;
     set_bits(&mut bitmap, (range.end - range.start) as usize, bits);
@@ -179,7 +183,9 @@ fn write_descriptors(
         for block in sb.backup_descriptor_blocks(index)? {
             builder.writer.write(block.0, &bytes)?;
         }
-        builder.writer.write(sb.descriptor_block(index)?.0, &bytes)?;
+        builder
+            .writer
+            .write(sb.descriptor_block(index)?.0, &bytes)?;
     }
     if together.is_empty() {
         return Ok(());
@@ -198,7 +204,9 @@ fn write_superblocks(builder: &mut Builder<'_>) -> Result<(), MkfsError> {
         sb.raw_mut().s_block_group_nr = (group.0 as u16).into();
         sb.update_checksum();
         // Whole blocks, so that nothing old is left behind the superblock.
-        builder.writer.write(offset / u64::from(sb.block_size()), sb.as_bytes())?;
+        builder
+            .writer
+            .write(offset / u64::from(sb.block_size()), sb.as_bytes())?;
     }
     builder.writer.flush()?;
     builder.sb.update_checksum();
@@ -206,7 +214,10 @@ fn write_superblocks(builder: &mut Builder<'_>) -> Result<(), MkfsError> {
     let bytes = builder.sb.raw().as_bytes().to_vec();
     builder.sb = Superblock::parse(&bytes, None)?;
     builder.writer.write_at(SUPERBLOCK_OFFSET, &bytes)?;
-    debug_assert!(!builder.sb.has_incompat(Incompat::RECOVER), "a new file system is clean");
+    debug_assert!(
+        !builder.sb.has_incompat(Incompat::RECOVER),
+        "a new file system is clean"
+    );
     Ok(builder.writer.flush()?)
 }
 
@@ -222,7 +233,11 @@ mod tests {
                 set_bits(&mut bitmap, start, end);
                 for bit in 0..64 {
                     let is_set = bitmap[bit / 8] & (1 << (bit % 8)) != 0;
-                    assert_eq!(is_set, (start..end).contains(&bit), "{bit} of {start}..{end}");
+                    assert_eq!(
+                        is_set,
+                        (start..end).contains(&bit),
+                        "{bit} of {start}..{end}"
+                    );
                 }
             }
         }

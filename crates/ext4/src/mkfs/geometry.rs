@@ -20,6 +20,8 @@ const USAGES: [(Range<u64>, u32, u64); 5] = [
     (4 * MIB * MIB..16 * MIB * MIB, 4096, 32768),
     (16 * MIB * MIB..u64::MAX, 4096, 65536),
 ];
+/// The reserved inodes, `lost+found`, and one more.
+const FEWEST_INODES: u64 = GOOD_OLD_FIRST_INO as u64 + 1;
 /// Free blocks that the last group must have beyond its own metadata to be worth making.
 const LAST_GROUP_SPARE_BLOCKS: u64 = 50;
 /// Blocks a group must keep for mke2fs to make it smaller when inodes do not fit.
@@ -52,7 +54,9 @@ impl Geometry {
         features: Features,
         size_bytes: u64,
     ) -> Result<Self, MkfsError> {
-        let usage = USAGES.iter().find(|(range, ..)| range.contains(&size_bytes));
+        let usage = USAGES
+            .iter()
+            .find(|(range, ..)| range.contains(&size_bytes));
         let (_, usual_block_size, usual_ratio) = usage.unwrap_or(&USAGES[4]);
         let block_size = parameters.block_size.unwrap_or(*usual_block_size);
         if ![1024, 2048, 4096].contains(&block_size) {
@@ -125,7 +129,10 @@ fn checked_inode_size(
     }
     let needs_room = [
         (features.ro_compat.contains(RoCompat::PROJECT), "project"),
-        (features.incompat.contains(Incompat::INLINE_DATA), "inline_data"),
+        (
+            features.incompat.contains(Incompat::INLINE_DATA),
+            "inline_data",
+        ),
     ];
     for (is_there, name) in needs_room {
         if is_there && inode_size == GOOD_OLD_INODE_SIZE {
@@ -185,7 +192,7 @@ impl Asked {
                 most: u64::from(u32::MAX) * u64::from(blocks_per_group),
             })?;
             if group_count == 0 {
-                return Err(self.too_small(u64::from(GOOD_OLD_FIRST_INO) + 1));
+                return Err(self.too_small(LAST_GROUP_SPARE_BLOCKS));
             }
             let Some(inodes_per_group) = self.inodes_per_group(group_count) else {
                 if blocks_per_group < SMALLEST_GROUP_BLOCKS {
@@ -224,9 +231,7 @@ impl Asked {
             if group_count == 1 && last_blocks != 0 && last_blocks < overhead {
                 return Err(self.too_small(overhead + u64::from(first_data_block)));
             }
-            if last_blocks == 0
-                || last_blocks >= overhead + LAST_GROUP_SPARE_BLOCKS
-            {
+            if last_blocks == 0 || last_blocks >= overhead + LAST_GROUP_SPARE_BLOCKS {
                 return Ok(geometry);
             }
             if group_count == 1 {
@@ -241,9 +246,7 @@ impl Asked {
     /// fit into a block.
     fn inodes_per_group(&self, group_count: u32) -> Option<u32> {
         let (block_size, inode_size) = (self.block_size, u32::from(self.inode_size));
-        let wanted = self
-            .inodes
-            .clamp(u64::from(GOOD_OLD_FIRST_INO) + 1, u64::from(u32::MAX));
+        let wanted = self.inodes.clamp(FEWEST_INODES, u64::from(u32::MAX));
         let mut per_group = u32::try_from(wanted.div_ceil(group_count.into())).ok()?;
         if per_group > block_size * 8 {
             return None;
@@ -252,7 +255,11 @@ impl Asked {
         let per_block = block_size / inode_size;
         loop {
             let filled = per_group.div_ceil(per_block) * per_block;
-            let rounded = filled.max(8) & !7;
+            let mut rounded = filled.max(8) & !7;
+            // The reserved inodes and lost+found must not be rounded away.
+            if u64::from(rounded) * u64::from(group_count) < FEWEST_INODES {
+                rounded += 8;
+            }
             if u64::from(rounded) * u64::from(group_count) <= u64::from(u32::MAX) {
                 return Some(rounded);
             }
@@ -286,8 +293,8 @@ impl Geometry {
             } else {
                 most
             };
-            let groups = (grown - u64::from(self.first_data_block))
-                .div_ceil(self.blocks_per_group.into());
+            let groups =
+                (grown - u64::from(self.first_data_block)).div_ceil(self.blocks_per_group.into());
             let blocks = groups.div_ceil(self.descriptors_per_block().into());
             // The map of the resize inode has one indirect block's worth of slots.
             reserved = blocks
@@ -320,9 +327,7 @@ impl Geometry {
                 || is_sparse_group(self.group_count - 1)
         };
         if has_backup {
-            own + 1
-                + u64::from(self.descriptor_blocks())
-                + u64::from(self.reserved_gdt_blocks)
+            own + 1 + u64::from(self.descriptor_blocks()) + u64::from(self.reserved_gdt_blocks)
         } else {
             own
         }
@@ -365,7 +370,11 @@ mod tests {
             let geometry = plan(Kind::Ext4, size).expect("these sizes fit");
             assert_eq!(geometry.block_size, block_size, "{size}");
             assert_eq!(geometry.blocks_count, blocks, "{size}");
-            assert_eq!(geometry.group_count * geometry.inodes_per_group, inodes, "{size}");
+            assert_eq!(
+                geometry.group_count * geometry.inodes_per_group,
+                inodes,
+                "{size}"
+            );
             assert_eq!(geometry.reserved_gdt_blocks, reserved_gdt, "{size}");
         }
     }
@@ -389,10 +398,22 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        assert!(matches!(plan(Kind::Ext2, 0), Err(MkfsError::TooSmall { .. })));
-        assert!(matches!(plan(Kind::Ext2, 20 << 10), Err(MkfsError::TooSmall { .. })));
-        assert!(matches!(plan(Kind::Ext3, 17 << 40), Err(MkfsError::TooLarge { .. })));
-        assert!(matches!(plan(Kind::Ext4, u64::MAX), Err(MkfsError::TooLarge { .. })));
+        assert!(matches!(
+            plan(Kind::Ext2, 0),
+            Err(MkfsError::TooSmall { .. })
+        ));
+        assert!(matches!(
+            plan(Kind::Ext2, 20 << 10),
+            Err(MkfsError::TooSmall { .. })
+        ));
+        assert!(matches!(
+            plan(Kind::Ext3, 17 << 40),
+            Err(MkfsError::TooLarge { .. })
+        ));
+        assert!(matches!(
+            plan(Kind::Ext4, u64::MAX),
+            Err(MkfsError::TooLarge { .. })
+        ));
         let mut parameters = Parameters::new(Kind::Ext4);
         let features = Kind::Ext4.default_features();
         parameters.block_size = Some(8192);

@@ -81,7 +81,10 @@ impl Placer<'_> {
     /// Takes `count` runs of `blocks` each, one behind the other where that is possible.
     fn take_each(&mut self, count: u32, blocks: u64) -> Result<Vec<u64>, MkfsError> {
         let whole = u64::from(count) * blocks;
-        let mut from = self.used.find(&self.range, whole).unwrap_or(self.range.start);
+        let mut from = self
+            .used
+            .find(&self.range, whole)
+            .unwrap_or(self.range.start);
         let mut places = Vec::with_capacity(count as usize);
         for _ in 0..count {
             let rest = from..self.range.end;

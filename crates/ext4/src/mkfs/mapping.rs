@@ -41,16 +41,23 @@ struct Lookup<'a>(&'a [Run]);
 
 impl Lookup<'_> {
     fn block(&self, file_block: u64) -> Option<u64> {
-        let behind = self.0.partition_point(|run| u64::from(run.first) <= file_block);
+        let behind = self
+            .0
+            .partition_point(|run| u64::from(run.first) <= file_block);
         let run = self.0.get(behind.checked_sub(1)?)?;
         let block = run.blocks.start + (file_block - u64::from(run.first));
         run.blocks.contains(&block).then_some(block)
     }
 
     fn any(&self, range: &Range<u64>) -> bool {
-        let next = self.0.partition_point(|run| u64::from(run.first) < range.start);
+        let next = self
+            .0
+            .partition_point(|run| u64::from(run.first) < range.start);
         self.block(range.start).is_some()
-            || self.0.get(next).is_some_and(|run| u64::from(run.first) < range.end)
+            || self
+                .0
+                .get(next)
+                .is_some_and(|run| u64::from(run.first) < range.end)
     }
 }
 
@@ -111,11 +118,12 @@ fn map_extents(
     let mut tree_blocks = 0;
     let in_root = usize::from(entries_that_fit(inode.block_area().len()));
     if extents.len() <= in_root {
-        let mut root = ExtentNodeMut::init(inode.block_area_mut(), 0).ok_or(Corruption::Truncated {
-            what: "extent root",
-            needed: 1,
-            have: 0,
-        })?;
+        let mut root =
+            ExtentNodeMut::init(inode.block_area_mut(), 0).ok_or(Corruption::Truncated {
+                what: "extent root",
+                needed: 1,
+                have: 0,
+            })?;
         let fits = (extents.iter().enumerate()).all(|(at, extent)| root.insert_extent(at, extent));
         return if fits { Ok(0) } else { Err(unfit(inode)) };
     }
@@ -147,7 +155,11 @@ fn map_extents(
     let fits = root.is_some_and(|mut root| {
         (children.iter().enumerate()).all(|(at, child)| root.insert_child(at, child))
     });
-    if fits { Ok(tree_blocks) } else { Err(unfit(inode)) }
+    if fits {
+        Ok(tree_blocks)
+    } else {
+        Err(unfit(inode))
+    }
 }
 
 /// Writes one block of an extent tree, and returns the entry that points to it.
@@ -163,7 +175,7 @@ fn write_node(
         return Err(unfit(inode));
     }
     if builder.sb.has_metadata_csum() {
-        extent::update_checksum(&mut bytes, inode.checksum_seed().0)?;
+        extent::update_checksum(&mut bytes, inode.checksum_seed())?;
     }
     let block = builder.allocate_one()?;
     builder.writer.write(block, &bytes)?;

@@ -40,7 +40,9 @@ impl UsedBlocks {
     /// The runs in use within `range`, cut to it, in order.
     pub(super) fn runs_in(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
         let range = range.clone();
-        let first = self.run_before(range.start).map_or(range.start, |(start, _)| start);
+        let first = self
+            .run_before(range.start)
+            .map_or(range.start, |(start, _)| start);
         self.runs
             .range(first..range.end.max(first))
             .map(move |(start, end)| (*start).max(range.start)..(*end).min(range.end))
@@ -58,7 +60,11 @@ impl UsedBlocks {
         if let Some((_, end)) = self.run_before(start + 1) {
             start = start.max(end);
         }
-        let end = self.runs.range(start..).next().map_or(range.end, |(next, _)| *next);
+        let end = self
+            .runs
+            .range(start..)
+            .next()
+            .map_or(range.end, |(next, _)| *next);
         let free = start..end.min(range.end);
         (!free.is_empty()).then_some(free)
     }

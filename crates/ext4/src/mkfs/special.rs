@@ -31,8 +31,7 @@ pub(super) fn journal(builder: &mut Builder<'_>, blocks: u64) -> Result<(), Mkfs
     } else {
         0
     };
-    let superblock =
-        journal::superblock(builder.block_size(), blocks, fast_commit_blocks, &uuid);
+    let superblock = journal::superblock(builder.block_size(), blocks, fast_commit_blocks, &uuid);
     for (at, piece) in pieces.iter().enumerate() {
         // Blocks that an older journal left there must not look like this one's.
         builder.writer.zero(piece.clone())?;
@@ -83,7 +82,9 @@ fn journal_goal(builder: &Builder<'_>) -> u64 {
     let last = if first < middle { middle } else { first }.saturating_add(1);
     let candidates = first..=last.min(groups - 1);
     // The first of those with most room.
-    let best = candidates.rev().max_by_key(|group| builder.free_in_group(GroupNo(*group)));
+    let best = candidates
+        .rev()
+        .max_by_key(|group| builder.free_in_group(GroupNo(*group)));
     sb.first_block_of_group(GroupNo(best.unwrap_or(0))).0
 }
 

@@ -1,11 +1,11 @@
 //! The superblock of a new file system.
 
+use pagefence_ext4_format::checksum::ChecksumSeed;
 use pagefence_ext4_format::features::{Compat, Incompat, RoCompat};
 use pagefence_ext4_format::superblock::{
     DefaultMountOptions, GOOD_OLD_FIRST_INO, MAGIC, RawSuperblock, State, Superblock,
     SuperblockFlags,
 };
-use pagefence_ext4_format::checksum::ChecksumSeed;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::Parameters;
@@ -50,7 +50,11 @@ pub(super) fn create(
     raw.s_first_ino = GOOD_OLD_FIRST_INO.into();
     raw.s_uuid = parameters.uuid;
     raw.s_volume_name[..label.len()].copy_from_slice(label);
-    for (word, bytes) in raw.s_hash_seed.iter_mut().zip(parameters.hash_seed.chunks_exact(4)) {
+    for (word, bytes) in raw
+        .s_hash_seed
+        .iter_mut()
+        .zip(parameters.hash_seed.chunks_exact(4))
+    {
         word.as_mut_bytes().copy_from_slice(bytes);
     }
     raw.s_def_hash_version = HASH_HALF_MD4;

@@ -116,12 +116,7 @@ impl Tree {
     ///
     /// # Errors
     /// [`MkfsError::Entry`]; no link is added then.
-    pub fn symlink(
-        &mut self,
-        path: &[u8],
-        target: &[u8],
-        meta: NodeMeta,
-    ) -> Result<(), MkfsError> {
+    pub fn symlink(&mut self, path: &[u8], target: &[u8], meta: NodeMeta) -> Result<(), MkfsError> {
         self.insert(path, meta, Content::Symlink(target.to_vec()))
     }
 
@@ -176,7 +171,9 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, MkfsError> {
     let Some(rest) = path.strip_prefix(b"/") else {
         return Err(EntryError::Path.at(path));
     };
-    let names = rest.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+    let names = rest
+        .split(|byte| *byte == b'/')
+        .filter(|name| !name.is_empty());
     let checked = names.map(|name| match EntryName::new(name) {
         Some(name) => Ok(name.as_bytes()),
         None if name.len() > MAX_NAME_LEN || name.contains(&0) => Err(EntryError::Name.at(path)),
@@ -206,7 +203,8 @@ mod tests {
     fn paths_are_checked_before_anything_is_added() {
         let mut tree = Tree::new();
         let meta = NodeMeta::default;
-        tree.file(b"/a/b", b"x".to_vec(), false, meta()).expect("a new path");
+        tree.file(b"/a/b", b"x".to_vec(), false, meta())
+            .expect("a new path");
         for (path, reason) in [
             (&b"a"[..], EntryError::Path),
             (b"/a/../c", EntryError::Path),
@@ -224,10 +222,24 @@ mod tests {
                 "{error}"
             );
         }
-        assert!(tree.file(&[b"/".to_vec(), vec![b'n'; 256]].concat(), vec![], false, meta()).is_err());
-        tree.directory(b"/a//", NodeMeta { uid: 7, ..meta() }).expect("it is a directory");
+        assert!(
+            tree.file(
+                &[b"/".to_vec(), vec![b'n'; 256]].concat(),
+                vec![],
+                false,
+                meta()
+            )
+            .is_err()
+        );
+        tree.directory(b"/a//", NodeMeta { uid: 7, ..meta() })
+            .expect("it is a directory");
         let mut with_acl = meta();
-        with_acl.xattrs.insert(b"system.posix_acl_access".to_vec(), vec![]);
-        assert!(tree.directory(b"/d", with_acl).is_err(), "ACLs have a form of their own");
+        with_acl
+            .xattrs
+            .insert(b"system.posix_acl_access".to_vec(), vec![]);
+        assert!(
+            tree.directory(b"/d", with_acl).is_err(),
+            "ACLs have a form of their own"
+        );
     }
 }

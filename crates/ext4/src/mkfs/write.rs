@@ -62,7 +62,10 @@ impl<'a> Writer<'a> {
             rest = last;
         }
         self.gathered.extend_from_slice(rest);
-        let filled = self.gathered.len().next_multiple_of(self.block_size as usize);
+        let filled = self
+            .gathered
+            .len()
+            .next_multiple_of(self.block_size as usize);
         self.gathered.resize(filled, 0);
         Ok(())
     }
@@ -74,13 +77,15 @@ impl<'a> Writer<'a> {
         }
         self.flush_gathered()?;
         let length = (blocks.end - blocks.start) * self.block_size;
-        self.device.write_zeroes(blocks.start * self.block_size, length)
+        self.device
+            .write_zeroes(blocks.start * self.block_size, length)
     }
 
     /// Makes bytes read as zeros, whatever the device read as before.
     pub(super) fn wipe(&mut self, bytes: Range<u64>) -> Result<(), DeviceError> {
         self.flush_gathered()?;
-        self.device.write_zeroes(bytes.start, bytes.end - bytes.start)
+        self.device
+            .write_zeroes(bytes.start, bytes.end - bytes.start)
     }
 
     /// Writes bytes that are no whole block.
