@@ -91,6 +91,21 @@ impl Volume {
         Self { fs: Arc::new(fs) }
     }
 
+    /// What the user should know about how the image was opened, a sentence each: that it is
+    /// read-only although it was opened for writing, say.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        self.fs.notes()
+    }
+
+    /// The file system itself, for a front that serves [`pagefence_vfs::FileSystem`].
+    ///
+    /// # Errors
+    /// The volume back, if clones, files or iterators of it are still in use.
+    pub fn into_file_system(self) -> std::result::Result<FileSystem, Self> {
+        Arc::try_unwrap(self.fs).map_err(|fs| Self { fs })
+    }
+
     pub(crate) fn resolve(&self, path: &Path, follow: Follow) -> Result<Attr> {
         resolve(&*self.fs, path, follow).map_err(|error| Error::at(path, error))
     }

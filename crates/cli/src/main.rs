@@ -1,0 +1,26 @@
+//! The command `pagefence` on ext2, ext3 and ext4 images.
+
+use std::process::ExitCode;
+
+use pagefence::{Options, Volume};
+use pagefence_cli::VolumeOptions;
+use pagefence_vfs::FileSystem;
+
+fn main() -> ExitCode {
+    pagefence_cli::run(std::env::args_os().collect(), open_volume)
+}
+
+fn open_volume(options: &VolumeOptions) -> anyhow::Result<impl FileSystem + use<>> {
+    let write = !options.read_only && !options.no_load;
+    let mut how = Options::new().write(write).offset(options.offset);
+    if let Some(bytes) = options.cache_bytes {
+        how = how.cache(bytes);
+    }
+    let volume = Volume::open(&options.image, how)?;
+    for note in volume.notes() {
+        tracing::warn!("{}: {note}", options.image.display());
+    }
+    volume
+        .into_file_system()
+        .map_err(|_| anyhow::anyhow!("the volume is still in use"))
+}
