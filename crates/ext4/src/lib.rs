@@ -10,6 +10,7 @@
 //! backing                              what the page cache asks for
 //! instance  group                      superblock, descriptors, inode tables, metadata blocks
 //! mount  support  recovery             opening: checks, features, the journal
+//! info  journal_location               what an image is, told without opening it
 //! mkfs                                 making: needs none of the above
 //! ```
 //!
@@ -25,9 +26,11 @@ mod filesystem;
 mod group;
 mod htree;
 mod indirect;
+pub mod info;
 mod inode;
 mod inode_cache;
 mod instance;
+mod journal_location;
 mod map_blocks;
 mod memory;
 pub mod mkfs;

@@ -19,21 +19,23 @@ mod geometry;
 mod journal;
 mod layout;
 mod mapping;
+mod signature;
 mod space;
 mod special;
 mod superblock;
-#[cfg(test)]
-mod tests;
+mod target;
 mod tree;
 mod write;
 mod xattr;
 
 use pagefence_block_io::Device;
 use pagefence_ext4_format::features::{Compat, Features};
+pub use pagefence_ext4_format::inode::Timestamp;
 use pagefence_ext4_format::superblock::Superblock;
 
 pub use self::error::{EntryError, MkfsError};
 pub use self::features::{FeatureChoice, Kind};
+pub use self::target::{Target, format_path};
 pub use self::tree::{NodeMeta, Tree};
 use builder::Builder;
 use geometry::Geometry;
@@ -118,24 +120,48 @@ pub fn format(
     parameters: &Parameters,
     tree: &Tree,
 ) -> Result<Made, MkfsError> {
-    let features = parameters.features.resolve()?;
-    let mut geometry = Geometry::plan(parameters, features, device.size())?;
-    let (journal_blocks, left_out) = plan_journal(parameters, &mut geometry, device.size())?;
-    let builder = Builder::new(device, parameters, &geometry)?;
+    let plan = Plan::make(parameters, device.size())?;
+    let builder = Builder::new(device, parameters, &plan.geometry)?;
     let builder = builder
-        .run(journal_blocks, tree)
+        .run(plan.journal_blocks, tree)
         .map_err(|error| match error {
             // Nothing but what every file system has was to be put in: it is the device.
             MkfsError::NoSpace { needed, free } if tree.is_empty() => MkfsError::TooSmall {
                 size_bytes: device.size(),
-                needed_bytes: device.size() + (needed - free) * u64::from(geometry.block_size),
+                needed_bytes: device.size() + (needed - free) * u64::from(plan.geometry.block_size),
             },
             other => other,
         })?;
     Ok(Made {
         superblock: builder.sb,
-        left_out,
+        left_out: plan.left_out,
     })
+}
+
+/// What is decided before anything is written.
+struct Plan {
+    geometry: Geometry,
+    journal_blocks: Option<u64>,
+    left_out: Features,
+}
+
+impl Plan {
+    fn make(parameters: &Parameters, size_bytes: u64) -> Result<Self, MkfsError> {
+        let features = parameters.features.resolve()?;
+        let mut geometry = Geometry::plan(parameters, features, size_bytes)?;
+        let (journal_blocks, left_out) = plan_journal(parameters, &mut geometry, size_bytes)?;
+        Ok(Self {
+            geometry,
+            journal_blocks,
+            left_out,
+        })
+    }
+}
+
+/// Finds out what can't be made in `size_bytes`, short of what the files need.
+fn check(parameters: &Parameters, size_bytes: u64) -> Result<(), MkfsError> {
+    let plan = Plan::make(parameters, size_bytes)?;
+    superblock::create(parameters, &plan.geometry, size_bytes).map(drop)
 }
 
 /// Blocks of the journal, and the features that go without one.

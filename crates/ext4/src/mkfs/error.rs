@@ -1,8 +1,12 @@
 //! Why a file system could not be made.
 
+use std::io;
+
 use pagefence_block_io::DeviceError;
 use pagefence_ext4_format::Corruption;
 use pagefence_ext4_format::features::UnknownFeature;
+
+use crate::mount::MountError;
 
 /// Why a file system could not be made. The text of each is one sentence without the name of the
 /// image.
@@ -117,12 +121,56 @@ pub enum MkfsError {
         /// What is wrong.
         reason: EntryError,
     },
+    /// The target holds something that would be lost.
+    #[error("it holds {what}: have it overwritten if that is no longer needed")]
+    Holds {
+        /// What it holds.
+        what: &'static str,
+    },
+    /// The target is new or empty, and no size was given.
+    #[error("it has no size yet: say how large the file system is to be")]
+    NoSize,
+    /// The target is a block device that is smaller than the size asked for.
+    #[error("it has {have_bytes} bytes, and {asked_bytes} were asked for")]
+    DeviceTooSmall {
+        /// Bytes of the device.
+        have_bytes: u64,
+        /// Bytes asked for.
+        asked_bytes: u64,
+    },
+    /// The target can't be opened, or is in use.
+    #[error(transparent)]
+    Open(#[from] MountError),
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// What was made does not pass the checks of the format. A bug, found before it does harm.
     #[error("what was made is not valid: {0}")]
     Invalid(#[from] Corruption),
+}
+
+impl MkfsError {
+    /// The kind of the error, as `std::io` sorts them.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::TooSmall { .. } | Self::NoSpace { .. } | Self::NoInodes { .. } => {
+                io::ErrorKind::StorageFull
+            }
+            Self::UnsupportedFeature { .. } => io::ErrorKind::Unsupported,
+            Self::Entry { reason, .. } if *reason == EntryError::Exists => {
+                io::ErrorKind::AlreadyExists
+            }
+            Self::Entry { reason, .. } if *reason == EntryError::NotDirectory => {
+                io::ErrorKind::NotADirectory
+            }
+            Self::Holds { .. } => io::ErrorKind::AlreadyExists,
+            Self::Open(error) => error.kind(),
+            Self::Device(error) => error.source.kind(),
+            Self::Invalid(_) => io::ErrorKind::InvalidData,
+            _ => io::ErrorKind::InvalidInput,
+        }
+    }
 }
 
 /// What is wrong with a file to be put into the file system.

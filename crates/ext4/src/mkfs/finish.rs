@@ -4,7 +4,7 @@ use pagefence_ext4_format::features::Incompat;
 use pagefence_ext4_format::group_desc::{GroupDesc, GroupFlags};
 use pagefence_ext4_format::inode::Inode;
 use pagefence_ext4_format::superblock::{SUPERBLOCK_OFFSET, Superblock};
-use pagefence_ext4_format::{BlockNo, GroupNo};
+use pagefence_ext4_format::{BlockNo, GroupNo, bitmap};
 use zerocopy::IntoBytes;
 
 use super::builder::Builder;
@@ -88,17 +88,13 @@ fn write_block_bitmap(
     let range = group_range(sb, descriptor.group());
     let mut bitmap = vec![0; sb.block_size() as usize];
     for run in builder.used.runs_in(&range) {
-        set_bits(
-            &mut bitmap,
-            (run.start - range.start) as usize,
-            (run.end - range.start) as usize,
-        );
+        let bits = (run.start - range.start) as u32..(run.end - range.start) as u32;
+        bitmap::set_range(&mut bitmap, bits);
     }
-    let bits = bitmap.len() * 8;
-    set_bits(&mut bitmap, (range.end - range.start) as usize, bits);
+    let past_end = (range.end - range.start) as u32..sb.block_size() * 8;
+    bitmap::set_range(&mut bitmap, past_end);
     if sb.has_metadata_csum() {
-        let covered = sb.clusters_per_group() as usize / 8;
-        descriptor.set_block_bitmap_checksum(sb.checksum_seed().checksum(&bitmap[..covered]));
+        descriptor.set_block_bitmap_checksum(bitmap::block_bitmap_checksum(&bitmap, sb));
     }
     Ok(builder.writer.write(place.block_bitmap, &bitmap)?)
 }
@@ -113,24 +109,12 @@ fn write_inode_bitmap(
         return Ok(());
     }
     let mut bitmap = vec![0; sb.block_size() as usize];
-    let bits = bitmap.len() * 8;
-    set_bits(&mut bitmap, 0, place.used_inodes as usize);
-    set_bits(&mut bitmap, sb.inodes_per_group() as usize, bits);
+    bitmap::set_range(&mut bitmap, 0..place.used_inodes);
+    bitmap::set_range(&mut bitmap, sb.inodes_per_group()..sb.block_size() * 8);
     if sb.has_metadata_csum() {
-        let covered = sb.inodes_per_group() as usize / 8;
-        descriptor.set_inode_bitmap_checksum(sb.checksum_seed().checksum(&bitmap[..covered]));
+        descriptor.set_inode_bitmap_checksum(bitmap::inode_bitmap_checksum(&bitmap, sb));
     }
     Ok(builder.writer.write(place.inode_bitmap, &bitmap)?)
-}
-
-fn set_bits(bitmap: &mut [u8], start: usize, end: usize) {
-    let (first_whole, end_whole) = (start.next_multiple_of(8).min(end), end / 8 * 8);
-    let mut set = |bit: usize| bitmap[bit / 8] |= 1 << (bit % 8);
-    (start..first_whole).for_each(&mut set);
-    (first_whole.max(end_whole)..end).for_each(&mut set);
-    if first_whole < end_whole {
-        bitmap[first_whole / 8..end_whole / 8].fill(0xFF);
-    }
 }
 
 /// Writes the blocks of a table that hold inodes in use. Those behind them are zeroed only if
@@ -219,27 +203,4 @@ fn write_superblocks(builder: &mut Builder<'_>) -> Result<(), MkfsError> {
         "a new file system is clean"
     );
     Ok(builder.writer.flush()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bits_are_set_as_one_by_one() {
-        for start in 0..40 {
-            for end in start..64 {
-                let mut bitmap = [0_u8; 8];
-                set_bits(&mut bitmap, start, end);
-                for bit in 0..64 {
-                    let is_set = bitmap[bit / 8] & (1 << (bit % 8)) != 0;
-                    assert_eq!(
-                        is_set,
-                        (start..end).contains(&bit),
-                        "{bit} of {start}..{end}"
-                    );
-                }
-            }
-        }
-    }
 }

@@ -1,14 +1,13 @@
 //! How large a journal is, and the first block of an empty one.
 
+use pagefence_ext4_format::journal::superblock::{RawJournalSuperblock, SUPERBLOCK_BYTES};
+use pagefence_ext4_format::journal::{BlockKind, RawHeader, Sequence};
+use zerocopy::{FromZeros, IntoBytes};
+
 /// Fewest blocks of a file system with a journal.
 pub(super) const FEWEST_BLOCKS: u64 = 2048;
 /// Blocks of the journal for each block of the fast-commit area, which lies behind them.
 const BLOCKS_PER_FAST_COMMIT_BLOCK: u64 = 64;
-/// `h_magic` of every block of the journal that has a header.
-const MAGIC: u32 = 0xC03B_3998;
-/// `h_blocktype` of a superblock with features.
-const SUPERBLOCK_V2: u32 = 4;
-
 /// Blocks of the journal of a file system of `blocks` blocks, by the table of mke2fs, without a
 /// fast-commit area; nothing if it is too small to have one.
 pub(super) fn default_blocks(blocks: u64) -> Option<u64> {
@@ -43,20 +42,17 @@ pub(super) fn superblock(
     fast_commit_blocks: u32,
     uuid: &[u8; 16],
 ) -> Vec<u8> {
+    let mut raw = RawJournalSuperblock::new_zeroed();
+    raw.s_header = RawHeader::new(BlockKind::SuperblockV2, Sequence(0));
+    raw.s_blocksize = (block_size as u32).into();
+    raw.s_maxlen = (blocks as u32).into();
+    // No start: the log is empty.
+    raw.s_first = 1.into();
+    raw.s_sequence = 1.into();
+    raw.s_uuid = *uuid;
+    raw.s_nr_users = 1.into();
+    raw.s_num_fc_blks = fast_commit_blocks.into();
     let mut bytes = vec![0; block_size];
-    let mut put = |offset: usize, word: u32| {
-        bytes[offset..offset + 4].copy_from_slice(&word.to_be_bytes());
-    };
-    put(0x00, MAGIC);
-    put(0x04, SUPERBLOCK_V2);
-    put(0x0C, block_size as u32);
-    put(0x10, blocks as u32);
-    // Of the log: its first block, the sequence number expected next; no start, as it is empty.
-    put(0x14, 1);
-    put(0x18, 1);
-    // Its users, of which there is one.
-    put(0x40, 1);
-    put(0x54, fast_commit_blocks);
-    bytes[0x30..0x40].copy_from_slice(uuid);
+    bytes[..SUPERBLOCK_BYTES].copy_from_slice(raw.as_bytes());
     bytes
 }
