@@ -130,9 +130,9 @@ pub enum MkfsError {
     /// The target is new or empty, and no size was given.
     #[error("it has no size yet: say how large the file system is to be")]
     NoSize,
-    /// The target is a block device that is smaller than the size asked for.
+    /// The target is a device, which is not of the size asked for and can't become so.
     #[error("it has {have_bytes} bytes, and {asked_bytes} were asked for")]
-    DeviceTooSmall {
+    DeviceSize {
         /// Bytes of the device.
         have_bytes: u64,
         /// Bytes asked for.

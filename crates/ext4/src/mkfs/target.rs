@@ -28,7 +28,7 @@ pub struct Target<'a> {
 ///
 /// # Errors
 /// As [`format()`], and [`MkfsError::Open`], [`MkfsError::Holds`], [`MkfsError::NoSize`] and
-/// [`MkfsError::DeviceTooSmall`], before which nothing is changed. A file that was made for a
+/// [`MkfsError::DeviceSize`], before which nothing is changed. A file that was made for a
 /// file system that then could not be made is removed.
 pub fn format_path(
     target: &Target<'_>,
@@ -109,7 +109,7 @@ fn format_block_device(
     let have_bytes = device.size();
     let asked_bytes = target.size_bytes.unwrap_or(have_bytes);
     if asked_bytes > have_bytes {
-        return Err(MkfsError::DeviceTooSmall {
+        return Err(MkfsError::DeviceSize {
             have_bytes,
             asked_bytes,
         });
