@@ -49,13 +49,23 @@ pub(crate) fn run<A: AsRef<OsStr>>(
         .with_context(|| format!("cannot run {program}"))?;
     if !output.status.success() {
         bail!(
-            "{command:?} failed ({}): {}{}",
+            "{} failed ({}): {}{}",
+            describe(&command),
             output.status,
             String::from_utf8_lossy(&output.stderr).trim(),
             String::from_utf8_lossy(&output.stdout).trim()
         );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The program and its arguments, without the environment.
+fn describe(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|part| part.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Where a program is found, if it is.

@@ -66,24 +66,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let mut manifest = Manifest::default();
     for variant in matrix::variants(arguments.quick) {
         if wanted(&variant.name) {
-            let outcome = make::clean(&variant, &arguments.directory, arguments.seed)
-                .with_context(|| format!("image {}", variant.name))?;
-            manifest.record(&variant, "clean", &outcome, arguments.seed);
+            let outcome = make::clean(&variant, &arguments.directory, arguments.seed);
+            manifest.record(&variant, "clean", outcome, arguments.seed);
         }
     }
     for case in dirty::cases(arguments.quick) {
         if wanted(&case.variant.name) {
-            let outcome = dirty::make(&case, &arguments.directory, arguments.seed)
-                .with_context(|| format!("image {}", case.variant.name))?;
-            manifest.record(&case.variant, "dirty", &outcome, arguments.seed);
+            let outcome = dirty::make(&case, &arguments.directory, arguments.seed);
+            manifest.record(&case.variant, "dirty", outcome, arguments.seed);
         }
     }
     manifest.write(&arguments.directory)?;
     println!(
-        "images: made {}, skipped {}, parts skipped {}",
-        manifest.made, manifest.skipped, manifest.parts_skipped
+        "images: made {}, skipped {}, parts skipped {}, failed {}",
+        manifest.made, manifest.skipped, manifest.parts_skipped, manifest.failed
     );
-    Ok(true)
+    Ok(manifest.failed == 0)
 }
 
 /// The path of an image.
@@ -97,24 +95,37 @@ struct Manifest {
     made: usize,
     skipped: usize,
     parts_skipped: usize,
+    failed: usize,
 }
 
 impl Manifest {
-    fn record(&mut self, variant: &matrix::Variant, state: &str, outcome: &Outcome, seed: u64) {
+    /// Prints and notes what became of an image. One that failed does not stop the others.
+    fn record(
+        &mut self,
+        variant: &matrix::Variant,
+        state: &str,
+        outcome: Result<Outcome>,
+        seed: u64,
+    ) {
         let (made, notes) = match outcome {
-            Outcome::Made { skipped } => {
+            Err(error) => {
+                println!("FAILED  {} ({state}): {error:#}", variant.name);
+                self.failed += 1;
+                (false, vec![format!("{error:#}")])
+            }
+            Ok(Outcome::Made { skipped }) => {
                 println!("made    {} ({state})", variant.name);
-                for part in skipped {
+                for part in &skipped {
                     println!("          without {part}");
                 }
                 self.made += 1;
                 self.parts_skipped += skipped.len();
-                (true, skipped.clone())
+                (true, skipped)
             }
-            Outcome::Skipped { reason } => {
+            Ok(Outcome::Skipped { reason }) => {
                 println!("skipped {} ({state}): {reason}", variant.name);
                 self.skipped += 1;
-                (false, vec![reason.clone()])
+                (false, vec![reason])
             }
         };
         let notes: Vec<String> = notes.iter().map(|note| quote(note)).collect();

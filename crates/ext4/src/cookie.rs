@@ -96,7 +96,10 @@ impl Position {
         match self {
             Self::Dot => 0,
             Self::DotDot => 1,
-            Self::Hash { key, ordinal: 0 } if key == HashKey(0) => 2,
+            Self::Hash {
+                key: HashKey(0),
+                ordinal: 0,
+            } => 2,
             Self::Hash { key, ordinal } => {
                 HASHED | (key.0 << ORDINAL_BITS) | u64::from(ordinal.min(ORDINAL_MAX))
             }

@@ -15,7 +15,7 @@ const REMEMBERED: usize = 4096;
 /// Logs each place and kind of damage once.
 #[derive(Debug, Default)]
 pub(crate) struct DamageLog {
-    seen: Mutex<HashSet<(Option<u64>, Option<u64>, String)>>,
+    seen: Mutex<HashSet<(Place, String)>>,
 }
 
 impl DamageLog {
@@ -23,7 +23,7 @@ impl DamageLog {
     pub(crate) fn report(&self, place: Place, what: impl std::fmt::Display) -> Error {
         let what = what.to_string();
         let mut seen = self.seen.lock();
-        if seen.len() < REMEMBERED && seen.insert((place.inode, place.block, what.clone())) {
+        if seen.len() < REMEMBERED && seen.insert((place, what.clone())) {
             tracing::error!(target: "pagefence::damage", "damaged: {place}: {what}");
         }
         Error::Corrupt { what, place }

@@ -78,6 +78,15 @@ impl DiskInode {
         self.has(InodeFlags::EA_INODE)
     }
 
+    /// What Linux counts for the data of an inline file, so that it does not look like a hole.
+    fn inline_sectors(&self) -> u64 {
+        if self.has_inline_data() && self.kind == FileKind::Regular {
+            self.size().div_ceil(512)
+        } else {
+            0
+        }
+    }
+
     /// Its attributes as stat shows them.
     pub(crate) fn attr(&self, instance: &Instance) -> Attr {
         let record = &self.record;
@@ -91,7 +100,7 @@ impl DiskInode {
             uid: record.uid(),
             gid: record.gid(),
             size: record.size(),
-            blocks_512: record.sectors(),
+            blocks_512: record.sectors() + self.inline_sectors(),
             block_size: instance.superblock.block_size(),
             device_major: device.map_or(0, |device| device.major),
             device_minor: device.map_or(0, |device| device.minor),

@@ -392,7 +392,7 @@ fn backup_of(device: &dyn Device, options: &MountOptions) -> Option<u64> {
     }
     let places = [1024_u32, 2048, 4096]
         .into_iter()
-        .flat_map(|block_size| pagefence_ext4_format::superblock::backup_superblocks(block_size));
+        .flat_map(pagefence_ext4_format::superblock::backup_superblocks);
     for offset in places {
         let mut bytes = [0; SUPERBLOCK_BYTES];
         let inside = offset

@@ -2,6 +2,7 @@
 
 use pagefence_ext4_format::GroupNo;
 use pagefence_ext4_format::features::{Compat, Incompat, RoCompat};
+use pagefence_ext4_format::superblock::Superblock;
 use pagefence_vfs::{FileSystemStat, Result};
 
 use crate::inode::DiskInode;
@@ -51,8 +52,8 @@ impl Instance {
         })
     }
 
-    /// Blocks that can never hold data: superblocks, descriptors, bitmaps, inode tables and the
-    /// journal; not the blocks reserved for growing.
+    /// Blocks that can never hold data: superblocks, descriptors and the room in which they can
+    /// grow, bitmaps, inode tables and the journal.
     fn overhead_blocks(&self) -> u64 {
         let superblock = &self.superblock;
         let stored = u64::from(superblock.raw().s_overhead_clusters.get())
@@ -66,27 +67,9 @@ impl Instance {
         let per_group = u64::from(superblock.inode_table_blocks()) + 2;
         let groups: u64 = superblock
             .groups()
-            .map(|group| {
-                per_group + u64::from(superblock.has_super(group)) + self.descriptor_blocks(group)
-            })
+            .map(|group| per_group + base_blocks(superblock, group))
             .sum();
         u64::from(superblock.raw().s_first_data_block.get()) + groups + self.journal_blocks()
-    }
-
-    /// Blocks of group descriptors in a group.
-    fn descriptor_blocks(&self, group: GroupNo) -> u64 {
-        let superblock = &self.superblock;
-        let per_block = superblock.descriptors_per_block().max(1);
-        let contiguous = superblock.contiguous_descriptor_blocks();
-        if superblock.has_incompat(Incompat::META_BG) && group.0 / per_block >= contiguous {
-            let within = group.0 % per_block;
-            return u64::from(within < 2 || within == per_block - 1);
-        }
-        if superblock.has_super(group) {
-            u64::from(contiguous)
-        } else {
-            0
-        }
     }
 
     fn journal_blocks(&self) -> u64 {
@@ -99,4 +82,10 @@ impl Instance {
             .and_then(|number| DiskInode::read(self, number).ok())
             .map_or(0, |inode| inode.size() / u64::from(superblock.block_size()))
     }
+}
+
+/// Blocks of the superblock, the descriptors and the room in which they can grow in a group.
+fn base_blocks(superblock: &Superblock, group: GroupNo) -> u64 {
+    let base = superblock.base_metadata(group);
+    base.end.0.saturating_sub(base.start.0)
 }

@@ -38,7 +38,8 @@ impl<F: FileSystem> Dispatch<F> {
         };
         // The kernel was told that a request is at most this long.
         let size = (size as usize).min(REQUEST_BYTES);
-        BUFFER.with_borrow_mut(|buffer| {
+        BUFFER.with(|buffer| {
+            let mut buffer = buffer.borrow_mut();
             if buffer.len() < size {
                 buffer.resize(size, 0);
             }

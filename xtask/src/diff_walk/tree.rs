@@ -1,7 +1,7 @@
 //! Walking two trees side by side.
 
 use std::ffi::OsString;
-use std::os::unix::fs::DirEntryExt;
+use std::os::unix::fs::{DirEntryExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -16,8 +16,24 @@ use super::{Scope, contents, inode_flags};
 struct Listed {
     name: OsString,
     inode: u64,
-    /// `d_type`, which a directory without the feature filetype does not record.
-    kind: String,
+    /// `d_type`; where the directory records none, std asks for the inode.
+    kind: &'static str,
+}
+
+fn kind_of(entry: std::fs::FileType) -> &'static str {
+    let kinds = [
+        (entry.is_dir(), "directory"),
+        (entry.is_file(), "file"),
+        (entry.is_symlink(), "symlink"),
+        (entry.is_fifo(), "fifo"),
+        (entry.is_socket(), "socket"),
+        (entry.is_block_device(), "block device"),
+        (entry.is_char_device(), "character device"),
+    ];
+    kinds
+        .iter()
+        .find(|(is_it, _)| *is_it)
+        .map_or("unknown", |(_, name)| name)
 }
 
 /// A directory's entries, sorted; a name listed twice stays twice.
@@ -27,7 +43,7 @@ fn list(directory: &Path) -> std::io::Result<Vec<Listed>> {
             let entry = entry?;
             Ok(Listed {
                 inode: entry.ino(),
-                kind: format!("{:?}", entry.file_type()?),
+                kind: kind_of(entry.file_type()?),
                 name: entry.file_name(),
             })
         })
@@ -116,7 +132,11 @@ fn compare_listing(pair: &Pair, report: &mut Report) -> Result<Vec<OsString>> {
             (Some(&a), Some(&b)) if a.name == b.name => {
                 if a != b {
                     let path = pair.path.join(&a.name);
-                    report.mismatch(&path, &format!("readdir: kernel {a:?}, ours {b:?}"));
+                    let what = format!(
+                        "readdir: kernel {} {}, ours {} {}",
+                        a.kind, a.inode, b.kind, b.inode
+                    );
+                    report.mismatch(&path, &what);
                 }
                 both.push(a.name.clone());
                 left.next();

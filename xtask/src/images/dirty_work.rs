@@ -57,7 +57,7 @@ impl<'a> Scene<'a> {
     }
 
     /// Writes everything in place, so that the log is empty of what came before.
-    fn settle(&self) -> Result<()> {
+    pub(crate) fn settle(&self) -> Result<()> {
         rustix::fs::syncfs(File::open(self.root)?)?;
         Ok(())
     }
