@@ -73,6 +73,7 @@ const OPTIONS_HELP: &str = "\
 Mount options:
   ro                   read only (so far all mounts are; rw says so)
   offset=BYTES         the file system starts there in the image
+  sb=N                 use the backup superblock N KiB from the start; read-only
   cache=SIZE           memory for cached data: bytes, K, M, G, T, or % of memory
   noload, norecovery   do not change the image, not even to replay its journal
   allow_other          let other users in, and have permissions checked, also with fakeroot
