@@ -161,14 +161,25 @@ impl Contents {
         }
     }
 
-    /// Takes a line; says whether more are wanted.
-    fn list(&mut self, kind: char, size: u64, path: &Path, target: Option<&Path>) -> bool {
+    /// Takes an entry; says whether it had room for it.
+    fn list(&mut self, entry: &Entry) -> bool {
         if self.listing.len() >= LISTED_MAX {
             self.more = true;
             return false;
         }
-        let path = path.display();
+        let kind = match entry {
+            Entry {
+                is_directory: true, ..
+            } => 'd',
+            Entry {
+                target: Some(_), ..
+            } => 'l',
+            Entry { is_file: true, .. } => '-',
+            _ => '?',
+        };
+        let target = entry.target.as_ref();
         let target = target.map_or_else(String::new, |target| format!(" -> {}", target.display()));
+        let (size, path) = (entry.size, entry.path.display());
         self.listing
             .push(format!("{kind} {size:>10} {path}{target}"));
         true
@@ -208,38 +219,66 @@ impl Contents {
     }
 }
 
-/// Looks at the mount as any program would.
-fn through_mount(root: &Path) -> anyhow::Result<Contents> {
+/// An entry of a directory.
+struct Entry {
+    path: PathBuf,
+    is_directory: bool,
+    is_file: bool,
+    size: u64,
+    target: Option<PathBuf>,
+}
+
+/// Lists what is at and below `root`, directory by directory, by name.
+fn look(
+    root: &Path,
+    mut read_dir: impl FnMut(&Path) -> anyhow::Result<Vec<Entry>>,
+    mut start: impl FnMut(&Path) -> anyhow::Result<Vec<u8>>,
+) -> anyhow::Result<Contents> {
     let mut contents = Contents::new();
     let mut waiting = vec![root.to_owned()];
     while let Some(directory) = waiting.pop() {
-        let mut entries = fs::read_dir(&directory)?.collect::<Result<Vec<_>, _>>()?;
-        entries.sort_by_key(fs::DirEntry::file_name);
+        let mut entries = read_dir(&directory)?;
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
         for entry in &entries {
-            let (path, metadata) = (entry.path(), entry.metadata()?);
-            let target = metadata
-                .is_symlink()
-                .then(|| fs::read_link(&path))
-                .transpose()?;
-            let kind = kind(metadata.is_dir(), metadata.is_symlink());
-            if !contents.list(kind, metadata.len(), &path, target.as_deref()) {
-                waiting.clear();
-                break;
+            if !contents.list(entry) {
+                return Ok(contents);
             }
-            if metadata.is_file() {
-                let mut start = Vec::new();
-                File::open(&path)?
-                    .take(SHOWN_BYTES)
-                    .read_to_end(&mut start)?;
-                contents.offer(&path, start);
+            if entry.is_file {
+                contents.offer(&entry.path, start(&entry.path)?);
             }
         }
-        let directories = entries.iter().rev().filter(|entry| {
-            let kind = entry.file_type();
-            !contents.more && kind.is_ok_and(|kind| kind.is_dir())
-        });
-        waiting.extend(directories.map(fs::DirEntry::path));
+        let directories = entries.into_iter().rev().filter(|entry| entry.is_directory);
+        waiting.extend(directories.map(|entry| entry.path));
     }
+    Ok(contents)
+}
+
+/// Looks at the mount as any program would.
+fn through_mount(root: &Path) -> anyhow::Result<Contents> {
+    let read_dir = |directory: &Path| {
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            let (path, metadata) = (entry.path(), entry.metadata()?);
+            let target = metadata.is_symlink().then(|| fs::read_link(&path));
+            entries.push(Entry {
+                path,
+                is_directory: metadata.is_dir(),
+                is_file: metadata.is_file(),
+                size: metadata.len(),
+                target: target.transpose()?,
+            });
+        }
+        Ok(entries)
+    };
+    let start = |path: &Path| {
+        let mut start = Vec::new();
+        File::open(path)?
+            .take(SHOWN_BYTES)
+            .read_to_end(&mut start)?;
+        Ok(start)
+    };
+    let mut contents = look(root, read_dir, start)?;
     let usage = rustix::fs::statvfs(root)?;
     contents.size = usage.f_blocks.saturating_mul(usage.f_frsize);
     contents.free = usage.f_bfree.saturating_mul(usage.f_frsize);
@@ -249,35 +288,32 @@ fn through_mount(root: &Path) -> anyhow::Result<Contents> {
 /// Looks at the image through the library.
 fn through_library(image: &Path) -> anyhow::Result<Contents> {
     let volume = Volume::open(image, Options::new())?;
-    let mut contents = Contents::new();
-    for entry in volume.walk("/").into_iter().skip(1) {
-        let entry = entry?;
-        let (path, metadata) = (entry.path(), entry.metadata());
-        let target = metadata
-            .is_symlink()
-            .then(|| volume.read_link(path))
-            .transpose()?;
-        let kind = kind(metadata.is_dir(), metadata.is_symlink());
-        if !contents.list(kind, metadata.len(), path, target.as_deref()) {
-            break;
+    let read_dir = |directory: &Path| {
+        let mut entries = Vec::new();
+        for entry in volume.read_dir(directory)? {
+            let path = directory.join(entry?.file_name());
+            let metadata = volume.symlink_metadata(&path)?;
+            let target = metadata.is_symlink().then(|| volume.read_link(&path));
+            entries.push(Entry {
+                is_directory: metadata.is_dir(),
+                is_file: metadata.is_file(),
+                size: metadata.len(),
+                target: target.transpose()?,
+                path,
+            });
         }
-        if metadata.is_file() {
-            let length = usize::try_from(metadata.len().min(SHOWN_BYTES)).unwrap_or(0);
-            let mut start = vec![0; length];
-            let read = volume.open_file(path)?.read_at(0, &mut start)?;
-            start.truncate(read);
-            contents.offer(path, start);
-        }
-    }
+        Ok(entries)
+    };
+    let start = |path: &Path| {
+        let file = volume.open_file(path)?;
+        let length = file.metadata()?.len().min(SHOWN_BYTES);
+        let mut start = vec![0; usize::try_from(length)?];
+        let read = file.read_at(0, &mut start)?;
+        start.truncate(read);
+        Ok(start)
+    };
+    let mut contents = look(Path::new("/"), read_dir, start)?;
     let usage = volume.usage()?;
     (contents.size, contents.free) = (usage.size, usage.free);
     Ok(contents)
-}
-
-fn kind(is_directory: bool, is_symlink: bool) -> char {
-    match (is_directory, is_symlink) {
-        (true, _) => 'd',
-        (_, true) => 'l',
-        _ => '-',
-    }
 }
