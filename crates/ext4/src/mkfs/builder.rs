@@ -179,7 +179,7 @@ impl<'a> Builder<'a> {
             .or_else(|| self.used.find(&all, count));
         if let Some(start) = whole.filter(|_| count > 0) {
             self.used.mark(start..start + count);
-            return Ok(vec![start..start + count]);
+            return Ok(std::iter::once(start..start + count).collect());
         }
         let mut runs = Vec::new();
         let mut left = count;
