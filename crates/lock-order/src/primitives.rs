@@ -19,7 +19,7 @@ mod real {
 
     /// Threads.
     pub mod thread {
-        pub use std::thread::{JoinHandle, current, yield_now};
+        pub use std::thread::{JoinHandle, current, scope, yield_now};
 
         /// Starts a thread named `name`.
         ///
@@ -55,7 +55,7 @@ mod real {
 
     /// Threads.
     pub mod thread {
-        pub use shuttle::thread::{JoinHandle, current, yield_now};
+        pub use shuttle::thread::{JoinHandle, current, scope, yield_now};
 
         /// Starts a thread named `name`.
         ///

@@ -1,6 +1,6 @@
 //! Extent trees and block maps that debugfs made, against what debugfs says of them.
 
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::process::Stdio;
 
 use super::{BlockLimits, Child, Extent, ExtentNode, Found, Place, verify_checksum};
@@ -14,19 +14,16 @@ use crate::{BlockNo, FileBlock, InodeNo};
 
 /// Runs a script of debugfs commands and returns what it prints.
 pub(crate) fn debugfs(image: &TestImage, script: &[u8]) -> Vec<u8> {
-    let mut child = tool("debugfs")
+    let mut commands = tempfile::tempfile().unwrap();
+    commands.write_all(script).unwrap();
+    commands.rewind().unwrap();
+    let output = tool("debugfs")
         .args(["-w", "-f", "-"])
         .arg(image.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
+        .stdin(commands)
         .stderr(Stdio::null())
-        .spawn()
+        .output()
         .expect("debugfs runs");
-    let mut stdin = child.stdin.take().unwrap();
-    let script = script.to_vec();
-    let writer = std::thread::spawn(move || stdin.write_all(&script));
-    let output = child.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
     assert!(output.status.success());
     output.stdout
 }
