@@ -216,3 +216,9 @@ mod real {
 }
 
 pub use real::*;
+
+/// Atomics to make from raw memory that others may write meanwhile: the machine's own in both
+/// worlds, since a scheduler's atomics have another layout.
+pub mod shared_memory {
+    pub use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+}
