@@ -87,9 +87,9 @@ pub(crate) fn inode_at(image: &TestImage, sb: &Superblock, path: &[&[u8]]) -> In
 /// A file with a hole at every second block, written and unwritten by turns.
 fn holes(image: &TestImage, unwritten: bool) {
     // A file with bytes in it: zeroes would become holes.
-    let source = std::env::temp_dir().join(format!("pagefence-holes-{}", std::process::id()));
-    std::fs::write(&source, vec![0x5A; 1_500_000]).unwrap();
-    let mut script = format!("write {} holes\n", source.display());
+    let mut source = tempfile::NamedTempFile::new().unwrap();
+    source.write_all(&vec![0x5A; 1_500_000]).unwrap();
+    let mut script = format!("write {} holes\n", source.path().display());
     for block in (1..1400).step_by(2) {
         script += &format!("punch holes {block} {block}\n");
     }
@@ -97,7 +97,6 @@ fn holes(image: &TestImage, unwritten: bool) {
         script += "fallocate holes 5000 5099\nfallocate holes 200000 200000\n";
     }
     debugfs(image, script.as_bytes());
-    std::fs::remove_file(&source).unwrap();
 }
 
 #[test]
