@@ -14,6 +14,9 @@ use crate::name_index::{KnownNames, NameIndex};
 /// Blocks from which on a directory without an index on disk gets one in memory.
 const NAME_INDEX_BLOCKS_MIN: u32 = 3;
 
+/// Damaged blocks that a search leaves out before it gives up.
+const DAMAGED_BLOCKS_MAX: u32 = 16;
+
 /// What is wrong with an index in which names of one hash are in too many blocks.
 pub(crate) const CIRCLES: &str = "a directory index in circles";
 
@@ -55,6 +58,17 @@ impl Instance {
             };
             verified.at(&self.damage, Some(inode.number), Some(at))?;
             buffer.set_verified(checked::DIR_BLOCK);
+        }
+        Ok(buffer)
+    }
+
+    /// A block of entries that the directory's index leads to. Another block of the index is none,
+    /// and its names would be missed in silence; without checksums an empty block looks the same.
+    pub(crate) fn leaf_block(&self, inode: &DiskInode, leaf: FileBlock) -> Result<Arc<Buffer>> {
+        let buffer = self.dir_block(inode, leaf)?;
+        if self.checksums && is_index_block(inode, leaf, &buffer) {
+            let what = "an index that leads to one of its own blocks";
+            return Err(self.damaged(inode.number, Some(block_no(&buffer)), what));
         }
         Ok(buffer)
     }
@@ -115,7 +129,9 @@ impl Instance {
         let disk = &inode.disk;
         if disk.has_inline_data() {
             return self.with_inline_dir(disk, |dir| {
-                dir.find(name).map(inode_of).at(&self.damage, Some(disk.number), None)
+                dir.find(name)
+                    .map(inode_of)
+                    .at(&self.damage, Some(disk.number), None)
             });
         }
         if self.uses_index(disk) {
@@ -139,7 +155,8 @@ impl Instance {
         let mut path = self.dx_probe(inode, major)?;
         for _ in 0..HASH_BLOCKS_MAX {
             let leaf = path.leaf().at(&self.damage, Some(inode.number), None)?;
-            if let Some(found) = self.find_in_block(inode, leaf, name)? {
+            let buffer = self.leaf_block(inode, leaf)?;
+            if let Some(found) = self.find_in_block(inode, leaf, &buffer, name)? {
                 return Ok(Some(found));
             }
             match self.dx_next_hash(inode, &path)? {
@@ -158,25 +175,39 @@ impl Instance {
         blocks: impl Iterator<Item = FileBlock>,
         name: &[u8],
     ) -> Result<Option<InodeNo>> {
+        let (mut damage, mut damaged) = (None, 0);
         for block in blocks {
-            if let Some(found) = self.find_in_block(inode, block, name)? {
-                return Ok(Some(found));
+            // The root of an index has no names, and nothing that matters here can be wrong there.
+            if inode.has_index() && block == FileBlock(0) {
+                continue;
+            }
+            let found = self
+                .dir_block(inode, block)
+                .and_then(|buffer| self.find_in_block(inode, block, &buffer, name));
+            match found {
+                Ok(None) => {}
+                // The name may be in another block; if it is not, nobody knows.
+                Err(error @ Error::Corrupt { .. }) if damaged < DAMAGED_BLOCKS_MAX => {
+                    damage = damage.or(Some(error));
+                    damaged += 1;
+                }
+                found_or_failed => return found_or_failed,
             }
         }
-        Ok(None)
+        damage.map_or(Ok(None), Err)
     }
 
     fn find_in_block(
         &self,
         inode: &DiskInode,
         block: FileBlock,
+        buffer: &Buffer,
         name: &[u8],
     ) -> Result<Option<InodeNo>> {
-        let buffer = self.dir_block(inode, block)?;
-        self.dir_entries(inode, block, &buffer)
+        self.dir_entries(inode, block, buffer)
             .find(name)
             .map(inode_of)
-            .at(&self.damage, Some(inode.number), Some(block_no(&buffer)))
+            .at(&self.damage, Some(inode.number), Some(block_no(buffer)))
     }
 
     /// The directory's index in memory, made when it is first asked for; nothing if a block is
@@ -202,7 +233,7 @@ impl Instance {
 
     fn make_name_index(&self, inode: &DiskInode, blocks: u32) -> Result<Option<NameIndex>> {
         let mut index = self.name_indexes.index();
-        for block in (0..blocks).map(FileBlock) {
+        for block in (u32::from(inode.has_index())..blocks).map(FileBlock) {
             let buffer = self.dir_block(inode, block)?;
             for entry in self.dir_entries(inode, block, &buffer).entries() {
                 let at = Some(block_no(&buffer));

@@ -3,7 +3,7 @@
 use pagefence_block_io::Buffer;
 use pagefence_ext4_format::group_desc::GroupDesc;
 use pagefence_ext4_format::inode::Inode as InodeRecord;
-use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo};
+use pagefence_ext4_format::{BlockNo, Corruption, GroupNo, InodeNo};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
 
@@ -16,6 +16,16 @@ const INODE_TABLE_RUN: u64 = 32;
 impl Instance {
     /// The descriptor of a group, checked.
     pub(crate) fn group_desc(&self, group: GroupNo) -> Result<GroupDesc> {
+        let (block, desc) = self.parse_group_desc(group)?;
+        desc.at(&self.damage, None, Some(block))
+    }
+
+    /// As [`Self::group_desc`], for those who go on without it: what is wrong is not logged.
+    pub(crate) fn sound_group_desc(&self, group: GroupNo) -> Option<GroupDesc> {
+        self.parse_group_desc(group).ok()?.1.ok()
+    }
+
+    fn parse_group_desc(&self, group: GroupNo) -> Result<(BlockNo, Result<GroupDesc, Corruption>)> {
         let (index, offset) =
             self.superblock
                 .locate_descriptor(group)
@@ -23,7 +33,7 @@ impl Instance {
         let block = self.descriptor_block(index)?;
         let buffer = self.read_block(block)?;
         let bytes = buffer.get(offset..).unwrap_or(&[]);
-        GroupDesc::parse(bytes, group, &self.superblock).at(&self.damage, None, Some(block))
+        Ok((block, GroupDesc::parse(bytes, group, &self.superblock)))
     }
 
     /// Block `index` of the descriptors: those behind the superblock that was used, which may be

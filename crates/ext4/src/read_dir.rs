@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use pagefence_block_io::Buffer;
 use pagefence_ext4_format::dir_entry::{DirEntry as DiskEntry, Role};
 use pagefence_ext4_format::htree::DirHasher;
 use pagefence_ext4_format::{FileBlock, InodeNo};
@@ -267,7 +268,8 @@ impl FileSystem {
                 // Names of one hash may go on in the next block: their batch takes all of it.
                 let goes_on = next.is_some_and(|next| next & 1 == 1 || next & !1 <= major);
                 batch.next = next.filter(|_| !goes_on);
-                self.gather_block(&mut batch, inode, hasher, leaf)?;
+                let buffer = instance.leaf_block(disk, leaf)?;
+                self.gather_block(&mut batch, inode, hasher, leaf, &buffer)?;
                 if !goes_on {
                     break;
                 }
@@ -277,7 +279,8 @@ impl FileSystem {
             }
         } else {
             for block in (0..instance.dir_blocks(disk)?).map(FileBlock) {
-                self.gather_block(&mut batch, inode, hasher, block)?;
+                let buffer = instance.dir_block(disk, block)?;
+                self.gather_block(&mut batch, inode, hasher, block, &buffer)?;
             }
         }
         if !batch.sort() {
@@ -295,11 +298,11 @@ impl FileSystem {
         inode: &Inode,
         hasher: &DirHasher,
         block: FileBlock,
+        buffer: &Buffer,
     ) -> Result<()> {
         let instance = &self.instance;
-        let buffer = instance.dir_block(&inode.disk, block)?;
-        let at = block_no(&buffer);
-        for entry in instance.dir_entries(&inode.disk, block, &buffer).entries() {
+        let at = block_no(buffer);
+        for entry in instance.dir_entries(&inode.disk, block, buffer).entries() {
             let entry = entry.at(&instance.damage, Some(inode.disk.number), Some(at))?;
             if entry.role == Role::Name && !batch.push(hasher, &entry) {
                 let what = "a directory entry outside the hashes of its block";

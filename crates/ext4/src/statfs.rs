@@ -76,12 +76,9 @@ impl Instance {
         let superblock = &self.superblock;
         let stored = u64::from(superblock.raw().s_overhead_clusters.get())
             .saturating_mul(u64::from(superblock.blocks_per_cluster()));
-        let recount = !superblock.has_ro_compat(RoCompat::BIGALLOC)
-            && superblock.group_count() <= GROUPS_MAX;
-        if !recount
-            && stored != 0
-            && stored <= superblock.blocks_count()
-        {
+        let recount =
+            !superblock.has_ro_compat(RoCompat::BIGALLOC) && superblock.group_count() <= GROUPS_MAX;
+        if !recount && stored != 0 && stored <= superblock.blocks_count() {
             return stored;
         }
         let per_group = u64::from(superblock.inode_table_blocks()) + 2;

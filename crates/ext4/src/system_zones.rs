@@ -20,7 +20,7 @@ pub(crate) struct SystemZones {
 
 impl SystemZones {
     /// Reads every descriptor. A group whose descriptor is damaged has no zones: what uses it
-    /// reports that, and no other group suffers.
+    /// reports that, and no other group suffers. Nothing is logged.
     pub(crate) fn of(instance: &Instance) -> Self {
         let superblock = &instance.superblock;
         // Three ranges a group, before they are merged: only so many groups can stay below the
@@ -31,7 +31,7 @@ impl SystemZones {
         let mut zones = Builder::default();
         for group in superblock.groups() {
             zones.add(own_range(instance, group));
-            if let Ok(desc) = instance.group_desc(group) {
+            if let Some(desc) = instance.sound_group_desc(group) {
                 for zone in desc.metadata_zones(superblock) {
                     zones.add(zone);
                 }

@@ -141,7 +141,10 @@ impl Instance {
         let Some(xattrs) = self.inode_xattrs(inode)? else {
             return Ok(Vec::new());
         };
-        match xattrs.find(name::SYSTEM, INLINE_DATA).map(|entry| entry.value) {
+        match xattrs
+            .find(name::SYSTEM, INLINE_DATA)
+            .map(|entry| entry.value)
+        {
             None => Ok(Vec::new()),
             Some(Value::Bytes(bytes)) => Ok(bytes.to_vec()),
             Some(Value::Inode { .. }) => {
