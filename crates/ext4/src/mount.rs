@@ -189,7 +189,11 @@ impl FileSystem {
             .max(CACHE_MIN);
         let metadata = bytes / 4;
         let damaged = || MountError::Damaged("blocks of an impossible size".to_owned());
-        let instance = Instance::new(superblock, device, metadata / 2).ok_or_else(damaged)?;
+        let mut instance = Instance::new(superblock, device, metadata / 2).ok_or_else(damaged)?;
+        if let Some(offset) = options.superblock.and_then(|at| at.checked_mul(1024)) {
+            instance.use_backup(offset);
+        }
+        instance.guard_metadata();
         let mut config = Config::new(bytes - metadata);
         if !options.read_ahead {
             config.readahead_max_bytes = 0;

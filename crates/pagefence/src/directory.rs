@@ -74,6 +74,8 @@ impl DirEntry {
 }
 
 /// Iterator over a directory's entries, from [`Volume::read_dir`].
+///
+/// It ends at damage, with an error behind the entries before it.
 pub struct ReadDir {
     fs: Arc<FileSystem>,
     dir: <FileSystem as pagefence_vfs::FileSystem>::Directory,
@@ -81,6 +83,8 @@ pub struct ReadDir {
     with_attr: bool,
     next: Cookie,
     batch: std::vec::IntoIter<DirEntry>,
+    /// Why reading stopped, told behind the entries before it.
+    error: Option<Error>,
     done: bool,
 }
 
@@ -105,6 +109,7 @@ impl ReadDir {
             with_attr: false,
             next: 0,
             batch: Vec::new().into_iter(),
+            error: None,
             done: false,
         })
     }
@@ -115,7 +120,7 @@ impl ReadDir {
         self
     }
 
-    fn fill(&mut self) -> Result<()> {
+    fn fill(&mut self) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut next = self.next;
         let mut full = false;
@@ -145,7 +150,7 @@ impl ReadDir {
         self.next = next;
         self.batch = batch.into_iter();
         self.done = !full;
-        result.map_err(|error| Error::at(&self.path, error))
+        self.error = result.err().map(|error| Error::at(&self.path, error));
     }
 }
 
@@ -157,12 +162,13 @@ impl Iterator for ReadDir {
             if let Some(entry) = self.batch.next() {
                 return Some(Ok(entry));
             }
+            if let Some(error) = self.error.take() {
+                return Some(Err(error));
+            }
             if self.done {
                 return None;
             }
-            if let Err(error) = self.fill() {
-                return Some(Err(error));
-            }
+            self.fill();
         }
     }
 }
