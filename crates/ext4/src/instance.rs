@@ -45,6 +45,8 @@ pub(crate) struct Instance {
     /// First block of each group's inode table; 0 until it has been looked up.
     pub(crate) inode_tables: Vec<AtomicU64>,
     pub(crate) name_indexes: NameIndexes,
+    /// Bytes of metadata blocks that may be kept in memory.
+    pub(crate) metadata_bytes: u64,
 }
 
 impl Instance {
@@ -76,6 +78,7 @@ impl Instance {
                 .map(|_| AtomicU64::new(0))
                 .collect(),
             name_indexes: NameIndexes::new(metadata_bytes / 4),
+            metadata_bytes,
             superblock,
         })
     }

@@ -215,7 +215,8 @@ fn open_device(path: &Path, options: &MountOptions) -> Result<FileDevice, MountE
     check_users(path, options)?;
     let open = OpenOptions {
         write: options.write,
-        direct: false,
+        // Pages and metadata are cached here: once is enough.
+        direct: true,
         offset_bytes: options.offset,
         length_bytes: None,
     };

@@ -274,6 +274,7 @@ impl FileSystem {
                 Ok(())
             })?;
         } else if disk.has_index() {
+            instance.prefetch_dir_block(disk, FileBlock(0));
             let mut path = instance.dx_probe(disk, major)?;
             for gathered in 0.. {
                 let leaf = path.leaf().at(&instance.damage, Some(disk.number), None)?;
@@ -310,6 +311,7 @@ impl FileSystem {
         block: FileBlock,
     ) -> Result<()> {
         let instance = &self.instance;
+        instance.prefetch_dir_block(&inode.disk, block);
         let buffer = instance.dir_block(&inode.disk, block)?;
         let at = block_no(&buffer);
         for entry in instance.dir_entries(&inode.disk, block, &buffer).entries() {
@@ -351,6 +353,7 @@ impl FileSystem {
         };
         for block in (first..blocks).map(FileBlock) {
             let base = u64::from(block.0) * block_size;
+            instance.prefetch_dir_block(disk, block);
             let buffer = instance.dir_block(disk, block)?;
             let entries = || instance.dir_entries(disk, block, &buffer).entries();
             if with_attr {
