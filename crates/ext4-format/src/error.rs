@@ -279,4 +279,76 @@ pub enum Corruption {
     #[error(transparent)]
     Xattr(#[from] crate::xattr::XattrCorruption),
     // --- journal ---
+    /// The journal does not begin with its magic number.
+    #[error("the journal begins with {found:#010x} in place of its magic number")]
+    JournalMagic {
+        /// What is there.
+        found: u32,
+    },
+    /// The first block of the journal is no superblock.
+    #[error("the first block of the journal is of kind {kind}")]
+    JournalSuperblockKind {
+        /// Kind of block.
+        kind: u32,
+    },
+    /// The journal has features that are not known.
+    #[error("the journal has unknown {set} features {unknown:#x}")]
+    JournalFeatures {
+        /// Which set of features.
+        set: &'static str,
+        /// The unknown bits.
+        unknown: u32,
+    },
+    /// The journal claims checksums of more than one version.
+    #[error("the journal has checksums of several versions (features {compat:#x}, {incompat:#x})")]
+    JournalChecksumVersions {
+        /// Compatible features.
+        compat: u32,
+        /// Incompatible features.
+        incompat: u32,
+    },
+    /// A checksum of an algorithm that does not exist.
+    #[error("the journal has checksums of unknown kind {kind}")]
+    JournalChecksumType {
+        /// As stored.
+        kind: u8,
+    },
+    /// A field of the journal's superblock that can't be.
+    #[error("field {field} of the journal's superblock is {value}")]
+    JournalSuperblockField {
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        value: u32,
+    },
+    /// A revoke block that claims more bytes than it has, or fewer than its header.
+    #[error("a revoke block of the journal claims {count} of {limit} bytes")]
+    JournalRevokeCount {
+        /// As stored.
+        count: u32,
+        /// What there is room for.
+        limit: usize,
+    },
+    /// A block in the journal whose number is too large, or belongs to the journal itself.
+    #[error("the journal changes block {block}, which it can't")]
+    JournalBlockRange {
+        /// The block.
+        block: crate::ids::BlockNo,
+    },
+    /// A data block in the journal whose checksum is wrong.
+    #[error("the journal's contents of block {block} in transaction {sequence} are damaged")]
+    JournalData {
+        /// Where the data belongs.
+        block: crate::ids::BlockNo,
+        /// Number of the transaction.
+        sequence: u32,
+    },
+    /// A tag of a fast commit that does not exist, or has the wrong length.
+    #[error("a fast commit has tag {tag} with {length} bytes")]
+    FastCommitTag {
+        /// The tag.
+        tag: u16,
+        /// Bytes of its value.
+        length: u16,
+    },
 }

@@ -10,6 +10,8 @@
 //! backing                              what the page cache asks for
 //! instance  group                      superblock, descriptors, inode tables, metadata blocks
 //! mount  support  recovery             opening: checks, features, the journal
+//! info  journal_location               what an image is, told without opening it
+//! mkfs                                 making: needs none of the above
 //! ```
 //!
 //! Invariant: a block number from disk is checked against the file system's limits before it is
@@ -24,11 +26,14 @@ mod filesystem;
 mod group;
 mod htree;
 mod indirect;
+pub mod info;
 mod inode;
 mod inode_cache;
 mod instance;
+mod journal_location;
 mod map_blocks;
 mod memory;
+pub mod mkfs;
 mod mount;
 mod name_index;
 mod read_dir;

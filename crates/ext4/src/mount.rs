@@ -204,7 +204,26 @@ impl FileSystem {
 }
 
 /// Opens the image and makes sure that nobody writes to it meanwhile.
-fn open_device(path: &Path, options: &MountOptions) -> Result<FileDevice, MountError> {
+pub(crate) fn open_device(path: &Path, options: &MountOptions) -> Result<FileDevice, MountError> {
+    check_users(path, options)?;
+    let device = open_file(path, options)?;
+    let lock = if options.write {
+        Lock::Exclusive
+    } else {
+        Lock::Shared
+    };
+    match device.lock(lock) {
+        // Some hosts' file systems have no locks; the users that can be seen were looked at.
+        Ok(Locked::Yes) | Err(_) => Ok(device),
+        Ok(Locked::HeldElsewhere) => Err(in_use(
+            "another program that has locked it",
+            "close it there, or mount both read-only",
+        )),
+    }
+}
+
+/// Opens the image, whoever else uses it.
+pub(crate) fn open_file(path: &Path, options: &MountOptions) -> Result<FileDevice, MountError> {
     let metadata = std::fs::metadata(path).map_err(|error| image_error(&error))?;
     if metadata.is_dir() {
         return Err(MountError::Image {
@@ -212,7 +231,6 @@ fn open_device(path: &Path, options: &MountOptions) -> Result<FileDevice, MountE
             kind: io::ErrorKind::IsADirectory,
         });
     }
-    check_users(path, options)?;
     let open = OpenOptions {
         write: options.write,
         // Pages and metadata are cached here: once is enough.
@@ -220,7 +238,7 @@ fn open_device(path: &Path, options: &MountOptions) -> Result<FileDevice, MountE
         offset_bytes: options.offset,
         length_bytes: None,
     };
-    let device = FileDevice::open(path, open).map_err(|error| match error {
+    FileDevice::open(path, open).map_err(|error| match error {
         OpenError::Open { source, .. } => image_error(&source),
         OpenError::NotABlockDevice { .. } => MountError::Image {
             reason: "it is neither a file nor a block device".to_owned(),
@@ -235,20 +253,7 @@ fn open_device(path: &Path, options: &MountOptions) -> Result<FileDevice, MountE
             reason: other.to_string(),
             kind: io::ErrorKind::Other,
         },
-    })?;
-    let lock = if options.write {
-        Lock::Exclusive
-    } else {
-        Lock::Shared
-    };
-    match device.lock(lock) {
-        // Some hosts' file systems have no locks; the users that can be seen were looked at.
-        Ok(Locked::Yes) | Err(_) => Ok(device),
-        Ok(Locked::HeldElsewhere) => Err(in_use(
-            "another program that has locked it",
-            "close it there, or mount both read-only",
-        )),
-    }
+    })
 }
 
 fn in_use(user: &str, advice: &'static str) -> MountError {
@@ -304,7 +309,7 @@ fn check_users(path: &Path, options: &MountOptions) -> Result<(), MountError> {
     }
 }
 
-fn image_error(error: &io::Error) -> MountError {
+pub(crate) fn image_error(error: &io::Error) -> MountError {
     let reason = match error.kind() {
         io::ErrorKind::NotFound => "there is no such image".to_owned(),
         io::ErrorKind::PermissionDenied => {
@@ -324,7 +329,10 @@ fn image_error(error: &io::Error) -> MountError {
 }
 
 /// Reads and checks the superblock.
-fn read_superblock(device: &dyn Device, options: &MountOptions) -> Result<Superblock, MountError> {
+pub(crate) fn read_superblock(
+    device: &dyn Device,
+    options: &MountOptions,
+) -> Result<Superblock, MountError> {
     let not_ext = || MountError::NotExt {
         offset: options.offset,
     };
