@@ -80,10 +80,10 @@ impl Instance {
     /// Reads a block of the directory into memory along with its neighbours, for who is going to
     /// want them all. Failures show when the block is asked for.
     pub(crate) fn prefetch_dir_block(&self, inode: &DiskInode, block: FileBlock) {
-        let Ok(at) = self.metadata_block(inode, block) else {
+        let (Ok(run), Ok(blocks)) = (self.map_blocks(inode, block), self.dir_blocks(inode)) else {
             return;
         };
-        let Ok(blocks) = self.dir_blocks(inode) else {
+        let Target::Written(at) = run.target else {
             return;
         };
         // In a directory that memory can't hold, neighbours would be gone before they are wanted:
