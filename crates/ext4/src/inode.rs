@@ -157,7 +157,7 @@ fn time(time: DiskTime) -> Timestamp {
     }
 }
 
-fn kind_of(kind: format::FileKind) -> FileKind {
+pub(crate) fn kind_of(kind: format::FileKind) -> FileKind {
     match kind {
         format::FileKind::Regular => FileKind::Regular,
         format::FileKind::Directory => FileKind::Directory,

@@ -10,7 +10,7 @@
 //! backing                              what the page cache asks for
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
 //! system_zones                         blocks that no file may own
-//! mount  support  recovery             opening: checks, features, the journal
+//! mount  support  recovery  orphan     opening: checks, features, the journal, orphans
 //! info  journal_location               what an image is, told without opening it
 //! mkfs                                 making: needs none of the above
 //! ```
@@ -38,6 +38,8 @@ mod memory;
 pub mod mkfs;
 mod mount;
 mod name_index;
+mod orphan;
+mod orphan_file;
 mod read_dir;
 mod recovery;
 mod statfs;

@@ -128,7 +128,8 @@ pub fn format(
             // Nothing but what every file system has was to be put in: it is the device.
             MkfsError::NoSpace { needed, free } if tree.is_empty() => MkfsError::TooSmall {
                 size_bytes: device.size(),
-                needed_bytes: device.size() + (needed - free) * u64::from(plan.geometry.block_size),
+                needed_bytes: device.size()
+                    + needed.saturating_sub(free).max(1) * u64::from(plan.geometry.block_size),
             },
             other => other,
         })?;

@@ -183,8 +183,12 @@ impl FileSystem {
             }
             _ => write,
         };
-        let Recovered { device, superblock } =
-            recovery::recover(device, superblock, write, options)?;
+        let Recovered {
+            device,
+            superblock,
+            notes: from_recovery,
+        } = recovery::recover(device, superblock, write, options)?;
+        notes.extend(from_recovery);
         let bytes = options
             .cache
             .unwrap_or_else(memory::default_cache)

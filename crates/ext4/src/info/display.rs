@@ -30,6 +30,10 @@ fn line(f: &mut Formatter<'_>, name: &str, value: impl Display) -> fmt::Result {
     writeln!(f, "{:NAME_WIDTH$} {value}", format!("{name}:"))
 }
 
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
 fn percent(part: u64, whole: u64) -> u64 {
     let share = u128::from(part) * 100 / u128::from(whole.max(1));
     u64::try_from(share).unwrap_or(100)
@@ -92,10 +96,11 @@ impl Info {
             f,
             "blocks",
             format_args!(
-                "{} of {} bytes in {} groups, {used} used ({} %), {} free, {} reserved",
+                "{} of {} bytes in {} group{}, {used} used ({} %), {} free, {} reserved",
                 self.blocks,
                 self.block_size,
                 self.groups,
+                plural(self.groups as usize),
                 percent(used, self.blocks),
                 self.blocks_free,
                 self.blocks_reserved,
@@ -202,7 +207,6 @@ impl Display for JournalState {
         else {
             return f.write_str("clean");
         };
-        let plural = |count: usize| if count == 1 { "" } else { "s" };
         write!(
             f,
             "needs recovery: {transactions} transaction{} from {sequence} on, changing {blocks} block{}",

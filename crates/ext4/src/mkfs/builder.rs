@@ -18,6 +18,9 @@ use super::write::Writer;
 use super::{Parameters, Tree, geometry::Geometry};
 use super::{directory, finish, special, superblock};
 
+/// Where the marks of RAID and partitions are that lie at the end of a device.
+const MARKS_AT_END_BYTES: u64 = 128 << 10;
+
 /// A file system in the making.
 #[derive(Debug)]
 pub(super) struct Builder<'a> {
@@ -96,7 +99,6 @@ impl<'a> Builder<'a> {
 
     /// Takes away what would let a device that held something else be taken for that.
     fn wipe(&mut self) -> Result<(), MkfsError> {
-        const MD_SUPERBLOCK_BYTES: u64 = 64 << 10;
         if self.writer.reads_as_zeros() {
             return Ok(());
         }
@@ -104,10 +106,8 @@ impl<'a> Builder<'a> {
         let start = (self.sb.superblock_block().0 + 1) * block_size;
         self.writer.wipe(0..start)?;
         let end = self.sb.blocks_count() * block_size;
-        let last = (end & !(MD_SUPERBLOCK_BYTES - 1)).max(start);
-        if end - start > MD_SUPERBLOCK_BYTES {
-            self.writer.wipe(last.min(end - MD_SUPERBLOCK_BYTES)..end)?;
-        }
+        let last = end.saturating_sub(MARKS_AT_END_BYTES).max(start);
+        self.writer.wipe(last..end)?;
         Ok(self.writer.flush()?)
     }
 
@@ -179,7 +179,7 @@ impl<'a> Builder<'a> {
             .or_else(|| self.used.find(&all, count));
         if let Some(start) = whole.filter(|_| count > 0) {
             self.used.mark(start..start + count);
-            return Ok(vec![start..start + count]);
+            return Ok(std::iter::once(start..start + count).collect());
         }
         let mut runs = Vec::new();
         let mut left = count;

@@ -305,8 +305,14 @@ mod tests {
     fn zeros_become_holes_only_if_asked() {
         let mut bytes = vec![0; 4096 * 3 + 1];
         bytes[4096] = 1;
-        assert_eq!(stretches(&bytes, 4096, true), [1..2]);
-        assert_eq!(stretches(&bytes, 4096, false), [0..4]);
-        assert!(stretches(&[], 4096, false).is_empty());
+        let bounds = |bytes: &[u8], holes| -> Vec<(usize, usize)> {
+            let stored = stretches(bytes, 4096, holes);
+            stored.iter().map(|run| (run.start, run.end)).collect()
+        };
+        assert_eq!(bounds(&bytes, true), [(1, 2)]);
+        assert_eq!(bounds(&bytes, false), [(0, 4)]);
+        bytes[4096 * 3] = 1;
+        assert_eq!(bounds(&bytes, true), [(1, 2), (3, 4)]);
+        assert!(bounds(&[], false).is_empty());
     }
 }

@@ -122,13 +122,15 @@ pub enum MkfsError {
         reason: EntryError,
     },
     /// The target holds something that would be lost.
-    #[error("it holds {what}: have it overwritten if that is no longer needed")]
+    #[error(
+        "it holds {what}, which would be lost: have it overwritten (-F) if that is no longer needed"
+    )]
     Holds {
         /// What it holds.
         what: &'static str,
     },
     /// The target is new or empty, and no size was given.
-    #[error("it has no size yet: say how large the file system is to be")]
+    #[error("it has no size yet: say how large the file system is to be (--size)")]
     NoSize,
     /// The target is a device, which is not of the size asked for and can't become so.
     #[error("it has {have_bytes} bytes, and {asked_bytes} were asked for")]

@@ -13,7 +13,7 @@ use super::layout::{Group, group_range, uninitialized_count};
 
 /// Writes all of it; the first superblock after everything else is durable.
 pub(super) fn write(builder: &mut Builder<'_>) -> Result<(), MkfsError> {
-    let groups = builder.groups.clone();
+    let groups = std::mem::take(&mut builder.groups);
     let mut descriptors = Vec::with_capacity(groups.len());
     for (group, place) in builder.sb.groups().zip(&groups) {
         descriptors.push(describe(builder, group, place)?);

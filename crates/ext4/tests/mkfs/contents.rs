@@ -4,7 +4,6 @@
 use std::io::Write as _;
 
 use pagefence_block_io::memory_device::MemoryDevice;
-use pagefence_block_io::{Capabilities, Device, DeviceError};
 use pagefence_ext4::mkfs::{
     Contents, EntryError, Kind, MkfsError, NodeMeta, Parameters, Tree, format,
 };
@@ -13,7 +12,7 @@ use pagefence_ext4_format::inode::Timestamp;
 use crate::judges::{KIB, MIB, assert_clean, make, parameters, sparse_file, tool};
 
 /// Bytes that differ from block to block.
-fn pattern(len: usize) -> Vec<u8> {
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at / 512 + at % 251) as u8 | 1).collect()
 }
 
@@ -277,111 +276,4 @@ fn what_cannot_be_put_into_a_file_system_is_refused_by_name() {
     )
     .expect("a journal by default is left out");
     assert_eq!(made.left_out.to_string(), "has_journal orphan_file");
-}
-
-/// A device that fails after a number of operations.
-#[derive(Debug)]
-struct Failing {
-    inner: MemoryDevice,
-    left: std::sync::atomic::AtomicU32,
-}
-
-impl Failing {
-    fn count(&self, operation: pagefence_block_io::Operation) -> Result<(), DeviceError> {
-        use std::sync::atomic::Ordering::SeqCst;
-        let spend = |left: u32| left.checked_sub(1);
-        match self.left.fetch_update(SeqCst, SeqCst, spend) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(DeviceError {
-                operation,
-                offset: 0,
-                length: 0,
-                source: std::io::Error::other("no more"),
-            }),
-        }
-    }
-}
-
-impl Device for Failing {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn read_vectored(
-        &self,
-        offset: u64,
-        buffers: &mut [std::io::IoSliceMut<'_>],
-    ) -> Result<(), DeviceError> {
-        self.inner.read_vectored(offset, buffers)
-    }
-
-    fn write_vectored(
-        &self,
-        offset: u64,
-        buffers: &[std::io::IoSlice<'_>],
-    ) -> Result<(), DeviceError> {
-        self.count(pagefence_block_io::Operation::Write)?;
-        self.inner.write_vectored(offset, buffers)
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
-        self.count(pagefence_block_io::Operation::Flush)?;
-        self.inner.flush()
-    }
-
-    fn discard(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
-        self.inner.discard(offset, length)
-    }
-
-    fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
-        self.count(pagefence_block_io::Operation::WriteZeroes)?;
-        self.inner.write_zeroes(offset, length)
-    }
-}
-
-#[test]
-fn a_device_that_fails_on_the_way_is_left_without_a_superblock() {
-    use pagefence_ext4_format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET, Superblock};
-    for operations in 0.. {
-        let device = Failing {
-            inner: MemoryDevice::new(8 * MIB),
-            left: operations.into(),
-        };
-        // It held a file system before.
-        format(&device.inner, &Parameters::new(Kind::Ext2), &Tree::new()).expect("it fits");
-        let result = format(&device, &Parameters::new(Kind::Ext4), &varied_tree_small());
-        let mut bytes = [0; SUPERBLOCK_BYTES];
-        device
-            .inner
-            .read(SUPERBLOCK_OFFSET, &mut bytes)
-            .expect("memory is read");
-        let superblock = Superblock::parse(&bytes, None);
-        match result {
-            Ok(_) => {
-                assert!(superblock.is_ok());
-                assert!(operations > 10, "there were operations to fail");
-                return;
-            }
-            Err(MkfsError::Device(_)) if operations == 0 => {}
-            Err(MkfsError::Device(error)) => {
-                let is_last = error.operation == pagefence_block_io::Operation::Flush;
-                assert!(
-                    superblock.is_err() || is_last,
-                    "after {operations} operations"
-                );
-            }
-            Err(other) => panic!("{other}"),
-        }
-    }
-}
-
-fn varied_tree_small() -> Tree {
-    let mut tree = Tree::new();
-    tree.file(b"/f", pattern(200_000), false, NodeMeta::default())
-        .expect("a new path");
-    tree
 }

@@ -146,8 +146,8 @@ fn sizes_at_the_edges_of_groups_are_clean_and_like_those_of_mke2fs() {
 fn large_sparse_file_systems_are_clean_and_like_those_of_mke2fs() {
     check_like_mke2fs(Kind::Ext4, 4096, 100 * GIB, "");
     check_like_mke2fs(Kind::Ext4, 4096, 2048 * GIB, "");
-    check_like_mke2fs(Kind::Ext4, 1024, 100 * GIB, "");
-    check_like_mke2fs(Kind::Ext3, 4096, 100 * GIB, "");
+    check_like_mke2fs(Kind::Ext4, 1024, 20 * GIB, "");
+    check_like_mke2fs(Kind::Ext3, 4096, 20 * GIB, "");
     check_like_mke2fs(Kind::Ext2, 4096, 100 * GIB, "");
 }
 

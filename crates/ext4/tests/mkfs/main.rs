@@ -3,6 +3,7 @@
 //! it and leave it clean.
 
 mod contents;
+mod crash;
 mod judges;
 mod kernel;
 mod like_mke2fs;

@@ -1,0 +1,122 @@
+//! Where the changes of a transaction go.
+
+use pagefence_block_io::Device;
+use pagefence_ext4_format::BlockNo;
+use pagefence_ext4_format::superblock::Superblock;
+use pagefence_jbd2::{Emptied, JournalLocation, JournalRun};
+use pagefence_lock_order::primitives::Arc;
+
+use crate::mount::MountError;
+use crate::recovery::journal::{mount_error, of_map};
+use crate::recovery::transaction::Transaction;
+
+/// Blocks that a transaction changes at most, whatever room the log has: bounds memory.
+const BLOCKS_MAX: u32 = 2048;
+
+/// Blocks that a transaction changes at least: an extent tree's path, a run that reaches into
+/// another group, and what counts them.
+const BLOCKS_MIN: u32 = 16;
+
+/// Where changes go.
+#[derive(Debug)]
+pub(crate) enum Store {
+    /// Through the journal: all of a transaction is there after a crash, or nothing.
+    Journal {
+        device: Arc<dyn Device>,
+        location: JournalLocation,
+        /// The same place, as files see it.
+        runs: Vec<JournalRun>,
+    },
+    /// Onto a file system without a journal, in an order that e2fsck mends: first what no longer
+    /// refers to a block, then what says that the block is free.
+    InPlace { device: Arc<dyn Device> },
+}
+
+impl Store {
+    /// Whether changes go through a journal.
+    pub(crate) fn is_journal(&self) -> bool {
+        matches!(self, Self::Journal { .. })
+    }
+
+    /// Where the journal lies.
+    pub(crate) fn journal_runs(&self) -> &[JournalRun] {
+        match self {
+            Self::Journal { runs, .. } => runs,
+            Self::InPlace { .. } => &[],
+        }
+    }
+
+    /// How many blocks a transaction may change.
+    pub(crate) fn blocks_max(&self) -> usize {
+        let most = match self {
+            // The rest is for descriptors, and for what a last step adds.
+            Self::Journal { location, .. } => (location.length() / 4).clamp(BLOCKS_MIN, BLOCKS_MAX),
+            Self::InPlace { .. } => BLOCKS_MAX,
+        };
+        usize::try_from(most).unwrap_or(usize::MAX)
+    }
+
+    /// Makes a transaction durable; gives the superblock as it is now.
+    ///
+    /// # Errors
+    /// The device or the journal failed: then the changes are there or not (through a journal all
+    /// or none).
+    pub(crate) fn commit(&self, transaction: Transaction<'_>) -> Result<Superblock, MountError> {
+        let instance = transaction.instance;
+        let changes = transaction.finish().map_err(of_map)?;
+        let written = match self {
+            Self::Journal {
+                device, location, ..
+            } => {
+                let blocks: Vec<(BlockNo, &[u8])> = changes
+                    .blocks
+                    .iter()
+                    .map(|(block, buffer)| (*block, &***buffer))
+                    .collect();
+                through_journal(&**device, location, &blocks)
+            }
+            Self::InPlace { device } => {
+                let home = changes.superblock.superblock_block();
+                let size = u64::from(changes.superblock.block_size());
+                let rank = |block: &BlockNo| {
+                    if *block == home {
+                        0
+                    } else if changes.allocation.contains(block) {
+                        2
+                    } else {
+                        1
+                    }
+                };
+                (0..3).try_for_each(|turn| {
+                    for (block, buffer) in &changes.blocks {
+                        if rank(block) == turn {
+                            device.write(block.0.saturating_mul(size), buffer)?;
+                        }
+                    }
+                    Ok(device.flush()?)
+                })
+            }
+        };
+        if written.is_err() {
+            // What is on the device is not known.
+            instance.buffers.invalidate_all();
+        }
+        written.map(|()| changes.superblock)
+    }
+}
+
+fn through_journal(
+    device: &dyn Device,
+    location: &JournalLocation,
+    blocks: &[(BlockNo, &[u8])],
+) -> Result<(), MountError> {
+    if blocks.is_empty() {
+        return Ok(());
+    }
+    let before = pagefence_jbd2::recover(device, location).map_err(mount_error)?;
+    // The log holds nothing older than this transaction, so nothing has to be revoked.
+    debug_assert!(before.is_clean());
+    let after =
+        pagefence_jbd2::commit_once(device, location, &before, blocks, &[]).map_err(mount_error)?;
+    pagefence_jbd2::write_back(device, location, &after, Emptied::Clean).map_err(mount_error)
+}
