@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ const BATCH: usize = 256;
 pub struct DirEntry {
     fs: Arc<FileSystem>,
     parent: Arc<Path>,
+    dir: InodeId,
     name: OsString,
     id: InodeId,
     kind: Option<FileKind>,
@@ -64,11 +65,16 @@ impl DirEntry {
     pub fn metadata(&self) -> Result<Metadata> {
         match &self.attr {
             Some(attr) => Ok(Metadata(attr.clone())),
-            None => self
-                .fs
-                .attr(self.id)
-                .map(Metadata)
-                .map_err(|error| Error::at(&self.path(), error)),
+            None => match self.fs.attr(self.id) {
+                // Gone meanwhile, or never there: the directory tells one from the other.
+                Err(pagefence_vfs::Error::Stale) => self
+                    .fs
+                    .lookup(self.dir, self.name.as_bytes())
+                    .map(|found| found.attr),
+                result => result,
+            }
+            .map(Metadata)
+            .map_err(|error| Error::at(&self.path(), error)),
         }
     }
 }
@@ -80,6 +86,7 @@ pub struct ReadDir {
     fs: Arc<FileSystem>,
     dir: <FileSystem as pagefence_vfs::FileSystem>::Directory,
     path: Arc<Path>,
+    id: InodeId,
     with_attr: bool,
     next: Cookie,
     batch: std::vec::IntoIter<DirEntry>,
@@ -106,6 +113,7 @@ impl ReadDir {
             fs: Arc::clone(&volume.fs),
             dir,
             path: path.into(),
+            id,
             with_attr: false,
             next: 0,
             batch: Vec::new().into_iter(),
@@ -138,6 +146,7 @@ impl ReadDir {
                     batch.push(DirEntry {
                         fs: Arc::clone(&self.fs),
                         parent: Arc::clone(&self.path),
+                        dir: self.id,
                         name: OsString::from_vec(entry.name.to_vec()),
                         id: entry.id,
                         kind: entry.kind,

@@ -131,6 +131,9 @@ fn what_can_not_be_opened() {
     assert!(refusal(dir.path(), &options()).contains("directory"));
     let text = refusal(Path::new("/dev/null"), &options());
     assert!(text.contains("neither a file nor a block"), "{text}");
+    let pipe = dir.path().join("pipe");
+    run("mkfifo", &[&pipe.display().to_string()]);
+    assert!(refusal(&pipe, &options()).contains("neither a file nor a block"));
     std::fs::write(&other, &bytes[..bytes.len() / 2]).expect("half of it");
     assert!(refusal(&other, &options()).contains("cut off"));
     std::fs::write(&other, "no file system at all".repeat(1000)).expect("text");
