@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
+use crate::demo::DemoArguments;
+use crate::info::InfoArguments;
+use crate::mkfs::MkfsArguments;
+
 /// ext2, ext3 and ext4 file systems in user space.
 #[derive(Debug, Parser)]
 #[command(name = "pagefence", version, arg_required_else_help = true)]
@@ -24,6 +28,12 @@ pub(crate) enum Command {
         /// The directory that it is mounted on
         mountpoint: PathBuf,
     },
+    /// Make a file system
+    Mkfs(MkfsArguments),
+    /// Tell what an image is: type, features, journal, usage
+    Info(InfoArguments),
+    /// Make a small image, mount it, show it, and clean up
+    Demo(DemoArguments),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -63,6 +73,7 @@ const OPTIONS_HELP: &str = "\
 Mount options:
   ro                   read only (so far all mounts are; rw says so)
   offset=BYTES         the file system starts there in the image
+  sb=N                 use the backup superblock N KiB from the start; read-only
   cache=SIZE           memory for cached data: bytes, K, M, G, T, or % of memory
   noload, norecovery   do not change the image, not even to replay its journal
   allow_other          let other users in, and have permissions checked, also with fakeroot

@@ -1,8 +1,8 @@
 //! The command `pagefence`, but for the file system that it mounts.
 //!
-//! A file a command: `mount` and `umount` with what they are made of, `completions`
-//! and `man`. Which file system is behind a mount is the caller's: [`run`] takes a function that
-//! opens it, so that the command is tested with a file system in memory.
+//! A file a command: `mount` and `umount` with what they are made of, `mkfs`, `info`, `demo`,
+//! `completions` and `man`. Which file system is behind a mount is the caller's: [`run`] takes a
+//! function that opens it, so that the command is tested with a file system in memory.
 //!
 //! How a mount comes to be:
 //!
@@ -21,15 +21,19 @@
 
 mod arguments;
 mod completions;
+mod demo;
 mod handoff;
+mod info;
 mod log;
 mod man;
+mod mkfs;
 mod mount;
 mod mount_options;
 mod mountinfo;
 mod mountpoint;
 mod server;
 mod signals;
+mod size;
 mod umount;
 
 use std::ffi::OsString;
@@ -66,6 +70,9 @@ where
     let done = match command {
         Command::Mount(arguments) => mount::run(&argv, &arguments, open),
         Command::Umount { mountpoint } => umount::run(&mountpoint),
+        Command::Mkfs(arguments) => mkfs::run(&arguments),
+        Command::Info(arguments) => info::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Completions { shell } => completions::run(shell),
         Command::Man { directory } => man::run(&directory),
     };

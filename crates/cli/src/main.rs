@@ -16,6 +16,9 @@ fn open_volume(options: &VolumeOptions) -> anyhow::Result<impl FileSystem + use<
     if let Some(bytes) = options.cache_bytes {
         how = how.cache(bytes);
     }
+    if let Some(block) = options.superblock {
+        how = how.superblock(block);
+    }
     let volume = Volume::open(&options.image, how)?;
     for note in volume.notes() {
         tracing::warn!("{}: {note}", options.image.display());

@@ -20,6 +20,8 @@ pub struct VolumeOptions {
     pub no_load: bool,
     /// Whether the user asked for a read-only mount.
     pub read_only: bool,
+    /// Where the backup superblock to use is, in KiB; `None`: the superblock itself is used.
+    pub superblock: Option<u64>,
 }
 
 /// Every option, understood.
@@ -142,6 +144,7 @@ impl MountOptions {
             ("noload" | "norecovery", None) => self.volume.no_load = true,
             ("load", None) => self.volume.no_load = false,
             ("offset", Some(value)) => self.volume.offset = number(name, value)?,
+            ("sb", Some(value)) => self.volume.superblock = Some(number(name, value)?),
             ("cache" | "cache_size", Some(value)) => {
                 self.volume.cache_bytes = Some(size(name, value)?);
             }

@@ -28,9 +28,21 @@ impl Instance {
                 Found::Hole { until } => return Ok(Run::hole(until.0.saturating_sub(block.0))),
                 Found::Child(child) => {
                     let buffer = self.extent_node(inode.number, inode.seed, &child)?;
-                    found = ExtentNode::reopen(&buffer, &Place::Block(child))
-                        .at(&self.damage, Some(inode.number), Some(child.block))?
-                        .find(block);
+                    let node = ExtentNode::reopen(&buffer, &Place::Block(child)).at(
+                        &self.damage,
+                        Some(inode.number),
+                        Some(child.block),
+                    )?;
+                    // It was checked in full for the entry that led to it first: another one, of
+                    // this file or of another, must not lead to the same block.
+                    if first_block(&node).is_some_and(|first| first != child.first) {
+                        return Err(self.damaged(
+                            inode.number,
+                            Some(child.block),
+                            "two entries of extent trees lead to one block",
+                        ));
+                    }
+                    found = node.find(block);
                 }
             }
         }
@@ -46,6 +58,7 @@ impl Instance {
     ) -> Result<Arc<Buffer>> {
         let buffer = self.read_block(child.block)?;
         if !buffer.verified(checked::EXTENT_NODE) {
+            self.check_owned(inode, child.block, 1)?;
             self.checksums
                 .then(|| extent::verify_checksum(&buffer, seed))
                 .transpose()
@@ -57,6 +70,13 @@ impl Instance {
         }
         Ok(buffer)
     }
+}
+
+/// The first file block that a node knows of.
+fn first_block(node: &ExtentNode<'_>) -> Option<FileBlock> {
+    node.extent(0)
+        .map(|extent| extent.first)
+        .or_else(|| node.child(0).map(|child| child.first))
 }
 
 fn run_of(extent: &Extent, block: FileBlock) -> Run {

@@ -70,7 +70,7 @@ impl<T> InodeCache<T> {
             return Ok(object);
         }
         let loaded = Arc::new(load()?);
-        let mut evicted = None;
+        let mut evicted = Vec::new();
         let mut shard = self.shard(number).lock();
         if let Some(&at) = shard.index.get(&number) {
             return Ok(Arc::clone(&shard.slots[at].object));
@@ -80,18 +80,17 @@ impl<T> InodeCache<T> {
             object: Arc::clone(&loaded),
             referenced: false,
         };
-        if shard.slots.len() >= self.capacity_per_shard
-            && let Some(at) = shard.victim()
-        {
-            let old = std::mem::replace(&mut shard.slots[at], slot);
-            shard.index.remove(&old.number);
-            shard.index.insert(number, at);
-            evicted = Some(old.object);
-        } else {
-            let at = shard.slots.len();
-            shard.slots.push(slot);
-            shard.index.insert(number, at);
+        // Two for one, until what came in while everything was held is gone again.
+        for _ in 0..2 {
+            if shard.slots.len() >= self.capacity_per_shard
+                && let Some(at) = shard.victim()
+            {
+                evicted.push(shard.remove(at));
+            }
         }
+        let at = shard.slots.len();
+        shard.slots.push(slot);
+        shard.index.insert(number, at);
         drop(shard);
         // An inode's last reference takes its pages along: not under the shard's lock.
         drop(evicted);
@@ -109,6 +108,15 @@ impl<T> InodeCache<T> {
 }
 
 impl<T> Shard<T> {
+    fn remove(&mut self, at: usize) -> Arc<T> {
+        let slot = self.slots.swap_remove(at);
+        self.index.remove(&slot.number);
+        if let Some(moved) = self.slots.get(at) {
+            self.index.insert(moved.number, at);
+        }
+        slot.object
+    }
+
     /// A slot that nobody uses and that was not used lately; moves the hand.
     fn victim(&mut self) -> Option<usize> {
         for _ in 0..2 * self.slots.len() {
@@ -155,6 +163,15 @@ mod tests {
         assert_eq!(cache.len(), 320);
         drop(held);
         assert!(cache.get(InodeNo(3)).is_some());
+        for number in 1000..1400 {
+            load(&cache, number);
+        }
+        assert!(cache.len() <= 2 * 16, "{}", cache.len());
+        for number in 0..2000 {
+            if let Some(object) = cache.get(InodeNo(number)) {
+                assert_eq!(*object, number);
+            }
+        }
     }
 
     #[test]

@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn threads_open_and_close_at_once() {
         let handles = Handles::new();
-        std::thread::scope(|scope| {
+        pagefence_lock_order::primitives::thread::scope(|scope| {
             for thread in 0..4u64 {
                 let handles = &handles;
                 scope.spawn(move || {

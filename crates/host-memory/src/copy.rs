@@ -11,7 +11,7 @@
 )]
 
 #[cfg(any(test, not(target_arch = "x86_64"), miri))]
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use pagefence_lock_order::primitives::shared_memory::{AtomicU8, AtomicUsize, Ordering};
 
 /// Copies `len` bytes from `source`, which others may write meanwhile, to `target`.
 ///

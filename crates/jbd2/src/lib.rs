@@ -2,8 +2,8 @@
 //!
 //! - [`location`]: where the blocks of the journal lie on the device.
 //! - [`recovery`]: what a journal that was not closed holds, found without a byte being changed.
-//! - [`write_back`]: brings that home and empties the journal.
-//! - [`commit_once`]: one transaction, written as a whole or not at all.
+//! - [`mod@write_back`]: brings that home and empties the journal.
+//! - [`mod@commit_once`]: one transaction, written as a whole or not at all.
 
 #![deny(
     clippy::arithmetic_side_effects,

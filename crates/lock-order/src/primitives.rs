@@ -19,7 +19,7 @@ mod real {
 
     /// Threads.
     pub mod thread {
-        pub use std::thread::{JoinHandle, current, yield_now};
+        pub use std::thread::{JoinHandle, current, scope, yield_now};
 
         /// Starts a thread named `name`.
         ///
@@ -55,7 +55,7 @@ mod real {
 
     /// Threads.
     pub mod thread {
-        pub use shuttle::thread::{JoinHandle, current, yield_now};
+        pub use shuttle::thread::{JoinHandle, current, scope, yield_now};
 
         /// Starts a thread named `name`.
         ///
@@ -216,3 +216,9 @@ mod real {
 }
 
 pub use real::*;
+
+/// Atomics to make from raw memory that others may write meanwhile: the machine's own in both
+/// worlds, since a scheduler's atomics have another layout.
+pub mod shared_memory {
+    pub use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+}

@@ -1,4 +1,63 @@
 //! The exclusive section of a file: nobody fills pages, so blocks can be taken away.
+//!
+//! ```
+//! # use pagefence_lock_order::{Held, levels::{Invalidate, PageLock}};
+//! # use pagefence_page_cache::{Backing, Config, Evict, Evicted, FrameMut, Mapping, PageCache, Segment};
+//! # struct Zeros;
+//! # impl Backing for Zeros {
+//! #     type Error = ();
+//! #     fn size(&self) -> u64 { 8192 }
+//! #     fn segment(&self, _: &mut Held<'_, Invalidate>, _: u64) -> Result<(Segment, u64), ()> {
+//! #         Ok((Segment::Hole, 1 << 20))
+//! #     }
+//! #     fn read_pages(&self, _: &mut Held<'_, PageLock>, _: u64, pages: &mut [FrameMut]) -> Result<(), ()> {
+//! #         pages.iter_mut().for_each(|page| page.fill(0));
+//! #         Ok(())
+//! #     }
+//! # }
+//! fn free_blocks(evicted: &Evicted<'_, Zeros>) { /* … of evicted.mapping(), in evicted.range() */ }
+//!
+//! # fn main() -> std::io::Result<()> {
+//! let cache = PageCache::new(Config::new(1 << 20))?;
+//! let mapping = Mapping::new(&cache, 1, Zeros);
+//! let mut entry = Held::at_entry();
+//! let (mut fence, mut held) = mapping.fence(&mut entry, 0..4096);
+//! let evicted = fence.evict(&mut held, Evict::Discard);
+//! free_blocks(&evicted);
+//! drop(fence);
+//! # Ok(())
+//! # }
+//! ```
+//! Blocks can't be changed once the lock is given up:
+//! ```compile_fail,E0505
+//! # use pagefence_lock_order::Held;
+//! # use pagefence_page_cache::{Backing, Evict, Evicted, Mapping};
+//! # fn free_blocks<B: Backing>(evicted: &Evicted<'_, B>) {}
+//! # fn example<B: Backing>(mapping: &Mapping<B>) {
+//! let mut entry = Held::at_entry();
+//! let (mut fence, mut held) = mapping.fence(&mut entry, 0..4096);
+//! let evicted = fence.evict(&mut held, Evict::Discard);
+//! drop(fence);
+//! free_blocks(&evicted);
+//! # }
+//! ```
+//! Nor can the file be read, which fills pages, by the thread that holds the lock:
+//! ```compile_fail,E0308
+//! # use pagefence_lock_order::Held;
+//! # use pagefence_page_cache::{Backing, Mapping, Readahead};
+//! # fn example<B: Backing>(mapping: &Mapping<B>) {
+//! let mut entry = Held::at_entry();
+//! let (fence, mut held) = mapping.fence(&mut entry, 0..4096);
+//! mapping.read(&mut held, &Readahead::new(), 0, &mut [0; 10]);
+//! # }
+//! ```
+//! Nor is there another way to the proof:
+//! ```compile_fail,E0451
+//! # use pagefence_page_cache::{Backing, Evicted, Mapping};
+//! # fn example<B: Backing>(mapping: &Mapping<B>) {
+//! let evicted = Evicted { mapping, range: 0..4096 };
+//! # }
+//! ```
 
 use std::ops::Range;
 

@@ -68,7 +68,8 @@ impl<B: Backing> Mapping<B> {
         let request = offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES);
         let sequential = readahead.observe(&request);
 
-        let mut pinned = Vec::new();
+        let most = (request.end - request.start).min(LOOKUP_PAGES);
+        let mut pinned = Vec::with_capacity(usize::try_from(most).expect("few"));
         let mut position = offset;
         while position < end {
             let at = position / PAGE_BYTES;

@@ -27,6 +27,7 @@ pub struct Error {
 enum Source {
     Operation(pagefence_vfs::Error),
     Open(Box<pagefence_ext4::MountError>),
+    Make(Box<pagefence_ext4::mkfs::MkfsError>),
 }
 
 impl Error {
@@ -44,6 +45,13 @@ impl Error {
         }
     }
 
+    pub(crate) fn make(path: Option<&Path>, source: pagefence_ext4::mkfs::MkfsError) -> Self {
+        Self {
+            path: path.map(Path::to_path_buf),
+            source: Source::Make(Box::new(source)),
+        }
+    }
+
     /// The path in the volume (or the image's own) that the operation was about.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
@@ -57,6 +65,7 @@ impl Error {
         use pagefence_vfs::Error as E;
         match &self.source {
             Source::Open(error) => error.kind(),
+            Source::Make(error) => error.kind(),
             Source::Operation(error) => match error {
                 E::NotFound | E::Stale => io::ErrorKind::NotFound,
                 E::NotDirectory => io::ErrorKind::NotADirectory,
@@ -85,6 +94,7 @@ impl std::fmt::Display for Error {
         match &self.source {
             Source::Operation(error) => error.fmt(f),
             Source::Open(error) => error.fmt(f),
+            Source::Make(error) => error.fmt(f),
         }
     }
 }
@@ -94,6 +104,7 @@ impl std::error::Error for Error {
         match &self.source {
             Source::Operation(error) => error.source(),
             Source::Open(error) => error.source(),
+            Source::Make(error) => error.source(),
         }
     }
 }

@@ -5,24 +5,38 @@
 //! - [`File`] is an open file in it: positioned reads, [`std::io::Read`], [`std::io::Seek`],
 //!   holes.
 //! - [`Options`] says how an image is opened.
+//! - [`Mkfs`] makes file systems, empty or filled; [`info`] tells what an image is.
 //!
 //! All of it is `Send` and `Sync`: one [`Volume`] serves many threads at once.
 
+/// The example of the README, so that it runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme {}
+
+mod demo;
 pub mod device;
 mod directory;
 mod error;
 mod file;
+mod info;
 mod metadata;
+mod mkfs;
 mod options;
 mod path;
 mod volume;
 mod walk;
 mod xattr;
 
+pub use demo::demo_image;
+#[doc(hidden)]
+pub use demo::{DocImage, doc_image};
 pub use directory::{DirEntry, ReadDir};
 pub use error::{Error, Result};
 pub use file::{Extent, Extents, File};
+pub use info::{ErrorAt, Errors, Info, Journal, JournalState, info, info_at, info_of_device};
 pub use metadata::{FileType, Metadata};
+pub use mkfs::{Attributes, Formatted, Kind, Mkfs, Uuid};
 pub use options::Options;
 pub use pagefence_vfs::ExtentState;
 pub use volume::{Usage, Volume};

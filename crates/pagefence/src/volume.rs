@@ -77,7 +77,7 @@ impl Volume {
     /// use pagefence::device::MemoryDevice;
     /// use pagefence::{Options, Volume};
     /// let bytes = std::fs::read(&image)?;
-    /// let volume = Volume::open_device(Arc::new(MemoryDevice::from(bytes)), Options::new())?;
+    /// let volume = Volume::open_device(Arc::new(MemoryDevice::from_bytes(&bytes)), Options::new())?;
     /// assert!(volume.exists("/etc")?);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```

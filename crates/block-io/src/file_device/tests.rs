@@ -205,7 +205,7 @@ fn direct_neighbours_in_one_unit_keep_each_others_bytes() {
         return;
     }
     let device = &device;
-    std::thread::scope(|scope| {
+    pagefence_lock_order::primitives::thread::scope(|scope| {
         for thread in 0..4_u64 {
             scope.spawn(move || {
                 for round in 1..=50_u8 {

@@ -38,6 +38,10 @@ fn values_are_understood() {
         .expect("bytes");
     assert!(half.abs_diff(all / 2) < 2 && half > 0);
     assert_eq!(
+        parse("sb=32768").expect("known").volume.superblock,
+        Some(32768)
+    );
+    assert_eq!(
         parse("offset=0x200").expect("hexadecimal").volume.offset,
         512
     );

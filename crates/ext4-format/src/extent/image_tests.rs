@@ -1,6 +1,6 @@
 //! Extent trees and block maps that debugfs made, against what debugfs says of them.
 
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::process::Stdio;
 
 use super::{BlockLimits, Child, Extent, ExtentNode, Found, Place, verify_checksum};
@@ -14,19 +14,16 @@ use crate::{BlockNo, FileBlock, InodeNo};
 
 /// Runs a script of debugfs commands and returns what it prints.
 pub(crate) fn debugfs(image: &TestImage, script: &[u8]) -> Vec<u8> {
-    let mut child = tool("debugfs")
+    let mut commands = tempfile::tempfile().unwrap();
+    commands.write_all(script).unwrap();
+    commands.rewind().unwrap();
+    let output = tool("debugfs")
         .args(["-w", "-f", "-"])
         .arg(image.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
+        .stdin(commands)
         .stderr(Stdio::null())
-        .spawn()
+        .output()
         .expect("debugfs runs");
-    let mut stdin = child.stdin.take().unwrap();
-    let script = script.to_vec();
-    let writer = std::thread::spawn(move || stdin.write_all(&script));
-    let output = child.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
     assert!(output.status.success());
     output.stdout
 }
@@ -90,9 +87,9 @@ pub(crate) fn inode_at(image: &TestImage, sb: &Superblock, path: &[&[u8]]) -> In
 /// A file with a hole at every second block, written and unwritten by turns.
 fn holes(image: &TestImage, unwritten: bool) {
     // A file with bytes in it: zeroes would become holes.
-    let source = std::env::temp_dir().join(format!("pagefence-holes-{}", std::process::id()));
-    std::fs::write(&source, vec![0x5A; 1_500_000]).unwrap();
-    let mut script = format!("write {} holes\n", source.display());
+    let mut source = tempfile::NamedTempFile::new().unwrap();
+    source.write_all(&vec![0x5A; 1_500_000]).unwrap();
+    let mut script = format!("write {} holes\n", source.path().display());
     for block in (1..1400).step_by(2) {
         script += &format!("punch holes {block} {block}\n");
     }
@@ -100,7 +97,6 @@ fn holes(image: &TestImage, unwritten: bool) {
         script += "fallocate holes 5000 5099\nfallocate holes 200000 200000\n";
     }
     debugfs(image, script.as_bytes());
-    std::fs::remove_file(&source).unwrap();
 }
 
 #[test]

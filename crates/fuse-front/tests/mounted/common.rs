@@ -2,10 +2,10 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 
 use pagefence_fuse_front::{MountRequest, ServeError, ServeOptions, Server};
 use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::thread::{self, JoinHandle};
 
 use crate::memory_fs::{Counters, MemoryFs};
 
@@ -87,7 +87,7 @@ pub(crate) fn mount_with(
     let fd = pagefence_fuse_front::mount(&request).expect("root can mount");
     let counters = fs.counters();
     let server = Server::start(fs, fd, options).expect("the kernel greets");
-    let server = std::thread::spawn(move || server.run());
+    let server = thread::spawn("server", move || server.run()).expect("a thread");
     Some(Mounted {
         directory,
         counters,

@@ -250,7 +250,7 @@ fn many_readers_at_once() {
         fs.pattern(ROOT, &format!("file{file}"), 1 << 20);
     }
     let Some(mounted) = mount(fs) else { return };
-    std::thread::scope(|scope| {
+    pagefence_lock_order::primitives::thread::scope(|scope| {
         for thread in 0..8u64 {
             let mounted = &mounted;
             scope.spawn(move || {

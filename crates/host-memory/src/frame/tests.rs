@@ -1,6 +1,6 @@
 //! Frames come back, keep their bytes apart, and are published once.
 
-use std::sync::Arc;
+use pagefence_lock_order::primitives::{Arc, thread};
 
 use crate::{Arena, FRAME_SIZE, FrameCell, FrameMut};
 
@@ -135,11 +135,12 @@ fn copies_race_without_tearing_bytes_from_elsewhere() {
     let frame = Arc::new(private.publish());
     let writer = {
         let frame = Arc::clone(&frame);
-        std::thread::spawn(move || {
+        thread::spawn("writer", move || {
             for round in 0..2000 {
                 frame.copy_in(0, &[if round % 2 == 0 { 0x22 } else { 0x11 }; FRAME_SIZE]);
             }
         })
+        .expect("a thread")
     };
     let mut out = [0; FRAME_SIZE];
     while !writer.is_finished() {

@@ -1,9 +1,9 @@
 //! The free map against a set, and under threads.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-
+use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
+use pagefence_lock_order::primitives::{Arc, thread};
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 use super::{FreeMap, choose};
 
@@ -65,29 +65,26 @@ fn giving_back_twice_panics() {
 #[test]
 fn threads_never_share_a_frame() {
     let map = Arc::new(FreeMap::new(500));
-    let owner: Arc<Vec<_>> = Arc::new(
-        (0..500)
-            .map(|_| std::sync::atomic::AtomicBool::new(false))
-            .collect(),
-    );
+    let owner: Arc<Vec<_>> = Arc::new((0..500).map(|_| AtomicBool::new(false)).collect());
     let threads: Vec<_> = (1..=4_usize)
         .map(|seed| {
             let (map, owner) = (Arc::clone(&map), Arc::clone(&owner));
-            std::thread::spawn(move || {
+            thread::spawn("allocator", move || {
                 for round in 0..2000 {
                     let mut taken = Vec::new();
                     map.take(1 + (round * seed) % 170, &mut taken);
                     for &frame in &taken {
                         let flag = &owner[usize::try_from(frame).expect("few")];
-                        assert!(!flag.swap(true, std::sync::atomic::Ordering::SeqCst));
+                        assert!(!flag.swap(true, Ordering::SeqCst));
                     }
                     for frame in taken {
                         let flag = &owner[usize::try_from(frame).expect("few")];
-                        flag.store(false, std::sync::atomic::Ordering::SeqCst);
+                        flag.store(false, Ordering::SeqCst);
                         map.give(frame);
                     }
                 }
             })
+            .expect("a thread")
         })
         .collect();
     for thread in threads {

@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use super::recovery::any_step;
 use super::*;
 
-/// Runs `body` on a fault device over `image`, then `check` on what each crash at each moment may
-/// leave. Returns how many states were tried.
+/// Runs `body` on a fault device over `image`, then `check` on what a crash at any moment may leave:
+/// the moments before a flush have every state of those since the flush before. Returns how many
+/// states were tried.
 fn every_crash(
     image: &MemoryDevice,
     random: usize,
@@ -20,6 +21,9 @@ fn every_crash(
     let trace = device.take_trace().unwrap();
     let mut tried = 0;
     trace.walk(|point| {
+        if !point.is_before_flush() {
+            return;
+        }
         let states: CrashStates = point.crash_states();
         for state in states.explore(point.position() as u64, random) {
             check(point.position(), &states.image(&state));
@@ -66,7 +70,7 @@ fn a_crash_during_write_back_does_not_show() {
         }
     }
     println!("{total} states");
-    assert!(total > 5_000);
+    assert!(total > 4_000);
 }
 
 /// Commits `step` once on the journal of `image`, crashing everywhere: all or nothing, and all
@@ -119,6 +123,10 @@ fn a_single_commit_is_all_or_nothing() {
                 image.transaction(step);
             }
             let mut step = set(&[(4, 9), (7, 8), (20, 7)]);
+            // One kind of journal has few enough sectors in flight to try every state.
+            if incompat != REVOKE | V3 | WIDE {
+                step.blocks.extend(set(&[(30, 1), (31, 2), (32, 3)]).blocks);
+            }
             step.blocks.push((21, escaped(5)));
             step.revokes = vec![5, 80];
             let (tried, nothing) = check_commit_once(&image, &steps, &step, 64);
@@ -127,7 +135,7 @@ fn a_single_commit_is_all_or_nothing() {
         }
     }
     println!("{} states, {} of them without the commit", total.0, total.1);
-    assert!(total.0 > 10_000);
+    assert!(total.0 > 5_000);
 }
 
 #[test]

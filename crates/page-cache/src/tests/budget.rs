@@ -7,7 +7,7 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::device::Device;
-use super::{SMALL, config, read, stamped};
+use super::{SMALL, Task, config, read, stamped};
 use crate::backing::{Backing, PAGE_SIZE, Segment};
 use crate::{Config, Mapping, PageCache, Readahead};
 
@@ -70,7 +70,7 @@ fn a_hundred_times_the_budget_is_read_within_it() {
     let done = Arc::new(AtomicBool::new(false));
     let watcher = {
         let (cache, done) = (Arc::clone(&cache), Arc::clone(&done));
-        std::thread::spawn(move || {
+        Task::start(move || {
             let mut most = 0;
             while !done.load(Ordering::SeqCst) {
                 most = most.max(cache.usage().used_bytes);
@@ -81,7 +81,7 @@ fn a_hundred_times_the_budget_is_read_within_it() {
     let readers: Vec<_> = (0..4_u64)
         .map(|part| {
             let mapping = Arc::clone(&mapping);
-            std::thread::spawn(move || {
+            Task::start(move || {
                 let readahead = Readahead::new();
                 let mut buffer = vec![0; 128 << 10];
                 let mut offset = part * 25 * budget;
@@ -99,10 +99,10 @@ fn a_hundred_times_the_budget_is_read_within_it() {
         })
         .collect();
     for reader in readers {
-        reader.join().expect("a reader");
+        reader.finish();
     }
     done.store(true, Ordering::SeqCst);
-    let most = watcher.join().expect("the watcher");
+    let most = watcher.finish();
     assert!(most <= budget, "{most} bytes of {budget}");
     assert!(most > budget / 2, "the cache was used");
     assert!(mapping.nr_pages() * PAGE <= budget);

@@ -15,7 +15,12 @@ mod shuttle;
 #[cfg(not(shuttle))]
 mod streams;
 
+#[cfg(not(shuttle))]
+use std::time::Duration;
+
 use pagefence_lock_order::Held;
+#[cfg(not(shuttle))]
+use pagefence_lock_order::primitives::thread;
 
 use crate::backing::PAGE_SIZE;
 use crate::{Config, Readahead};
@@ -59,4 +64,47 @@ fn stamped(index: usize, version: u8) -> Vec<u8> {
     let mut page = vec![version; PAGE_SIZE];
     page[..8].copy_from_slice(&(index as u64).to_le_bytes());
     page
+}
+
+/// A thread of a test.
+#[cfg(not(shuttle))]
+struct Task<T>(thread::JoinHandle<T>);
+
+/// Long enough for a thread that is not held up to finish.
+#[cfg(not(shuttle))]
+const SHORTLY: Duration = Duration::from_millis(200);
+
+/// A thread that takes this long hangs.
+#[cfg(not(shuttle))]
+const NEVER: Duration = Duration::from_secs(30);
+
+#[cfg(not(shuttle))]
+impl<T: Send + 'static> Task<T> {
+    fn start(body: impl FnOnce() -> T + Send + 'static) -> Self {
+        Self(thread::spawn("test", body).expect("a thread"))
+    }
+
+    /// Whether it is over, or will be in a moment.
+    fn is_over_shortly(&self) -> bool {
+        self.wait(SHORTLY)
+    }
+
+    /// What it came to; panics if it panicked or hangs.
+    fn finish(self) -> T {
+        self.result().expect("no panic")
+    }
+
+    /// What it came to, or its panic; panics if it hangs.
+    fn result(self) -> std::thread::Result<T> {
+        assert!(self.wait(NEVER), "a thread hangs");
+        self.0.join()
+    }
+
+    fn wait(&self, most: Duration) -> bool {
+        let start = std::time::Instant::now();
+        while !self.0.is_finished() && start.elapsed() < most {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.0.is_finished()
+    }
 }

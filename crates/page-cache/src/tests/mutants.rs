@@ -3,13 +3,11 @@
 //! A fill that a fence overtakes at K3 or K4 needs no mutant of its own here: its pages are in the
 //! index and locked, so the second pass of the eviction waits for them even without the lock.
 
-use std::time::Duration;
-
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 
 use super::device::{Device, Stop, TestMapping};
-use super::{SMALL, config, read, stamped};
+use super::{NEVER, SHORTLY, SMALL, Task, config, read, stamped};
 use crate::backing::PAGE_SIZE;
 use crate::mutants::Mutants;
 use crate::{Evict, PageCache};
@@ -22,30 +20,26 @@ fn setup(mutants: Mutants) -> (Arc<PageCache>, Arc<TestMapping>) {
     (cache, mapping)
 }
 
-/// Waits a moment for what a mutant does at once and the real thing only later.
-fn settle(done: impl Fn() -> bool) {
-    for _ in 0..40 {
-        if done() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+/// Whether `task` is over before it is let go on; a mutant is given all the time it takes.
+fn over<T: Send + 'static>(task: &Task<T>, mutated: bool) -> bool {
+    task.wait(if mutated { NEVER } else { SHORTLY })
 }
 
 /// A fill by `fill` starts while a punch has dropped the pages but not yet the blocks (K1).
 /// True if afterwards the hole reads as anything but zeros.
 fn stale_after_fill_inside_fence(
     mapping: &Arc<TestMapping>,
+    mutated: bool,
     fill: impl FnOnce() + Send + 'static,
 ) -> bool {
     let mut entry = Held::at_entry();
     let (mut fence, mut held) = mapping.fence(&mut entry, 0..8 * PAGE);
     let evicted = fence.evict(&mut held, Evict::Discard);
-    let filler = std::thread::spawn(fill);
-    settle(|| filler.is_finished());
+    let filler = Task::start(fill);
+    assert_eq!(over(&filler, mutated), mutated);
     Device::punch(&evicted);
     drop(fence);
-    filler.join().expect("the filler");
+    filler.finish();
     read(mapping, 0, PAGE_SIZE) != Ok(vec![0; PAGE_SIZE])
 }
 
@@ -71,7 +65,7 @@ fn the_lock_in_read() {
             ..Mutants::default()
         };
         let (_cache, mapping) = setup(mutants);
-        let stale = stale_after_fill_inside_fence(&mapping, reading(&mapping));
+        let stale = stale_after_fill_inside_fence(&mapping, read_unlocked, reading(&mapping));
         assert_eq!(stale, read_unlocked);
     }
 }
@@ -84,7 +78,11 @@ fn the_lock_in_readahead() {
             ..Mutants::default()
         };
         let (cache, mapping) = setup(mutants);
-        let stale = stale_after_fill_inside_fence(&mapping, reading_ahead(&cache, &mapping));
+        let stale = stale_after_fill_inside_fence(
+            &mapping,
+            readahead_unlocked,
+            reading_ahead(&cache, &mapping),
+        );
         assert_eq!(stale, readahead_unlocked);
     }
 }
@@ -97,16 +95,16 @@ fn publishing_last() {
             ..Mutants::default()
         });
         mapping.backing().stop_at(Stop::AfterIo);
-        let filler = std::thread::spawn(reading(&mapping));
+        let filler = Task::start(reading(&mapping));
         mapping.backing().wait_stopped(1);
         let second = {
             let mapping = Arc::clone(&mapping);
-            std::thread::spawn(move || read(&mapping, 0, PAGE_SIZE))
+            Task::start(move || read(&mapping, 0, PAGE_SIZE))
         };
-        settle(|| second.is_finished());
+        assert_eq!(over(&second, publish_first), publish_first);
         mapping.backing().go_on();
-        filler.join().expect("the filler");
-        let seen = second.join().expect("the second reader").expect("read");
+        filler.finish();
+        let seen = second.finish().expect("read");
         assert_eq!(seen != stamped(0, 1), publish_first);
     }
 }

@@ -1,51 +1,30 @@
 //! The schedules of the races that concern reading: fillers against the fence, errors, reclaim.
 
-use std::sync::mpsc;
-use std::time::Duration;
-
 use pagefence_lock_order::levels::Inode;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::{Held, OrderedRwLock};
 
 use super::device::{Device, Failed, Stop, TestMapping};
-use super::{SMALL, config, read, stamped};
+use super::{SMALL, Task, config, read, stamped};
 use crate::backing::PAGE_SIZE;
 use crate::reclaim::Pressure;
 use crate::{Evict, PageCache};
 
 const PAGE: u64 = PAGE_SIZE as u64;
-/// Long enough for a thread that is not held up to finish.
-const SHORTLY: Duration = Duration::from_millis(150);
-/// A thread that takes this long hangs.
-const NEVER: Duration = Duration::from_secs(20);
-
 fn setup(pages: usize) -> (Arc<PageCache>, Arc<TestMapping>) {
     let cache = PageCache::new(config(SMALL)).expect("a cache");
     let mapping = Device::stamped(pages, PAGE_SIZE).mapped(&cache);
     (cache, mapping)
 }
 
-/// Runs `body` on a thread; its result comes through the channel.
-fn start<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> mpsc::Receiver<T> {
-    let (done, result) = mpsc::channel();
-    std::thread::spawn(move || {
-        let _ = done.send(body());
-    });
-    result
-}
-
-fn finish<T>(result: &mpsc::Receiver<T>) -> T {
-    result.recv_timeout(NEVER).expect("the thread finishes")
-}
-
-fn start_read(mapping: &Arc<TestMapping>, page: u64) -> mpsc::Receiver<Result<Vec<u8>, Failed>> {
+fn start_read(mapping: &Arc<TestMapping>, page: u64) -> Task<Result<Vec<u8>, Failed>> {
     let mapping = Arc::clone(mapping);
-    start(move || read(&mapping, page * PAGE, PAGE_SIZE))
+    Task::start(move || read(&mapping, page * PAGE, PAGE_SIZE))
 }
 
-fn start_punch(mapping: &Arc<TestMapping>, pages: std::ops::Range<u64>) -> mpsc::Receiver<()> {
+fn start_punch(mapping: &Arc<TestMapping>, pages: std::ops::Range<u64>) -> Task<()> {
     let mapping = Arc::clone(mapping);
-    start(move || punch(&mapping, pages))
+    Task::start(move || punch(&mapping, pages))
 }
 
 fn punch(mapping: &TestMapping, pages: std::ops::Range<u64>) {
@@ -64,11 +43,11 @@ fn t1_read_waits_for_the_fence_and_sees_the_hole() {
     let evicted = fence.evict(&mut held, Evict::Discard);
     mapping.backing().take_reads();
     let reader = start_read(&mapping, 2);
-    assert!(reader.recv_timeout(SHORTLY).is_err(), "the reader waits");
+    assert!(!reader.is_over_shortly(), "the reader waits");
     assert!(mapping.backing().take_reads().is_empty());
     Device::punch(&evicted);
     drop(fence);
-    assert_eq!(finish(&reader), Ok(vec![0; PAGE_SIZE]));
+    assert_eq!(reader.finish(), Ok(vec![0; PAGE_SIZE]));
     assert_eq!(mapping.backing().violations(), 0);
 }
 
@@ -79,7 +58,7 @@ fn t1_cached_pages_outside_the_range_are_read_during_a_fence() {
     let mut entry = Held::at_entry();
     let (mut fence, mut held) = mapping.fence(&mut entry, 0..4 * PAGE);
     let _evicted = fence.evict(&mut held, Evict::Discard);
-    assert_eq!(finish(&start_read(&mapping, 6)), Ok(stamped(6, 1)));
+    assert_eq!(start_read(&mapping, 6).finish(), Ok(stamped(6, 1)));
 }
 
 #[test]
@@ -89,11 +68,11 @@ fn t1_readahead_waits_for_the_fence() {
     let mut entry = Held::at_entry();
     let (mut fence, mut held) = mapping.fence(&mut entry, 0..16 * PAGE);
     let evicted = fence.evict(&mut held, Evict::Discard);
-    let worker = start(move || cache.run_readahead(&mut Held::at_entry()));
-    assert!(worker.recv_timeout(SHORTLY).is_err(), "readahead waits");
+    let worker = Task::start(move || cache.run_readahead(&mut Held::at_entry()));
+    assert!(!worker.is_over_shortly(), "readahead waits");
     Device::punch(&evicted);
     drop(fence);
-    assert!(finish(&worker));
+    assert!(worker.finish());
     assert_eq!(mapping.nr_pages(), 16, "the hole takes no memory");
     assert_eq!(mapping.backing().violations(), 0);
 }
@@ -106,10 +85,10 @@ fn t2_the_fence_waits_for_a_fill_in_flight() {
         let reader = start_read(&mapping, 2);
         mapping.backing().wait_stopped(1);
         let puncher = start_punch(&mapping, 0..8);
-        assert!(puncher.recv_timeout(SHORTLY).is_err(), "the fence waits");
+        assert!(!puncher.is_over_shortly(), "the fence waits");
         mapping.backing().go_on();
-        assert_eq!(finish(&reader), Ok(stamped(2, 1)));
-        finish(&puncher);
+        assert_eq!(reader.finish(), Ok(stamped(2, 1)));
+        puncher.finish();
         assert_eq!(mapping.backing().violations(), 0);
         assert_eq!(mapping.nr_pages(), 0);
         assert_eq!(read(&mapping, 2 * PAGE, PAGE_SIZE), Ok(vec![0; PAGE_SIZE]));
@@ -121,13 +100,13 @@ fn t2_the_fence_waits_for_readahead_in_flight() {
     let (cache, mapping) = setup(32);
     assert!(mapping.queue_readahead(0..32, None));
     mapping.backing().stop_at(Stop::BeforeIo);
-    let worker = start(move || cache.run_readahead(&mut Held::at_entry()));
+    let worker = Task::start(move || cache.run_readahead(&mut Held::at_entry()));
     mapping.backing().wait_stopped(1);
     let puncher = start_punch(&mapping, 0..32);
-    assert!(puncher.recv_timeout(SHORTLY).is_err(), "the fence waits");
+    assert!(!puncher.is_over_shortly(), "the fence waits");
     mapping.backing().go_on();
-    assert!(finish(&worker));
-    finish(&puncher);
+    assert!(worker.finish());
+    puncher.finish();
     assert_eq!((mapping.backing().violations(), mapping.nr_pages()), (0, 0));
 }
 
@@ -138,8 +117,8 @@ fn t3_reads_do_not_wait_for_the_inode_lock() {
     let inode: OrderedRwLock<Inode, ()> = OrderedRwLock::new(7, ());
     let mut entry = Held::at_entry();
     let (_writer, _held) = inode.write(&mut entry);
-    assert_eq!(finish(&start_read(&mapping, 0)), Ok(stamped(0, 1)));
-    assert_eq!(finish(&start_read(&mapping, 50)), Ok(stamped(50, 1)));
+    assert_eq!(start_read(&mapping, 0).finish(), Ok(stamped(0, 1)));
+    assert_eq!(start_read(&mapping, 50).finish(), Ok(stamped(50, 1)));
 }
 
 #[test]
@@ -150,7 +129,7 @@ fn t4_failed_fills_leave_no_lock_and_no_page() {
     assert_eq!(mapping.nr_pages(), 0);
     mapping.backing().fail_segments(1);
     assert_eq!(read(&mapping, 0, PAGE_SIZE), Err(Failed));
-    finish(&start_punch(&mapping, 4..8));
+    start_punch(&mapping, 4..8).finish();
     assert_eq!(
         read(&mapping, 0, PAGE_SIZE),
         Ok(stamped(0, 1)),
@@ -163,10 +142,10 @@ fn t4_a_panic_in_the_backing_leaves_no_lock_and_no_page() {
     let (_cache, mapping) = setup(8);
     mapping.backing().panic_in_read();
     let reader = Arc::clone(&mapping);
-    let died = std::thread::spawn(move || read(&reader, 0, PAGE_SIZE)).join();
+    let died = Task::start(move || read(&reader, 0, PAGE_SIZE)).result();
     assert!(died.is_err());
     assert_eq!(mapping.nr_pages(), 0);
-    finish(&start_punch(&mapping, 4..8));
+    start_punch(&mapping, 4..8).finish();
     assert_eq!(read(&mapping, 0, PAGE_SIZE), Ok(stamped(0, 1)));
 }
 
@@ -175,12 +154,12 @@ fn t4_a_place_taken_meanwhile_is_looked_up_again() {
     let (_cache, mapping) = setup(8);
     let other = Arc::clone(&mapping);
     mapping.backing().on_segment(move || {
-        let read = finish(&start_read(&other, 3));
+        let read = start_read(&other, 3).finish();
         assert_eq!(read, Ok(stamped(3, 1)));
     });
     assert_eq!(read(&mapping, 3 * PAGE, PAGE_SIZE), Ok(stamped(3, 1)));
     assert_eq!(mapping.backing().take_reads().len(), 1);
-    finish(&start_punch(&mapping, 0..8));
+    start_punch(&mapping, 0..8).finish();
 }
 
 #[test]
@@ -188,11 +167,11 @@ fn t4_without_a_frame_the_reader_waits_and_the_fence_gets_through() {
     let (cache, mapping) = setup(8);
     let taken = cache.shared().take_all_frames();
     let reader = start_read(&mapping, 3);
-    assert!(reader.recv_timeout(SHORTLY).is_err(), "no frame, no page");
-    finish(&start_punch(&mapping, 0..2));
+    assert!(!reader.is_over_shortly(), "no frame, no page");
+    start_punch(&mapping, 0..2).finish();
     drop(taken);
     cache.shared().frame_events.notify();
-    assert_eq!(finish(&reader), Ok(stamped(3, 1)));
+    assert_eq!(reader.finish(), Ok(stamped(3, 1)));
 }
 
 #[test]
@@ -204,17 +183,14 @@ fn a_reader_waits_for_anothers_fill_without_the_invalidate_lock() {
     let filler = start_read(&mapping, 1);
     mapping.backing().wait_stopped(1);
     let waiting = start_read(&mapping, 1);
-    assert!(
-        waiting.recv_timeout(SHORTLY).is_err(),
-        "not up to date: waits"
-    );
+    assert!(!waiting.is_over_shortly(), "not up to date: waits");
     assert_eq!(mapping.backing().stopped(), 1, "one fill, not two");
     let puncher = start_punch(&mapping, 0..8);
-    assert!(puncher.recv_timeout(SHORTLY).is_err());
+    assert!(!puncher.is_over_shortly());
     mapping.backing().go_on();
-    assert_eq!(finish(&filler), Ok(stamped(1, 1)));
-    finish(&puncher);
-    let seen = finish(&waiting).expect("read");
+    assert_eq!(filler.finish(), Ok(stamped(1, 1)));
+    puncher.finish();
+    let seen = waiting.finish().expect("read");
     assert!(seen == stamped(1, 1) || seen == vec![0; PAGE_SIZE]);
     assert_eq!(mapping.backing().violations(), 0);
 }
@@ -225,8 +201,8 @@ fn readers_of_a_bad_page_all_fail_after_one_try_each() {
     let (_cache, mapping) = setup(8);
     mapping.backing().fail_reads(usize::MAX);
     let readers: Vec<_> = (0..8).map(|_| start_read(&mapping, 0)).collect();
-    for reader in &readers {
-        assert_eq!(finish(reader), Err(Failed));
+    for reader in readers {
+        assert_eq!(reader.finish(), Err(Failed));
     }
     assert_eq!(mapping.backing().take_reads().len(), 8);
     assert_eq!(mapping.nr_pages(), 0);
@@ -258,7 +234,7 @@ fn reclaim_leaves_pages_in_flight_alone() {
     assert_eq!(cache.shared().clock.sweep(100, 100, Pressure::Any), 0);
     assert_eq!(mapping.nr_pages(), 8);
     mapping.backing().go_on();
-    finish(&reader).expect("read");
+    reader.finish().expect("read");
     assert_eq!(cache.shared().clock.sweep(100, 100, Pressure::Any), 8);
     assert_eq!(mapping.nr_pages(), 0);
 }
@@ -290,16 +266,16 @@ fn the_fence_waits_for_a_held_page_lock_in_its_second_pass() {
     let busy = mapping.pages().get(3).expect("cached");
     let guard = crate::folio::PageLockGuard::try_lock(&busy).expect("free");
     let puncher = start_punch(&mapping, 0..8);
-    assert!(puncher.recv_timeout(SHORTLY).is_err(), "one page is held");
+    assert!(!puncher.is_over_shortly(), "one page is held");
     assert_eq!(mapping.nr_pages(), 1, "the first pass took the others");
     drop(guard);
-    finish(&puncher);
+    puncher.finish();
     assert_eq!(mapping.nr_pages(), 0);
 }
 
 #[test]
 fn readers_fences_and_reclaim_together_never_show_an_old_version() {
-    use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+    use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU8, Ordering};
     let cache = PageCache::new(crate::Config::new(SMALL)).expect("a cache");
     let mapping = Device::stamped(100, PAGE_SIZE).mapped(&cache);
     let (floor, stop) = (Arc::new(AtomicU8::new(1)), Arc::new(AtomicBool::new(false)));
@@ -307,7 +283,7 @@ fn readers_fences_and_reclaim_together_never_show_an_old_version() {
         .map(|seed| {
             let (mapping, floor, stop) =
                 (Arc::clone(&mapping), Arc::clone(&floor), Arc::clone(&stop));
-            start(move || {
+            Task::start(move || {
                 let (mut at, mut pages) = (seed * 31, 0_usize);
                 while !stop.load(Ordering::SeqCst) {
                     at = (at * 7 + 3) % 100;
@@ -332,10 +308,10 @@ fn readers_fences_and_reclaim_together_never_show_an_old_version() {
         drop(fence);
         floor.store(version, Ordering::SeqCst);
         cache.shrink(20 * PAGE);
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(std::time::Duration::from_millis(2));
     }
     stop.store(true, Ordering::SeqCst);
-    let pages: usize = readers.iter().map(finish).sum();
+    let pages: usize = readers.into_iter().map(Task::finish).sum();
     assert!(pages > 0);
     assert_eq!(mapping.backing().violations(), 0);
 }
@@ -344,11 +320,11 @@ fn readers_fences_and_reclaim_together_never_show_an_old_version() {
 #[cfg(debug_assertions)]
 fn dropping_pages_without_the_fence_is_caught() {
     let (_cache, mapping) = setup(8);
-    let caught = std::thread::spawn(move || {
+    let caught = Task::start(move || {
         let mut entry = Held::at_entry();
         let (_guard, mut held) = mapping.invalidate_lock().read(&mut entry);
         mapping.pages().drop_range(&mut held, 0..8);
     })
-    .join();
+    .result();
     assert!(caught.is_err());
 }

@@ -6,7 +6,7 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 
 use super::device::{Device, Stop, TestMapping};
-use super::{SMALL, config, read, read_with, stamped};
+use super::{SMALL, Task, config, read, read_with, stamped};
 use crate::backing::PAGE_SIZE;
 use crate::{Config, Evict, Hint, PageCache, Readahead};
 
@@ -96,7 +96,7 @@ fn requests_slightly_out_of_order_are_a_stream() {
 
 #[test]
 fn threads_sharing_a_stream_read_each_page_once() {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
     let cache = PageCache::new(Config::new(64 << 20)).expect("a cache");
     let mapping = Device::stamped(PAGES, PAGE_SIZE).mapped(&cache);
     let (next, readahead) = (Arc::new(AtomicUsize::new(0)), Arc::new(Readahead::new()));
@@ -104,7 +104,7 @@ fn threads_sharing_a_stream_read_each_page_once() {
         .map(|_| {
             let (next, readahead) = (Arc::clone(&next), Arc::clone(&readahead));
             let mapping = Arc::clone(&mapping);
-            std::thread::spawn(move || {
+            Task::start(move || {
                 loop {
                     let number = next.fetch_add(1, Ordering::SeqCst);
                     if number >= PAGES * PAGE_SIZE / REQUEST {
@@ -116,7 +116,7 @@ fn threads_sharing_a_stream_read_each_page_once() {
         })
         .collect();
     for thread in threads {
-        thread.join().expect("a reader");
+        thread.finish();
     }
     // A window may still be in flight at the end of the file; dropping the cache waits for it.
     drop(cache);
@@ -255,11 +255,10 @@ fn dropping_the_cache_waits_for_the_read_in_flight_and_forgets_the_rest() {
     assert!(mapping.queue_readahead(0..4, None));
     assert!(mapping.queue_readahead(20..24, None));
     mapping.backing().wait_stopped(1);
-    let dropper = std::thread::spawn(move || drop(cache));
-    std::thread::sleep(std::time::Duration::from_millis(50));
-    assert!(!dropper.is_finished());
+    let dropper = Task::start(move || drop(cache));
+    assert!(!dropper.is_over_shortly());
     mapping.backing().go_on();
-    dropper.join().expect("the cache");
+    dropper.finish();
     assert_eq!(only(mapping.backing().take_reads()), 0..4);
     assert!(!mapping.queue_readahead(0..4, None));
     assert_eq!(

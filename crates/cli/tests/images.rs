@@ -1,0 +1,224 @@
+//! `mkfs`, `info` and `demo`, run as a user runs them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+struct Bench(tempfile::TempDir);
+
+impl Bench {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a directory can be made"))
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pagefence"));
+        command
+            .args(line.split_whitespace())
+            .current_dir(self.0.path())
+            .env("TMPDIR", self.0.path())
+            .env_remove("SOURCE_DATE_EPOCH");
+        command
+    }
+
+    fn run(&self, line: &str) -> String {
+        let output = self.command(line).output().expect("the program can be run");
+        assert!(output.status.success(), "{line}: {}", said(&output));
+        String::from_utf8(output.stdout).expect("it prints text")
+    }
+
+    /// Runs what must fail, and returns what it says.
+    fn fail(&self, line: &str) -> String {
+        let output = self.command(line).output().expect("the program can be run");
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        said(&output)
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn what_mkfs_makes_info_tells() {
+    let bench = Bench::new();
+    let said = bench.run("mkfs -t ext3 --size 64M -b 2048 -L backup -O ^dir_index -m 1 a.img");
+    assert!(
+        said.starts_with("a.img: ext3, 32768 blocks of 2048 bytes"),
+        "{said}"
+    );
+    let told = bench.run("info a.img");
+    for line in [
+        "type:            ext3",
+        "label:           backup",
+        "size:            64 MiB",
+        "features:        has_journal ext_attr resize_inode filetype sparse_super large_file",
+        "journal:         8 MiB, clean",
+        "state:           clean",
+    ] {
+        assert!(told.lines().any(|found| found == line), "{line}\n{told}");
+    }
+    assert!(told.contains(", 327 reserved\n"), "{told}");
+    assert_eq!(bench.run("mkfs -q --size 1M small.img"), "");
+    let said = bench.run("mkfs -F small.img");
+    assert!(
+        said.contains("too small for a journal: made without has_journal"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_same_options_make_the_same_bytes() {
+    let bench = Bench::new();
+    let uuid = "-U 01234567-89ab-cdef-0123-456789abcdef";
+    let seed = "--hash-seed fedcba98-7654-3210-fedc-ba9876543210";
+    for name in ["a.img", "b.img"] {
+        let line = format!("mkfs -q --size 8M {uuid} {seed} {name}");
+        let status = bench
+            .command(&line)
+            .env("SOURCE_DATE_EPOCH", "1000000000")
+            .status();
+        assert!(status.expect("the program can be run").success());
+    }
+    let read = |name: &str| std::fs::read(bench.join(name)).expect("it was made");
+    assert!(read("a.img") == read("b.img"));
+    let told = bench.run("info a.img");
+    assert!(
+        told.contains("uuid:            01234567-89ab-cdef-0123-456789abcdef"),
+        "{told}"
+    );
+    assert!(
+        told.contains("created:         2001-09-09 01:46:40 UTC"),
+        "{told}"
+    );
+}
+
+#[test]
+fn what_cannot_be_is_one_sentence() {
+    let bench = Bench::new();
+    bench.run("mkfs -q --size 8M there.img");
+    std::fs::write(bench.join("text"), "no image").expect("a file");
+    for (line, words) in [
+        (
+            "mkfs there.img",
+            "there.img: it holds an ext2, ext3 or ext4 file system",
+        ),
+        ("mkfs new.img", "new.img: it has no size yet"),
+        (
+            "mkfs --size 8M -O bigalloc new.img",
+            "the feature bigalloc can't be made",
+        ),
+        (
+            "mkfs --size 8M -O nonsense new.img",
+            "\"nonsense\" is not the name of a feature",
+        ),
+        (
+            "mkfs --size 8M -b 3000 new.img",
+            "blocks of 3000 bytes can't be made",
+        ),
+        ("mkfs --size 16K new.img", "16384 bytes are too small"),
+        (
+            "mkfs --size 8M none/new.img",
+            "none/new.img: it can't be made",
+        ),
+        ("mkfs -F .", "it is a directory"),
+        ("info text", "text: no ext2, ext3 or ext4 file system found"),
+        ("info none.img", "none.img: there is no such image"),
+        ("info --offset 99G there.img", "offset= lies past its end"),
+        ("demo none.img", "none.img can't be read"),
+    ] {
+        let said = bench.fail(line);
+        assert!(
+            said.starts_with("pagefence: ") && said.contains(words),
+            "{line}: {said}"
+        );
+        assert_eq!(said.trim_end().lines().count(), 1, "{line}: {said}");
+    }
+    assert!(!bench.join("new.img").exists());
+    let wrong = bench
+        .command("mkfs -F there.img")
+        .env("SOURCE_DATE_EPOCH", "soon")
+        .output();
+    let wrong = wrong.expect("the program can be run");
+    assert!(
+        said(&wrong).contains("SOURCE_DATE_EPOCH"),
+        "{}",
+        said(&wrong)
+    );
+}
+
+#[test]
+fn the_demo_shows_what_it_made_and_leaves_nothing() {
+    let bench = Bench::new();
+    let output = bench
+        .command("demo")
+        .output()
+        .expect("the program can be run");
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    for words in [
+        "README.txt",
+        "sparse.bin",
+        "-> etc/hostname",
+        "ext4 file system of 16 MiB",
+        "MiB free",
+    ] {
+        assert!(shown.contains(words), "{words}: {shown}{}", said(&output));
+    }
+    if Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root() {
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(shown.contains("$ pagefence umount "), "{shown}");
+    } else {
+        eprintln!("skipped in part: the demo mounts with root and /dev/fuse");
+    }
+    if !output.status.success() {
+        assert!(
+            said(&output).starts_with("pagefence: "),
+            "{}",
+            said(&output)
+        );
+    }
+    let left: Vec<_> = std::fs::read_dir(bench.0.path())
+        .expect("it is there")
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn the_demo_without_fuse_shows_the_same_through_the_library() {
+    let bench = Bench::new();
+    let mut demo = bench.command("demo");
+    // The program can't be run again where it has no /proc: as good as no FUSE.
+    let line = "mount -t tmpfs none /proc && exec \"$0\" demo";
+    let output = Command::new("unshare")
+        .args(["-m", "sh", "-c", line])
+        .arg(demo.get_program())
+        .env("TMPDIR", bench.0.path())
+        .output();
+    let Ok(output) = output else {
+        eprintln!("skipped: there is no unshare");
+        return;
+    };
+    if said(&output).contains("unshare") {
+        eprintln!("skipped: mount namespaces need root");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let hidden = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(hidden.contains("through the library"), "{hidden}");
+    let output = demo.output().expect("the program can be run");
+    if output.status.success() {
+        // But for where the root is, both show the same lines.
+        let tail = |text: &str| {
+            let lines = text.lines().filter(|line| !line.starts_with('$'));
+            let names = lines.filter(|line| line.contains(" -> ") || line.starts_with("d "));
+            names
+                .map(|line| line.rsplit('/').next().unwrap_or_default().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let mounted = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(tail(&hidden), tail(&mounted));
+    }
+}
