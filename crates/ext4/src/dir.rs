@@ -9,6 +9,7 @@ use pagefence_vfs::{Error, FileKind, Result};
 use crate::error::At;
 use crate::inode::{DiskInode, Inode};
 use crate::instance::{Instance, checked};
+use crate::map_blocks::Target;
 use crate::name_index::{KnownNames, NameIndex};
 
 /// Blocks from which on a directory without an index on disk gets one in memory.
@@ -23,6 +24,9 @@ pub(crate) const CIRCLES: &str = "a directory index in circles";
 /// Blocks of entries over which names of one hash spread at most. A sound index needs a second one
 /// at times; one that leads in circles would never end.
 pub(crate) const HASH_BLOCKS_MAX: usize = 64;
+
+/// Bytes of a directory that are read together when it is listed.
+const DIR_WINDOW_BYTES: u32 = 128 << 10;
 
 impl Instance {
     /// Number of blocks of a directory. It has no holes, so there are no more than the file system
@@ -71,6 +75,39 @@ impl Instance {
             return Err(self.damaged(inode.number, Some(block_no(&buffer)), what));
         }
         Ok(buffer)
+    }
+
+    /// Reads a block of the directory into memory along with its neighbours, for who is going to
+    /// want them all. Failures show when the block is asked for.
+    pub(crate) fn prefetch_dir_block(&self, inode: &DiskInode, block: FileBlock) {
+        let (Ok(run), Ok(blocks)) = (self.map_blocks(inode, block), self.dir_blocks(inode)) else {
+            return;
+        };
+        let Target::Written(at) = run.target else {
+            return;
+        };
+        // In a directory that memory can't hold, neighbours would be gone before they are wanted:
+        // the order of hashes is not that of blocks.
+        let bytes = u64::from(blocks) * u64::from(self.superblock.block_size());
+        if bytes > self.metadata_bytes / 4 || self.buffers.peek(at.0).is_some() {
+            return;
+        }
+        let window = (DIR_WINDOW_BYTES >> self.superblock.block_size_bits()).max(1);
+        let mut at = block.0 / window * window;
+        let end = blocks.min(at.saturating_add(window));
+        while at < end {
+            let Ok(run) = self.map_blocks(inode, FileBlock(at)) else {
+                return;
+            };
+            let len = run.len.min(end - at);
+            if let Target::Written(start) = run.target
+                && len > 1
+            {
+                // A failure may be a neighbour's.
+                let _ = self.buffers.read_run(start.0, len as usize);
+            }
+            at += len;
+        }
     }
 
     /// The view of a block's entries; blocks of the index have no checksum of entries.

@@ -10,8 +10,8 @@ use pagefence_vfs::Result;
 use crate::error::{At, device};
 use crate::instance::Instance;
 
-/// Blocks of an inode table that are read together (Linux: `inode_readahead_blks`).
-const INODE_TABLE_RUN: u64 = 32;
+/// Bytes of an inode table that are read together (Linux: 32 blocks, `inode_readahead_blks`).
+const INODE_TABLE_WINDOW_BYTES: u64 = 128 << 10;
 
 impl Instance {
     /// The descriptor of a group, checked.
@@ -118,8 +118,9 @@ impl Instance {
         let location = self.superblock.locate_inode(number).ok()?;
         let table = block.0.checked_sub(u64::from(location.table_block))?;
         let blocks = u64::from(self.superblock.inode_table_blocks());
-        let start = u64::from(location.table_block) / INODE_TABLE_RUN * INODE_TABLE_RUN;
-        let end = (start + INODE_TABLE_RUN).min(blocks);
+        let window = (INODE_TABLE_WINDOW_BYTES >> self.superblock.block_size_bits()).max(1);
+        let start = u64::from(location.table_block) / window * window;
+        let end = (start + window).min(blocks);
         Some((
             table.checked_add(start)?,
             usize::try_from(end.checked_sub(start)?).ok()?,

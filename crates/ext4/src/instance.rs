@@ -49,6 +49,8 @@ pub(crate) struct Instance {
     /// The superblock's block: a backup's, if the file system was opened by one.
     pub(crate) superblock_block: BlockNo,
     pub(crate) name_indexes: NameIndexes,
+    /// Bytes of metadata blocks that may be kept in memory.
+    pub(crate) metadata_bytes: u64,
 }
 
 impl Instance {
@@ -72,6 +74,7 @@ impl Instance {
             zones: SystemZones::default(),
             superblock_block: superblock.superblock_block(),
             name_indexes: NameIndexes::new(metadata_bytes / 4),
+            metadata_bytes,
             superblock,
         })
     }

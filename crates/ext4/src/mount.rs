@@ -240,7 +240,8 @@ pub(crate) fn open_file(path: &Path, options: &MountOptions) -> Result<FileDevic
     check_kind(path)?;
     let open = OpenOptions {
         write: options.write,
-        direct: false,
+        // Pages and metadata are cached here: once is enough.
+        direct: true,
         offset_bytes: options.offset,
         length_bytes: None,
     };

@@ -261,6 +261,7 @@ impl FileSystem {
                 Ok(())
             })?;
         } else if disk.has_index() {
+            instance.prefetch_dir_block(disk, FileBlock(0));
             let mut path = instance.dx_probe(disk, major)?;
             for gathered in 1.. {
                 let leaf = path.leaf().at(&instance.damage, Some(disk.number), None)?;
@@ -268,6 +269,7 @@ impl FileSystem {
                 // Names of one hash may go on in the next block: their batch takes all of it.
                 let goes_on = next.is_some_and(|next| next & 1 == 1 || next & !1 <= major);
                 batch.next = next.filter(|_| !goes_on);
+                instance.prefetch_dir_block(disk, leaf);
                 let buffer = instance.leaf_block(disk, leaf)?;
                 self.gather_block(&mut batch, inode, hasher, leaf, &buffer)?;
                 if !goes_on {
@@ -341,6 +343,7 @@ impl FileSystem {
         };
         for block in (first..blocks).map(FileBlock) {
             let base = u64::from(block.0) * block_size;
+            instance.prefetch_dir_block(disk, block);
             let buffer = instance.dir_block(disk, block)?;
             let entries = || instance.dir_entries(disk, block, &buffer).entries();
             if with_attr {
