@@ -163,7 +163,10 @@ impl<'a> Orphans<'a> {
             } else {
                 self.shorten(&mut transaction, &mut record)?
             };
-            if progress == Progress::More {
+            // In place, blocks must be gone before the inode stops being an orphan, else e2fsck
+            // would take them for the file's.
+            let by_itself = !self.store.is_journal() && !transaction.is_empty();
+            if progress == Progress::More || by_itself {
                 transaction.write_inode(&mut record)?;
                 self.commit(transaction)?;
                 continue;

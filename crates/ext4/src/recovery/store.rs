@@ -27,8 +27,8 @@ pub(crate) enum Store {
         /// The same place, as files see it.
         runs: Vec<JournalRun>,
     },
-    /// Onto a file system without a journal, in an order that e2fsck mends: first what no longer
-    /// refers to a block, then what says that the block is free.
+    /// Onto a file system without a journal, in an order that e2fsck mends: the superblock, then
+    /// what no longer refers to a block, then what says that the block is free.
     InPlace { device: Arc<dyn Device> },
 }
 
