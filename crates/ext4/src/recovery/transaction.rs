@@ -59,9 +59,9 @@ impl<'a> Transaction<'a> {
         self.changed.len() >= self.blocks_max
     }
 
-    /// Blocks that are changed.
-    pub(crate) fn len(&self) -> usize {
-        self.changed.len()
+    /// Whether nothing is changed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.changed.is_empty()
     }
 
     /// Changes a block of metadata.
@@ -79,12 +79,6 @@ impl<'a> Transaction<'a> {
         let buffer = self.instance.buffers.replace(block.0, &bytes);
         self.changed.insert(block, buffer);
         Ok(result)
-    }
-
-    /// Makes `bytes` the contents of a block whose contents did not matter.
-    pub(crate) fn set(&mut self, block: BlockNo, bytes: &[u8]) {
-        let buffer = self.instance.buffers.replace(block.0, bytes);
-        self.changed.insert(block, buffer);
     }
 
     /// Lets go of a block that became free: its contents need not be written.
