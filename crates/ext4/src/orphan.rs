@@ -3,10 +3,8 @@
 //!
 //! Each is settled in one transaction, or in several that leave it an orphan until the last.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use pagefence_ext4_format::features::{Incompat, RoCompat};
-use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags, Timestamp};
+use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::superblock::{State, Superblock};
 use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_lock_order::primitives::Arc;
@@ -17,7 +15,7 @@ use crate::mount::MountError;
 use crate::orphan_file::{OrphanEntry, OrphanFile};
 use crate::recovery::{
     Progress, Recovered, Store, Transaction, free_inode, mark_error, of_map, release_xattrs,
-    remove_blocks, shorten_inline, write_superblock, zero_tail,
+    remove_blocks, shorten_inline, timestamp, write_superblock, zero_tail,
 };
 use crate::system_zones::SystemZones;
 
@@ -178,7 +176,7 @@ impl<'a> Orphans<'a> {
             }
             if deletes {
                 self.deleted += 1;
-                free_inode(&mut transaction, &mut record, now().0)?;
+                free_inode(&mut transaction, &mut record, timestamp().0)?;
             } else {
                 self.truncated += 1;
                 if matches!(listed, Listed::InList) {
@@ -219,7 +217,7 @@ impl<'a> Orphans<'a> {
         record: &mut InodeRecord,
     ) -> Result<Progress> {
         match remove_blocks(transaction, &self.zones, record, FileBlock(0))? {
-            Progress::Done => release_xattrs(transaction, &self.zones, record, now().0),
+            Progress::Done => release_xattrs(transaction, &self.zones, record, timestamp().0),
             Progress::More => Ok(Progress::More),
         }
     }
@@ -241,7 +239,7 @@ impl<'a> Orphans<'a> {
             return Ok(Progress::More);
         }
         zero_tail(transaction, &self.zones, record)?;
-        let (_, time) = now();
+        let (_, time) = timestamp();
         record.set_mtime(time);
         record.set_ctime(time);
         Ok(Progress::Done)
@@ -251,16 +249,4 @@ impl<'a> Orphans<'a> {
         self.superblock = self.store.commit(transaction).map_err(Failure::Mount)?;
         Ok(())
     }
-}
-
-/// The time: as deletion times have it, and as the others.
-fn now() -> (u32, Timestamp) {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let time = Timestamp {
-        seconds: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
-        nanoseconds: now.subsec_nanos(),
-    };
-    (u32::try_from(now.as_secs()).unwrap_or(u32::MAX), time)
 }

@@ -14,6 +14,10 @@
 //! then orphans are dealt with, then the superblock stops asking for recovery: cut off at any
 //! moment, recovery starts over and ends the same (`docs/CRASH.md`).
 
+mod append_block;
+mod change_dir;
+mod extent_tree;
+mod fast_commit;
 mod free_blocks;
 mod free_inode;
 mod journal;
@@ -22,6 +26,8 @@ mod remove_block_map;
 mod remove_blocks;
 mod remove_extents;
 mod shorten_inline;
+mod space;
+mod split_htree;
 mod store;
 mod superblock;
 mod transaction;
@@ -42,7 +48,7 @@ pub(crate) use release_xattrs::release_xattrs;
 pub(crate) use remove_blocks::{Progress, remove_blocks, zero_tail};
 pub(crate) use shorten_inline::shorten_inline;
 pub(crate) use store::Store;
-pub(crate) use superblock::{mark_error, write as write_superblock};
+pub(crate) use superblock::{mark_error, timestamp, write as write_superblock};
 pub(crate) use transaction::Transaction;
 
 /// What recovery leaves to open.

@@ -1,15 +1,18 @@
 //! Giving blocks back: bitmap, descriptor and counts change together, or not at all.
 
-use pagefence_ext4_format::group_desc::GroupFlags;
+use pagefence_block_io::Buffer;
+use pagefence_ext4_format::group_desc::{GroupDesc, GroupFlags};
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
+use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
 
 use crate::error::At;
+use crate::instance::Instance;
 use crate::recovery::transaction::Transaction;
 use crate::system_zones::SystemZones;
 
 /// Buffers that passed the check of block bitmaps remember it so.
-const BLOCK_BITMAP: u32 = 1 << 8;
+pub(super) const BLOCK_BITMAP: u32 = 1 << 8;
 
 /// Frees `count` blocks from `start` on, which `inode` owns.
 ///
@@ -34,7 +37,7 @@ pub(crate) fn free_blocks(
     if instance.superblock.blocks_per_cluster() != 1 {
         return refuse("its blocks are freed by clusters only");
     }
-    let pieces = pieces(transaction, inode, start, count)?;
+    let pieces = pieces(instance, inode, start, count)?;
     for piece in &pieces {
         check(transaction, inode, piece)?;
     }
@@ -50,19 +53,20 @@ pub(crate) fn free_blocks(
 }
 
 /// The part of a run that lies in one group.
-struct Piece {
-    group: GroupNo,
-    first: u32,
-    end: u32,
+pub(super) struct Piece {
+    pub(super) group: GroupNo,
+    /// Blocks of the group.
+    pub(super) first: u32,
+    pub(super) end: u32,
 }
 
-fn pieces(
-    transaction: &Transaction<'_>,
+/// A run, cut where groups begin.
+pub(super) fn pieces(
+    instance: &Instance,
     inode: InodeNo,
     start: BlockNo,
     count: u32,
 ) -> Result<Vec<Piece>> {
-    let instance = transaction.instance;
     let mut pieces = Vec::new();
     let mut at = start;
     let mut left = count;
@@ -85,12 +89,26 @@ fn pieces(
     Ok(pieces)
 }
 
+/// The block bitmap that `desc` names, checked once while it is in memory.
+pub(super) fn verified_bitmap(instance: &Instance, desc: &GroupDesc) -> Result<Arc<Buffer>> {
+    let block = desc.block_bitmap();
+    let bits = instance.read_block(block)?;
+    if !bits.verified(BLOCK_BITMAP) {
+        bitmap::verify_block_bitmap(&bits, desc, &instance.superblock).at(
+            &instance.damage,
+            None,
+            Some(block),
+        )?;
+        bits.set_verified(BLOCK_BITMAP);
+    }
+    Ok(bits)
+}
+
 /// Makes sure that the whole piece is in use.
 fn check(transaction: &Transaction<'_>, inode: InodeNo, piece: &Piece) -> Result<()> {
     let instance = transaction.instance;
     let superblock = &instance.superblock;
     let desc = instance.group_desc(piece.group)?;
-    let block = desc.block_bitmap();
     let free_already = |bit: u32| {
         let first = superblock.first_block_of_group(piece.group);
         let at = first.checked_add(u64::from(bit));
@@ -99,15 +117,7 @@ fn check(transaction: &Transaction<'_>, inode: InodeNo, piece: &Piece) -> Result
     if desc.flags(superblock).contains(GroupFlags::BLOCK_UNINIT) {
         return free_already(piece.first);
     }
-    let bits = instance.read_block(block)?;
-    if !bits.verified(BLOCK_BITMAP) {
-        bitmap::verify_block_bitmap(&bits, &desc, superblock).at(
-            &instance.damage,
-            None,
-            Some(block),
-        )?;
-        bits.set_verified(BLOCK_BITMAP);
-    }
+    let bits = verified_bitmap(instance, &desc)?;
     match bitmap::next_zero(&bits, piece.first..piece.end) {
         Some(bit) => free_already(bit),
         None => Ok(()),

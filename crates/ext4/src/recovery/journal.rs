@@ -2,16 +2,24 @@
 
 use pagefence_block_io::{Device, DeviceError};
 use pagefence_ext4_format::InodeNo;
-use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
+use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags, Timestamp};
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_jbd2::{Emptied, JournalError, JournalLocation, Recovery};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Error;
 
+use crate::instance::Instance;
 use crate::journal_location::{LocateError, locate, locate_by};
 use crate::mount::MountError;
-use crate::recovery::store::Store;
+use crate::recovery::fast_commit::{Replay, named_blocks};
+use crate::recovery::space::Space;
+use crate::recovery::store::{Store, blocks_of, through_journal};
+use crate::recovery::transaction::{Changes, Transaction};
 use crate::recovery::{Recovered, superblock};
+use crate::system_zones::SystemZones;
+
+/// Metadata kept in memory while fast commits are replayed, in bytes; changed blocks come on top.
+const CACHE_BYTES: u64 = 8 << 20;
 
 const ADVICE: &str = "run e2fsck on a copy of the image";
 
@@ -85,14 +93,57 @@ impl Journal {
         if self.recovery.is_clean() {
             return Ok(());
         }
-        recovered.device = Arc::new(self.recovery.overlay(Arc::clone(&recovered.device)));
+        let overlay = Arc::new(self.recovery.overlay(Arc::clone(&recovered.device)));
+        recovered.device = Arc::clone(&overlay) as Arc<dyn Device>;
         if !is_backup {
             let before = &recovered.superblock;
             let mut after = superblock::read(&*recovered.device)?;
             superblock::keep_errors(before, &mut after);
             recovered.superblock = after;
         }
+        if self.recovery.fast_commits().is_empty() || is_backup {
+            return Ok(());
+        }
+        let instance = instance_of(recovered)?;
+        match self.replay_fast_commits(&instance, &recovered.superblock, None) {
+            Ok(changes) => {
+                for (block, buffer) in &changes.blocks {
+                    overlay.write_block(block.0, buffer)?;
+                }
+                recovered.superblock = changes.superblock;
+            }
+            Err(ReplayError::Device(error)) => return Err(error),
+            Err(ReplayError::Damaged(what)) => recovered.notes.push(format!(
+                "the last changes are not shown, since the fast commits that hold them are \
+                 damaged ({what}): run e2fsck"
+            )),
+        }
         Ok(())
+    }
+
+    /// Replays the fast commits on what the full commits left, into one transaction.
+    fn replay_fast_commits(
+        &self,
+        instance: &Instance,
+        superblock: &Superblock,
+        now: Option<Timestamp>,
+    ) -> Result<Changes, ReplayError> {
+        let device = &**instance.device();
+        let commits = self.recovery.fast_commits();
+        let mut excluded = Vec::new();
+        commits.visit(device, &self.location, |tag| {
+            excluded.extend(named_blocks(&tag));
+            Ok::<_, ReplayError>(())
+        })?;
+        let zones = SystemZones::strict(instance, blocks_of(&self.location))?;
+        let space = Space::new(zones, excluded);
+        let mut transaction = Transaction::new(instance, superblock, usize::MAX);
+        let mut replay = Replay::new(&mut transaction, &space, now);
+        commits.visit(device, &self.location, |tag| {
+            replay.tag(&tag).map_err(ReplayError::from)
+        })?;
+        replay.finish()?;
+        Ok(transaction.finish()?)
     }
 
     /// Brings home what the journal holds, and empties it. The superblock goes on asking for
@@ -113,7 +164,12 @@ impl Journal {
                 blocks = self.recovery.replacements().len(),
                 "replaying the journal"
             );
-            pagefence_jbd2::write_back(&*device, &self.location, &self.recovery, Emptied::Clean)
+            let emptied = if self.recovery.fast_commits().is_empty() {
+                Emptied::Clean
+            } else {
+                Emptied::KeepFastCommits
+            };
+            pagefence_jbd2::write_back(&*device, &self.location, &self.recovery, emptied)
                 .map_err(mount_error)?;
         }
         let mut after = superblock::read(&*device)?;
@@ -132,6 +188,26 @@ impl Journal {
         }
         self.note_damage(&mut recovered.notes);
         recovered.superblock = after;
+        if !self.recovery.fast_commits().is_empty() {
+            self.write_back_fast_commits(recovered)?;
+        }
+        Ok(())
+    }
+
+    /// Makes what the fast commits say a transaction, and brings that home.
+    fn write_back_fast_commits(&self, recovered: &mut Recovered) -> Result<(), MountError> {
+        let instance = instance_of(recovered)?;
+        let (_, now) = superblock::timestamp();
+        let changes = self
+            .replay_fast_commits(&instance, &recovered.superblock, Some(now))
+            .map_err(|error| match error {
+                ReplayError::Device(error) => error,
+                ReplayError::Damaged(what) => {
+                    damaged(format_args!("a fast commit is damaged: {what}"))
+                }
+            })?;
+        through_journal(&*recovered.device, &self.location, &changes)?;
+        recovered.superblock = changes.superblock;
         Ok(())
     }
 
@@ -149,6 +225,41 @@ impl Journal {
             ));
         }
     }
+}
+
+/// Why fast commits could not be replayed.
+enum ReplayError {
+    /// The device failed, or there is no memory or room left.
+    Device(MountError),
+    /// They say what can't be, or the file system is damaged.
+    Damaged(String),
+}
+
+impl From<Error> for ReplayError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Io(_) | Error::OutOfMemory => Self::Device(of_map(error)),
+            other => Self::Damaged(other.to_string()),
+        }
+    }
+}
+
+impl From<JournalError> for ReplayError {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Device(_) => Self::Device(mount_error(error)),
+            other => Self::Damaged(other.to_string()),
+        }
+    }
+}
+
+fn instance_of(recovered: &Recovered) -> Result<Instance, MountError> {
+    Instance::new(
+        recovered.superblock.clone(),
+        Arc::clone(&recovered.device),
+        CACHE_BYTES,
+    )
+    .ok_or_else(|| damaged("blocks of an impossible size"))
 }
 
 /// Where the journal lies: by its inode, or by the copy of its map that the superblock keeps if

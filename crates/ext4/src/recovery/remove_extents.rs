@@ -1,10 +1,11 @@
 //! Taking extents away from the end of an extent tree.
 
 use pagefence_ext4_format::FileBlock;
-use pagefence_ext4_format::extent::{self, Child, Extent, ExtentNode, ExtentNodeMut, Place};
+use pagefence_ext4_format::extent::{Child, Extent, ExtentNode, ExtentNodeMut, Place};
 use pagefence_vfs::Result;
 
 use crate::error::At;
+use crate::recovery::extent_tree::edit_node;
 use crate::recovery::remove_blocks::{Owner, Progress};
 
 /// Takes away what the tree maps from `from` on.
@@ -113,28 +114,5 @@ fn edit<T>(
     child: Option<&Child>,
     change: impl FnOnce(&mut ExtentNodeMut<'_>) -> T,
 ) -> Result<T> {
-    let instance = owner.transaction.instance;
-    let inode = owner.record.ino();
-    let Some(child) = child else {
-        let mut node = ExtentNodeMut::open(owner.record.block_area_mut()).at(
-            &instance.damage,
-            Some(inode),
-            None,
-        )?;
-        return Ok(change(&mut node));
-    };
-    let seed = owner.record.checksum_seed();
-    owner.transaction.change(child.block, |bytes| {
-        let mut node =
-            ExtentNodeMut::open(bytes).at(&instance.damage, Some(inode), Some(child.block))?;
-        let result = change(&mut node);
-        if instance.checksums {
-            extent::update_checksum(bytes, seed).at(
-                &instance.damage,
-                Some(inode),
-                Some(child.block),
-            )?;
-        }
-        Ok(result)
-    })
+    edit_node(owner.transaction, owner.record, child, change)
 }

@@ -38,42 +38,58 @@ pub(crate) fn shorten_inline(instance: &Instance, record: &mut InodeRecord) -> R
     let limits = XattrLimits::from(&instance.superblock);
     let found = Xattrs::in_inode(region, &limits)
         .at(&instance.damage, Some(record.ino()), None)?
-        .and_then(|xattrs| {
-            let mut place = START;
-            for entry in xattrs.entries() {
-                if (entry.index, entry.name) == (SYSTEM, INLINE_DATA)
-                    && let Value::Bytes(value) = entry.value
-                {
-                    return Some((place, value.len()));
-                }
-                place += entry_len(entry.name.len());
-            }
-            None
-        });
+        .and_then(|xattrs| find_value(&xattrs));
     let Some((place, length)) = found else {
         return Ok(());
     };
     if usize::try_from(kept).is_ok_and(|kept| kept < length)
         && let Some(region) = record.xattr_region_mut()
     {
-        shorten_value(region, place, kept);
+        shorten_value(region, place, length, kept);
     }
     Ok(())
 }
 
+/// The value that holds the end of an inode's inline data, to be changed.
+pub(super) fn inline_value_mut<'a>(
+    limits: &XattrLimits,
+    record: &'a mut InodeRecord,
+) -> Option<&'a mut [u8]> {
+    let region = record.xattr_region()?;
+    let xattrs = Xattrs::in_inode(region, limits).ok()??;
+    let (place, length) = find_value(&xattrs)?;
+    let start = value_start(region, place);
+    record.xattr_region_mut()?.get_mut(start..start + length)
+}
+
+/// Where the entry of inline data is in the region, and how long its value.
+fn find_value(xattrs: &Xattrs<'_>) -> Option<(usize, usize)> {
+    let mut place = START;
+    for entry in xattrs.entries() {
+        if (entry.index, entry.name) == (SYSTEM, INLINE_DATA)
+            && let Value::Bytes(value) = entry.value
+        {
+            return Some((place, value.len()));
+        }
+        place += entry_len(entry.name.len());
+    }
+    None
+}
+
+/// Where the value of the entry at `place` starts in the region.
+fn value_start(region: &[u8], place: usize) -> usize {
+    let offset = region
+        .get(place + offset_of!(RawXattrEntry, e_value_offs)..)
+        .and_then(|rest| rest.first_chunk())
+        .map_or(0, |offset| u16::from_le_bytes(*offset));
+    // Offsets count from the first entry.
+    START + usize::from(offset)
+}
+
 /// Shortens the value of the entry at `place` to `kept` bytes, where it lies. The hash of a value
 /// in an inode may be 0: then nobody checks it.
-fn shorten_value(region: &mut [u8], place: usize, kept: u32) {
-    let field = |region: &[u8], at: usize| -> u32 {
-        region
-            .get(place + at..)
-            .and_then(|rest| rest.first_chunk())
-            .map_or(0, |word| u32::from_le_bytes(*word))
-    };
-    // Offset (16 bits) behind the length of the name and its prefix; offsets count from the first
-    // entry.
-    let offset = (field(region, 0) >> 16) as usize + START;
-    let length = field(region, offset_of!(RawXattrEntry, e_value_size)) as usize;
+fn shorten_value(region: &mut [u8], place: usize, length: usize, kept: u32) {
+    let offset = value_start(region, place);
     if let Some(gone) = region.get_mut(offset + kept as usize..offset + length) {
         gone.fill(0);
     }

@@ -10,7 +10,7 @@ use pagefence_lock_order::primitives::Arc;
 
 use crate::mount::MountError;
 use crate::recovery::journal::{mount_error, of_map};
-use crate::recovery::transaction::Transaction;
+use crate::recovery::transaction::{Changes, Transaction};
 
 /// Blocks that a transaction changes at most, whatever room the log has: bounds memory.
 const BLOCKS_MAX: u32 = 2048;
@@ -40,16 +40,10 @@ impl Store {
 
     /// The journal's own blocks.
     pub(crate) fn journal_blocks(&self) -> Vec<Range<BlockNo>> {
-        let Self::Journal { location, .. } = self else {
-            return Vec::new();
-        };
-        let mut runs = Vec::new();
-        let mut logical = 0;
-        while let Some((first, count)) = location.physical(logical) {
-            runs.push(first..BlockNo(first.0.saturating_add(u64::from(count))));
-            logical = logical.saturating_add(count);
+        match self {
+            Self::Journal { location, .. } => blocks_of(location),
+            Self::InPlace { .. } => Vec::new(),
         }
-        runs
     }
 
     /// How many blocks a transaction may change.
@@ -73,14 +67,7 @@ impl Store {
         let written = match self {
             Self::Journal {
                 device, location, ..
-            } => {
-                let blocks: Vec<(BlockNo, &[u8])> = changes
-                    .blocks
-                    .iter()
-                    .map(|(block, buffer)| (*block, &***buffer))
-                    .collect();
-                through_journal(&**device, location, &blocks)
-            }
+            } => through_journal(&**device, location, &changes),
             Self::InPlace { device } => {
                 let home = changes.superblock.superblock_block();
                 let size = u64::from(changes.superblock.block_size());
@@ -111,18 +98,37 @@ impl Store {
     }
 }
 
-fn through_journal(
+/// Makes changes durable as one transaction, and brings them home. Fast commits are void then.
+///
+/// # Errors
+/// The device or the journal failed: all of the changes are there, or none.
+pub(super) fn through_journal(
     device: &dyn Device,
     location: &JournalLocation,
-    blocks: &[(BlockNo, &[u8])],
+    changes: &Changes,
 ) -> Result<(), MountError> {
-    if blocks.is_empty() {
-        return Ok(());
-    }
-    let before = pagefence_jbd2::recover(device, location).map_err(mount_error)?;
+    let blocks: Vec<(BlockNo, &[u8])> = changes
+        .blocks
+        .iter()
+        .map(|(block, buffer)| (*block, &***buffer))
+        .collect();
     // The log holds nothing older than this transaction, so nothing has to be revoked.
-    debug_assert!(before.is_clean());
-    let after =
-        pagefence_jbd2::commit_once(device, location, &before, blocks, &[]).map_err(mount_error)?;
-    pagefence_jbd2::write_back(device, location, &after, Emptied::Clean).map_err(mount_error)
+    let mut recovery = pagefence_jbd2::recover(device, location).map_err(mount_error)?;
+    debug_assert_eq!(recovery.replacements(), []);
+    if !blocks.is_empty() {
+        recovery = pagefence_jbd2::commit_once(device, location, &recovery, &blocks, &[])
+            .map_err(mount_error)?;
+    }
+    pagefence_jbd2::write_back(device, location, &recovery, Emptied::Clean).map_err(mount_error)
+}
+
+/// The journal's blocks, in runs.
+pub(super) fn blocks_of(location: &JournalLocation) -> Vec<Range<BlockNo>> {
+    let mut runs = Vec::new();
+    let mut logical = 0;
+    while let Some((first, count)) = location.physical(logical) {
+        runs.push(first..BlockNo(first.0.saturating_add(u64::from(count))));
+        logical = logical.saturating_add(count);
+    }
+    runs
 }

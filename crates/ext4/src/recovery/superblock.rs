@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use pagefence_block_io::Device;
 use pagefence_ext4_format::features::Incompat;
+use pagefence_ext4_format::inode::Timestamp;
 use pagefence_ext4_format::superblock::{
     ErrorRecord, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET, State, Superblock,
 };
@@ -48,6 +49,18 @@ pub(super) fn now() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs()
+}
+
+/// The time: as deletion times have it, and as the others.
+pub(crate) fn timestamp() -> (u32, Timestamp) {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let time = Timestamp {
+        seconds: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+        nanoseconds: now.subsec_nanos(),
+    };
+    (u32::try_from(now.as_secs()).unwrap_or(u32::MAX), time)
 }
 
 /// Keeps what `before`, the superblock as it was read before the replay, says of errors: Linux

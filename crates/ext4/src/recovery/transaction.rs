@@ -81,6 +81,12 @@ impl<'a> Transaction<'a> {
         Ok(result)
     }
 
+    /// Makes `bytes` the contents of a block that was free until now.
+    pub(crate) fn set(&mut self, block: BlockNo, bytes: &[u8]) {
+        let buffer = self.instance.buffers.replace(block.0, bytes);
+        self.changed.insert(block, buffer);
+    }
+
     /// Lets go of a block that became free: its contents need not be written.
     pub(crate) fn forget(&mut self, block: BlockNo) {
         if self.changed.remove(&block).is_some() {
