@@ -16,9 +16,10 @@ use crate::instance::Instance;
 use crate::mount::MountError;
 use crate::orphan_file::{OrphanEntry, OrphanFile};
 use crate::recovery::{
-    Progress, Recovered, Store, SystemZones, Transaction, free_inode, mark_error, of_map,
-    release_xattrs, remove_blocks, shorten_inline, write_superblock, zero_tail,
+    Progress, Recovered, Store, Transaction, free_inode, mark_error, of_map, release_xattrs,
+    remove_blocks, shorten_inline, write_superblock, zero_tail,
 };
+use crate::system_zones::SystemZones;
 
 /// Metadata kept in memory while orphans are settled, in bytes; changed blocks come on top.
 const CACHE_BYTES: u64 = 8 << 20;
@@ -56,7 +57,7 @@ pub(crate) fn settle_orphans(recovered: &mut Recovered, store: &Store) -> Result
     )
     .ok_or_else(|| MountError::Damaged("blocks of an impossible size".to_owned()))?;
     let mut at = InodeNo(0);
-    let outcome = match SystemZones::read(&instance, store.journal_runs()) {
+    let outcome = match SystemZones::strict(&instance, store.journal_blocks()) {
         Ok(zones) => {
             let mut orphans = Orphans {
                 instance: &instance,

@@ -5,7 +5,6 @@
 //! superblock     what recovery reads from the superblock and writes into it
 //!
 //! transaction    changes that belong together       store    where they go
-//! system_zones   what no file may own
 //! free_blocks  free_inode                            bitmaps, descriptors, counts
 //! remove_blocks: remove_extents, remove_block_map    the end of a file
 //! release_xattrs  shorten_inline                     attributes, data in the inode
@@ -25,7 +24,6 @@ mod remove_extents;
 mod shorten_inline;
 mod store;
 mod superblock;
-mod system_zones;
 mod transaction;
 
 use pagefence_block_io::Device;
@@ -45,7 +43,6 @@ pub(crate) use remove_blocks::{Progress, remove_blocks, zero_tail};
 pub(crate) use shorten_inline::shorten_inline;
 pub(crate) use store::Store;
 pub(crate) use superblock::{mark_error, write as write_superblock};
-pub(crate) use system_zones::SystemZones;
 pub(crate) use transaction::Transaction;
 
 /// What recovery leaves to open.

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use pagefence_ext4_format::{BlockNo, GroupNo};
+use pagefence_vfs::{Error, Result};
 
 use crate::instance::Instance;
 
@@ -43,6 +44,35 @@ impl SystemZones {
         Self {
             zones: zones.merged(),
         }
+    }
+
+    /// All zones, and `more` ranges, with the room in which descriptors can grow: for those who
+    /// free blocks, and must be sure.
+    ///
+    /// # Errors
+    /// `Corrupt` if a descriptor is damaged; `OutOfMemory` if there are more ranges than are kept;
+    /// `Io`.
+    pub(crate) fn strict(
+        instance: &Instance,
+        more: impl IntoIterator<Item = Range<BlockNo>>,
+    ) -> Result<Self> {
+        let superblock = &instance.superblock;
+        let mut zones = Builder::default();
+        for zone in more {
+            zones.add(zone);
+        }
+        for group in superblock.groups() {
+            zones.add(superblock.base_metadata(group));
+            for zone in instance.group_desc(group)?.metadata_zones(superblock) {
+                zones.add(zone);
+            }
+            if zones.is_full() {
+                return Err(Error::OutOfMemory);
+            }
+        }
+        Ok(Self {
+            zones: zones.merged(),
+        })
     }
 
     /// Whether any of `len` blocks from `start` on is the file system's own.

@@ -5,8 +5,8 @@ use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
 use pagefence_vfs::Result;
 
 use crate::error::At;
-use crate::recovery::system_zones::SystemZones;
 use crate::recovery::transaction::Transaction;
+use crate::system_zones::SystemZones;
 
 /// Buffers that passed the check of block bitmaps remember it so.
 const BLOCK_BITMAP: u32 = 1 << 8;
@@ -28,7 +28,7 @@ pub(crate) fn free_blocks(
     if !instance.limits.contains(start, count) {
         return refuse("it owns blocks outside the file system");
     }
-    if zones.touches(start, count) {
+    if zones.overlap(start, count) {
         return refuse("it owns blocks of the file system itself");
     }
     if instance.superblock.blocks_per_cluster() != 1 {

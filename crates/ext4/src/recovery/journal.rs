@@ -1,29 +1,17 @@
 //! The journal inside the file system: where it lies, and its replay.
 
 use pagefence_block_io::{Device, DeviceError};
+use pagefence_ext4_format::InodeNo;
 use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::superblock::Superblock;
-use pagefence_ext4_format::{FileBlock, InodeNo};
-use pagefence_jbd2::{Emptied, JournalError, JournalLocation, JournalRun, Recovery};
+use pagefence_jbd2::{Emptied, JournalError, JournalLocation, Recovery};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Error;
 
-use crate::inode::DiskInode;
-use crate::instance::Instance;
-use crate::map_blocks::Target;
+use crate::journal_location::{LocateError, locate, locate_by};
 use crate::mount::MountError;
 use crate::recovery::store::Store;
 use crate::recovery::{Recovered, superblock};
-
-/// Metadata kept in memory while the journal is looked for, in bytes.
-const LOCATE_CACHE_BYTES: u64 = 1 << 20;
-
-/// Pieces in which a journal may lie. mke2fs makes a handful; the bound keeps a damaged map from
-/// taking memory without end.
-const RUNS_MAX: usize = 1 << 18;
-
-/// Blocks of the least journal (`JBD2_MIN_JOURNAL_BLOCKS`).
-const BLOCKS_MIN: u64 = 1024;
 
 const ADVICE: &str = "run e2fsck on a copy of the image";
 
@@ -55,7 +43,6 @@ pub(super) fn mount_error(error: JournalError) -> MountError {
 #[derive(Debug)]
 pub(super) struct Journal {
     location: JournalLocation,
-    runs: Vec<JournalRun>,
     recovery: Recovery,
 }
 
@@ -69,13 +56,9 @@ impl Journal {
         superblock: &Superblock,
         inode: InodeNo,
     ) -> Result<Self, MountError> {
-        let (location, runs) = locate(device, superblock, inode)?;
+        let location = find(&**device, superblock, inode)?;
         let recovery = pagefence_jbd2::recover(&**device, &location).map_err(mount_error)?;
-        Ok(Self {
-            location,
-            runs,
-            recovery,
-        })
+        Ok(Self { location, recovery })
     }
 
     /// Whether it holds nothing.
@@ -88,7 +71,6 @@ impl Journal {
         Store::Journal {
             device,
             location: self.location,
-            runs: self.runs,
         }
     }
 
@@ -171,35 +153,23 @@ impl Journal {
 
 /// Where the journal lies: by its inode, or by the copy of its map that the superblock keeps if
 /// the inode is no journal's (as e2fsck does).
-fn locate(
-    device: &Arc<dyn Device>,
+fn find(
+    device: &dyn Device,
     superblock: &Superblock,
     inode: InodeNo,
-) -> Result<(JournalLocation, Vec<JournalRun>), MountError> {
-    let instance = Instance::new(superblock.clone(), Arc::clone(device), LOCATE_CACHE_BYTES)
-        .ok_or_else(|| damaged("blocks of an impossible size"))?;
-    let by_inode = instance
-        .read_inode(inode)
-        .map_err(of_map)
-        .and_then(|record| locate_by(&instance, record, Links::Needed));
-    let error = match by_inode {
-        Err(MountError::Device(error)) => return Err(error.into()),
+) -> Result<JournalLocation, MountError> {
+    let error = match locate(device, superblock, inode) {
+        Err(LocateError::Device(error)) => return Err(error.into()),
         Err(error) => error,
-        located => return located,
+        Ok(location) => return Ok(location),
     };
-    let Some(backup) = backup_record(superblock, inode) else {
-        return Err(error);
-    };
-    tracing::warn!(%error, "the journal's inode is damaged: going by its copy in the superblock");
-    locate_by(&instance, backup, Links::None).map_err(|_| error)
-}
-
-/// Whether a journal's inode has to be in use; the superblock's copy of the map says nothing of
-/// links.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Links {
-    Needed,
-    None,
+    if let Some(backup) = backup_record(superblock, inode)
+        && let Ok(location) = locate_by(device, superblock, &backup)
+    {
+        tracing::warn!(%error, "the journal's inode is damaged: going by the superblock's copy");
+        return Ok(location);
+    }
+    Err(damaged(error))
 }
 
 /// A record with the map that the superblock keeps a copy of.
@@ -216,62 +186,6 @@ fn backup_record(superblock: &Superblock, inode: InodeNo) -> Option<InodeRecord>
         record.set_flags(record.flags() | InodeFlags::EXTENTS);
     }
     Some(record)
-}
-
-fn locate_by(
-    instance: &Instance,
-    record: InodeRecord,
-    links: Links,
-) -> Result<(JournalLocation, Vec<JournalRun>), MountError> {
-    let inode = record.ino();
-    if record.kind() != Some(FileKind::Regular) || (links == Links::Needed && record.links() == 0) {
-        return Err(damaged(format_args!(
-            "inode {inode}, which should hold it, is no file in use"
-        )));
-    }
-    let block_size = instance.superblock.block_size();
-    let device_blocks = instance.device().size() / u64::from(block_size);
-    let blocks = record.size() / u64::from(block_size);
-    if blocks < BLOCKS_MIN || blocks > device_blocks {
-        return Err(damaged(format_args!("it has {blocks} blocks")));
-    }
-    let Ok(blocks) = u32::try_from(blocks) else {
-        return Err(damaged(format_args!("it has {blocks} blocks")));
-    };
-    let disk = DiskInode {
-        number: inode,
-        kind: pagefence_vfs::FileKind::Regular,
-        seed: record.checksum_seed(),
-        record,
-    };
-    let mut runs: Vec<JournalRun> = Vec::new();
-    let mut next = 0;
-    while next < blocks {
-        let run = instance
-            .map_blocks(&disk, FileBlock(next))
-            .map_err(of_map)?;
-        let Target::Written(physical) = run.target else {
-            return Err(damaged(format_args!("its block {next} is a hole")));
-        };
-        let count = run.len.min(blocks - next);
-        match runs.last_mut() {
-            Some(last) if last.physical.0 + u64::from(last.count) == physical.0 => {
-                last.count += count;
-            }
-            _ => runs.push(JournalRun {
-                logical: next,
-                physical,
-                count,
-            }),
-        }
-        if runs.len() > RUNS_MAX {
-            return Err(damaged("it lies in too many pieces"));
-        }
-        next += count;
-    }
-    let location =
-        JournalLocation::new(block_size, device_blocks, runs.iter().copied()).map_err(damaged)?;
-    Ok((location, runs))
 }
 
 /// Why metadata can't be read or written, as an error of opening.

@@ -19,8 +19,8 @@ use crate::error::At;
 use crate::recovery::free_blocks::free_blocks;
 use crate::recovery::free_inode::free_inode;
 use crate::recovery::remove_blocks::{Progress, remove_blocks};
-use crate::recovery::system_zones::SystemZones;
 use crate::recovery::transaction::Transaction;
+use crate::system_zones::SystemZones;
 
 /// Bytes before the entries of an attribute block.
 const BLOCK_START: usize = size_of::<RawXattrHeader>();

@@ -11,9 +11,9 @@ use crate::error::At;
 use crate::inode::{DiskInode, kind_of};
 use crate::map_blocks::Target;
 use crate::recovery::free_blocks::free_blocks;
-use crate::recovery::system_zones::SystemZones;
 use crate::recovery::transaction::Transaction;
 use crate::recovery::{remove_block_map, remove_extents};
+use crate::system_zones::SystemZones;
 
 /// How far a removal came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ pub(crate) fn zero_tail(
     let Target::Written(block) = instance.map_blocks(&inode, FileBlock(last))?.target else {
         return Ok(());
     };
-    if zones.touches(block, 1) {
+    if zones.overlap(block, 1) {
         let what = "it owns a block of the file system itself";
         return Err(instance.damaged(record.ino(), Some(block), what));
     }

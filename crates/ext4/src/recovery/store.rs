@@ -1,9 +1,11 @@
 //! Where the changes of a transaction go.
 
+use std::ops::Range;
+
 use pagefence_block_io::Device;
 use pagefence_ext4_format::BlockNo;
 use pagefence_ext4_format::superblock::Superblock;
-use pagefence_jbd2::{Emptied, JournalLocation, JournalRun};
+use pagefence_jbd2::{Emptied, JournalLocation};
 use pagefence_lock_order::primitives::Arc;
 
 use crate::mount::MountError;
@@ -24,8 +26,6 @@ pub(crate) enum Store {
     Journal {
         device: Arc<dyn Device>,
         location: JournalLocation,
-        /// The same place, as files see it.
-        runs: Vec<JournalRun>,
     },
     /// Onto a file system without a journal, in an order that e2fsck mends: the superblock, then
     /// what no longer refers to a block, then what says that the block is free.
@@ -38,12 +38,18 @@ impl Store {
         matches!(self, Self::Journal { .. })
     }
 
-    /// Where the journal lies.
-    pub(crate) fn journal_runs(&self) -> &[JournalRun] {
-        match self {
-            Self::Journal { runs, .. } => runs,
-            Self::InPlace { .. } => &[],
+    /// The journal's own blocks.
+    pub(crate) fn journal_blocks(&self) -> Vec<Range<BlockNo>> {
+        let Self::Journal { location, .. } = self else {
+            return Vec::new();
+        };
+        let mut runs = Vec::new();
+        let mut logical = 0;
+        while let Some((first, count)) = location.physical(logical) {
+            runs.push(first..BlockNo(first.0.saturating_add(u64::from(count))));
+            logical = logical.saturating_add(count);
         }
+        runs
     }
 
     /// How many blocks a transaction may change.
