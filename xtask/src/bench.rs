@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::command::{Needs, command, find, require};
+use crate::command::{Needs, command, find, require, run as run_program};
 use crate::mounts::{Server, drop_caches, pagefence_binary};
 use crate::scratch::Scratch;
 pub(crate) use prepare::{fill_files, format, write_data};
-use systems::{System, Systems};
+use systems::{HOST, System, Systems};
 use table::{Better, Table};
 
 /// Arguments of `bench`.
@@ -41,6 +41,7 @@ pub(crate) struct Arguments {
 /// How much is measured.
 struct Scale {
     rounds: usize,
+    read_rounds: usize,
     files: u64,
     data_mib: u64,
     seconds: u32,
@@ -49,12 +50,13 @@ struct Scale {
 /// Runs the chore.
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     require(&Needs {
-        programs: &["mke2fs", "losetup", "mount", "umount", "find"],
+        programs: &["mke2fs", "losetup", "mount", "umount", "find", "findmnt"],
         fuse: true,
     })?;
     let scale = if arguments.quick {
         Scale {
             rounds: 3,
+            read_rounds: 3,
             files: 20_000,
             data_mib: 256,
             seconds: 1,
@@ -62,6 +64,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     } else {
         Scale {
             rounds: 5,
+            read_rounds: 3,
             files: 100_000,
             data_mib: 1024,
             seconds: 4,
@@ -77,9 +80,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     };
     let mut table = Table::new(systems.names());
     println!(
-        "{} rounds, interleaved; medians; image on {}",
+        "medians of {} rounds ({} of reads), interleaved; cold: the kernel's caches dropped, the \
+         image mounted anew; image in {} on {}; load {}",
         scale.rounds,
-        scratch.join("").display()
+        scale.read_rounds,
+        scratch.join("").display(),
+        disk_of(&scratch.join(""))?,
+        load()
     );
 
     let huge = scratch.join("huge.img");
@@ -97,7 +104,40 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         println!("reads are not measured: fio is missing (apt-get install fio)");
     }
     println!("{}", table.render());
+    println!("load at the end {}", load());
     Ok(true)
+}
+
+/// The type and the source of the file system below `directory`.
+///
+/// # Errors
+/// It is in memory: nothing could be measured cold there.
+fn disk_of(directory: &Path) -> Result<String> {
+    let printed = run_program(
+        "findmnt",
+        [
+            "--noheadings".as_ref(),
+            "--output=FSTYPE,SOURCE".as_ref(),
+            "--target".as_ref(),
+            directory.as_os_str(),
+        ],
+    )?;
+    let disk = printed.split_whitespace().collect::<Vec<_>>().join(" of ");
+    anyhow::ensure!(
+        !disk.starts_with("tmpfs") && !disk.starts_with("ramfs"),
+        "{} lies in memory ({disk}), where nothing is cold: give --directory on a disk",
+        directory.display()
+    );
+    Ok(disk)
+}
+
+/// The load averages: on a busy machine ratios are worth more than figures.
+fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace()
+        .take(3)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn measure_mount(
@@ -108,8 +148,8 @@ fn measure_mount(
     table: &mut Table,
 ) -> Result<()> {
     let directory = scratch.directory("huge-mnt")?;
-    for _ in 0..scale.rounds {
-        for system in systems.each() {
+    for round in 0..scale.rounds {
+        for system in systems.each(round) {
             drop_caches()?;
             let start = Instant::now();
             let mount = system.mount(image, &directory)?;
@@ -148,9 +188,9 @@ fn measure_walks(
 ) -> Result<()> {
     let directory = scratch.directory("walk-mnt")?;
     let walks: [(&str, &[&str]); 2] = [("find", &[]), ("find and stat", &["-printf", "%s %T@\n"])];
-    for _ in 0..scale.rounds {
+    for round in 0..scale.rounds {
         for (name, arguments) in walks {
-            for system in systems.each() {
+            for system in systems.each(round) {
                 drop_caches()?;
                 let mount = system.mount(image, &directory)?;
                 for temperature in ["cold", "warm"] {
@@ -173,15 +213,24 @@ fn measure_reads(
     table: &mut Table,
 ) -> Result<()> {
     let directory = scratch.directory("read-mnt")?;
-    let rounds = if scale.rounds > 3 { 3 } else { 1 };
-    for _ in 0..rounds {
+    let plain = scratch.join(prepare::DATA_FILE);
+    prepare::write_data(&plain, scale.data_mib)?;
+    for round in 0..scale.read_rounds {
         for job in fio::jobs() {
-            for system in systems.each() {
+            drop_caches()?;
+            let figure = fio::run(&job, &plain, scale.seconds, false)?;
+            table.record(&row_of(&job, "cold"), Better::More, HOST, figure);
+            for system in systems.each(round) {
                 measure_job(&job, system, image, &directory, scale, table)?;
             }
         }
     }
+    std::fs::remove_file(&plain)?;
     Ok(())
+}
+
+fn row_of(job: &fio::Job, temperature: &str) -> String {
+    format!("{}, {temperature}, {}", job.name(), job.unit())
 }
 
 fn measure_job(
@@ -202,7 +251,7 @@ fn measure_job(
             std::io::copy(&mut std::fs::File::open(&file)?, &mut std::io::sink())?;
         }
         let measured = fio::run(job, &file, scale.seconds, is_warm)?;
-        let row = format!("{}, {temperature}, {}", job.name(), job.unit());
+        let row = row_of(job, temperature);
         table.record(&row, Better::More, system.name(), measured);
     }
     mount.unmount()

@@ -1,17 +1,19 @@
 //! Positions in a directory that survive what happens to its blocks.
 //!
 //! A directory that has, or may get, an index is read in the order of its names' hashes, so that
-//! a split of a block moves no entry past a reader. A position is then the hash of an entry, plus
-//! how many entries with the same hash come before it. Directories that never get an index are
+//! a split of a block moves no entry past a reader. A position is then the hash of an entry (that
+//! of the index, then part of a CRC-32C, since the index's may be the same for many names), plus
+//! how many entries with the same hashes come before it. Directories that never get an index are
 //! read block by block, where entries do not move: a position there is a byte offset.
 //!
 //! ```text
 //! 0                 before "."             1  before ".."            2  before all others
-//! 01 | major >> 1 (31 bits) | minor >> 8 (24 bits) | ordinal (7 bits)    hash order
+//! 01 | major >> 1 (31 bits) | crc32c >> 8 (24 bits) | ordinal (7 bits)   hash order
 //! 001 | byte offset (61 bits)                                            block order
 //! ```
 //! Positions are never negative as signed 64-bit numbers: lseek has to carry them.
 
+use pagefence_ext4_format::checksum::crc32c;
 use pagefence_vfs::Cookie;
 
 const HASHED: u64 = 1 << 62;
@@ -27,10 +29,15 @@ pub(crate) const ORDINAL_MAX: u32 = (1 << ORDINAL_BITS) - 1;
 pub(crate) struct HashKey(u64);
 
 impl HashKey {
-    /// Of a hash as the directory index uses it; the lowest bit of `major` is a flag there and
-    /// does not count.
-    pub(crate) fn new(major: u32, minor: u32) -> Self {
-        Self((u64::from(major >> 1) << MINOR_BITS) | u64::from(minor >> 8))
+    /// Of a name whose hash, as the directory index uses it, is `major`: the lowest bit is a flag
+    /// there and does not count.
+    pub(crate) fn new(major: u32, name: &[u8]) -> Self {
+        Self(Self::first(major).0 | u64::from(crc32c(0, name) >> (32 - MINOR_BITS)))
+    }
+
+    /// The least of all names with that hash.
+    pub(crate) fn first(major: u32) -> Self {
+        Self(u64::from(major >> 1) << MINOR_BITS)
     }
 
     /// The smallest hash with this key, to look up in an index.
@@ -116,8 +123,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hash_positions_round_trip(major: u32, minor: u32, ordinal in 0..=ORDINAL_MAX) {
-            let position = Position::Hash { key: HashKey::new(major, minor), ordinal };
+        fn hash_positions_round_trip(major: u32, name: Vec<u8>, ordinal in 0..=ORDINAL_MAX) {
+            let position = Position::Hash { key: HashKey::new(major, &name), ordinal };
             let cookie = position.encode();
             prop_assert!(i64::try_from(cookie).is_ok());
             prop_assert_eq!(Position::decode(cookie, true), position);
@@ -136,9 +143,11 @@ mod tests {
         }
 
         #[test]
-        fn keys_order_as_hashes_do(a: (u32, u32), b: (u32, u32)) {
-            let (low, high) = if (a.0 >> 1, a.1) <= (b.0 >> 1, b.1) { (a, b) } else { (b, a) };
-            prop_assert!(HashKey::new(low.0, low.1) <= HashKey::new(high.0, high.1));
+        fn keys_order_as_hashes_do(a: (u32, Vec<u8>), b: (u32, Vec<u8>)) {
+            prop_assume!(a.0 >> 1 != b.0 >> 1);
+            let (low, high) = if a.0 < b.0 { (a, b) } else { (b, a) };
+            prop_assert!(HashKey::new(low.0, &low.1) < HashKey::first(high.0));
+            prop_assert!(HashKey::first(high.0) <= HashKey::new(high.0, &high.1));
         }
     }
 
@@ -152,6 +161,6 @@ mod tests {
 
     #[test]
     fn the_key_gives_back_the_hash_to_search_for() {
-        assert_eq!(HashKey::new(0xfeed_beef, 17).major(), 0xfeed_beee);
+        assert_eq!(HashKey::new(0xfeed_beef, b"name").major(), 0xfeed_beee);
     }
 }

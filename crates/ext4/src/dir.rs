@@ -4,29 +4,43 @@ use pagefence_block_io::Buffer;
 use pagefence_ext4_format::dir_entry::{self, DirBlock, DirEntry, DirFormat, InlineDir};
 use pagefence_ext4_format::{FileBlock, InodeNo, htree};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_vfs::{FileKind, Result};
+use pagefence_vfs::{Error, FileKind, Result};
 
 use crate::error::At;
 use crate::inode::{DiskInode, Inode};
 use crate::instance::{Instance, checked};
-use crate::name_index::NameIndex;
+use crate::map_blocks::Target;
+use crate::name_index::{KnownNames, NameIndex};
 
 /// Blocks from which on a directory without an index on disk gets one in memory.
 const NAME_INDEX_BLOCKS_MIN: u32 = 3;
 
-/// What a directory says of a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Found {
-    pub(crate) inode: InodeNo,
-}
+/// Damaged blocks that a search leaves out before it gives up.
+const DAMAGED_BLOCKS_MAX: u32 = 4;
+
+/// What is wrong with an index in which names of one hash are in too many blocks.
+pub(crate) const CIRCLES: &str = "a directory index in circles";
+
+/// Blocks of entries over which names of one hash spread at most. A sound index needs a second one
+/// at times; one that leads in circles would never end.
+pub(crate) const HASH_BLOCKS_MAX: usize = 64;
+
+/// Bytes of a directory that are read together when it is listed.
+const DIR_WINDOW_BYTES: u32 = 128 << 10;
 
 impl Instance {
-    /// Number of blocks of a directory.
+    /// Number of blocks of a directory. It has no holes, so there are no more than the file system
+    /// has.
     pub(crate) fn dir_blocks(&self, inode: &DiskInode) -> Result<u32> {
         let size = inode.size();
         let block_size = u64::from(self.superblock.block_size());
+        let most = self.superblock.blocks_count();
         match u32::try_from(size / block_size) {
-            Ok(blocks) if size.is_multiple_of(block_size) && blocks > 0 => Ok(blocks),
+            Ok(blocks)
+                if size.is_multiple_of(block_size) && (1..=most).contains(&blocks.into()) =>
+            {
+                Ok(blocks)
+            }
             _ => Err(self.damaged(
                 inode.number,
                 None,
@@ -50,6 +64,50 @@ impl Instance {
             buffer.set_verified(checked::DIR_BLOCK);
         }
         Ok(buffer)
+    }
+
+    /// A block of entries that the directory's index leads to. Another block of the index is none,
+    /// and its names would be missed in silence; without checksums an empty block looks the same.
+    pub(crate) fn leaf_block(&self, inode: &DiskInode, leaf: FileBlock) -> Result<Arc<Buffer>> {
+        let buffer = self.dir_block(inode, leaf)?;
+        if self.checksums && is_index_block(inode, leaf, &buffer) {
+            let what = "an index that leads to one of its own blocks";
+            return Err(self.damaged(inode.number, Some(block_no(&buffer)), what));
+        }
+        Ok(buffer)
+    }
+
+    /// Reads a block of the directory into memory along with its neighbours, for who is going to
+    /// want them all. Failures show when the block is asked for.
+    pub(crate) fn prefetch_dir_block(&self, inode: &DiskInode, block: FileBlock) {
+        let (Ok(run), Ok(blocks)) = (self.map_blocks(inode, block), self.dir_blocks(inode)) else {
+            return;
+        };
+        let Target::Written(at) = run.target else {
+            return;
+        };
+        // In a directory that memory can't hold, neighbours would be gone before they are wanted:
+        // the order of hashes is not that of blocks.
+        let bytes = u64::from(blocks) * u64::from(self.superblock.block_size());
+        if bytes > self.metadata_bytes / 4 || self.buffers.peek(at.0).is_some() {
+            return;
+        }
+        let window = (DIR_WINDOW_BYTES >> self.superblock.block_size_bits()).max(1);
+        let mut at = block.0 / window * window;
+        let end = blocks.min(at.saturating_add(window));
+        while at < end {
+            let Ok(run) = self.map_blocks(inode, FileBlock(at)) else {
+                return;
+            };
+            let len = run.len.min(end - at);
+            if let Target::Written(start) = run.target
+                && len > 1
+            {
+                // A failure may be a neighbour's.
+                let _ = self.buffers.read_run(start.0, len as usize);
+            }
+            at += len;
+        }
     }
 
     /// The view of a block's entries; blocks of the index have no checksum of entries.
@@ -104,40 +162,38 @@ impl Instance {
     }
 
     /// Finds a name (neither "." nor "..").
-    pub(crate) fn find_entry(&self, inode: &Inode, name: &[u8]) -> Result<Option<Found>> {
+    pub(crate) fn find_entry(&self, inode: &Inode, name: &[u8]) -> Result<Option<InodeNo>> {
         let disk = &inode.disk;
         if disk.has_inline_data() {
             return self.with_inline_dir(disk, |dir| {
-                dir.find(name).map(|entry| entry.as_ref().map(found)).at(
-                    &self.damage,
-                    Some(disk.number),
-                    None,
-                )
+                dir.find(name)
+                    .map(inode_of)
+                    .at(&self.damage, Some(disk.number), None)
             });
         }
         if self.uses_index(disk) {
-            // A damaged index was logged; the blocks of entries may be sound nevertheless.
-            if let Ok(result) = self.find_by_index(disk, name) {
-                return Ok(result);
+            match self.find_by_index(disk, name) {
+                // It was logged; the blocks of entries may be sound nevertheless.
+                Err(Error::Corrupt { .. }) => {}
+                result => return result,
             }
-            return self.find_by_scan(disk, name);
         }
-        if self.dir_blocks(disk)? >= NAME_INDEX_BLOCKS_MIN
-            && let Some(index) = self.name_index(inode)
+        let blocks = self.dir_blocks(disk)?;
+        if blocks >= NAME_INDEX_BLOCKS_MIN
+            && let Some(index) = self.name_index(inode, blocks)?
         {
             return self.find_in_blocks(disk, index.candidates(name), name);
         }
-        self.find_by_scan(disk, name)
+        self.find_in_blocks(disk, (0..blocks).map(FileBlock), name)
     }
 
-    fn find_by_index(&self, inode: &DiskInode, name: &[u8]) -> Result<Option<Found>> {
+    fn find_by_index(&self, inode: &DiskInode, name: &[u8]) -> Result<Option<InodeNo>> {
         let major = self.dx_hasher(inode)?.hash(name).major;
         let mut path = self.dx_probe(inode, major)?;
-        // Names of one hash may go on in the next block; more blocks than the directory has are
-        // an index that leads in circles.
-        for _ in 0..self.dir_blocks(inode)? {
+        for _ in 0..HASH_BLOCKS_MAX {
             let leaf = path.leaf().at(&self.damage, Some(inode.number), None)?;
-            if let Some(found) = self.find_in_block(inode, leaf, name)? {
+            let buffer = self.leaf_block(inode, leaf)?;
+            if let Some(found) = self.find_in_block(inode, leaf, &buffer, name)? {
                 return Ok(Some(found));
             }
             match self.dx_next_hash(inode, &path)? {
@@ -147,12 +203,7 @@ impl Instance {
                 _ => return Ok(None),
             }
         }
-        Ok(None)
-    }
-
-    fn find_by_scan(&self, inode: &DiskInode, name: &[u8]) -> Result<Option<Found>> {
-        let blocks = self.dir_blocks(inode)?;
-        self.find_in_blocks(inode, (0..blocks).map(FileBlock), name)
+        Err(self.damaged(inode.number, None, CIRCLES))
     }
 
     fn find_in_blocks(
@@ -160,43 +211,76 @@ impl Instance {
         inode: &DiskInode,
         blocks: impl Iterator<Item = FileBlock>,
         name: &[u8],
-    ) -> Result<Option<Found>> {
+    ) -> Result<Option<InodeNo>> {
+        let (mut damage, mut damaged) = (None, 0);
         for block in blocks {
-            if let Some(found) = self.find_in_block(inode, block, name)? {
-                return Ok(Some(found));
+            // The root of an index has no names, and nothing that matters here can be wrong there.
+            if inode.has_index() && block == FileBlock(0) {
+                continue;
+            }
+            let found = self
+                .dir_block(inode, block)
+                .and_then(|buffer| self.find_in_block(inode, block, &buffer, name));
+            match found {
+                Ok(None) => {}
+                // The name may be in another block; if it is not, nobody knows.
+                Err(error @ Error::Corrupt { .. }) if damaged < DAMAGED_BLOCKS_MAX => {
+                    damage = damage.or(Some(error));
+                    damaged += 1;
+                }
+                found_or_failed => return found_or_failed,
             }
         }
-        Ok(None)
+        damage.map_or(Ok(None), Err)
     }
 
     fn find_in_block(
         &self,
         inode: &DiskInode,
         block: FileBlock,
+        buffer: &Buffer,
         name: &[u8],
-    ) -> Result<Option<Found>> {
-        let buffer = self.dir_block(inode, block)?;
-        self.dir_entries(inode, block, &buffer)
+    ) -> Result<Option<InodeNo>> {
+        self.dir_entries(inode, block, buffer)
             .find(name)
-            .map(|entry| entry.as_ref().map(found))
-            .at(&self.damage, Some(inode.number), Some(block_no(&buffer)))
+            .map(inode_of)
+            .at(&self.damage, Some(inode.number), Some(block_no(buffer)))
     }
 
     /// The directory's index in memory, made when it is first asked for; nothing if a block is
-    /// damaged or the memory for such indexes is used up.
-    fn name_index(&self, inode: &Inode) -> Option<Arc<NameIndex>> {
-        if let Some(index) = &*inode.names.lock() {
-            return Some(Arc::clone(index));
+    /// damaged or the memory for such indexes is used up, which is remembered.
+    fn name_index(&self, inode: &Inode, blocks: u32) -> Result<Option<Arc<NameIndex>>> {
+        match &*inode.names.lock() {
+            KnownNames::Unknown => {}
+            KnownNames::Index(index) => return Ok(Some(Arc::clone(index))),
+            KnownNames::Refused => return Ok(None),
         }
-        let mut index = NameIndex::charged(self.name_indexes.charge(inode.disk.size())?);
-        for block in (0..self.dir_blocks(&inode.disk).ok()?).map(FileBlock) {
-            let buffer = self.dir_block(&inode.disk, block).ok()?;
-            for entry in self.dir_entries(&inode.disk, block, &buffer).entries() {
-                index.insert(entry.ok()?.name, block);
+        // With no lock held: two threads may make one each, and one of them goes again.
+        let index = match self.make_name_index(&inode.disk, blocks) {
+            Ok(index) => index.map(Arc::new),
+            Err(Error::Corrupt { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        *inode.names.lock() = match &index {
+            Some(index) => KnownNames::Index(Arc::clone(index)),
+            None => KnownNames::Refused,
+        };
+        Ok(index)
+    }
+
+    fn make_name_index(&self, inode: &DiskInode, blocks: u32) -> Result<Option<NameIndex>> {
+        let mut index = self.name_indexes.index();
+        for block in (u32::from(inode.has_index())..blocks).map(FileBlock) {
+            let buffer = self.dir_block(inode, block)?;
+            for entry in self.dir_entries(inode, block, &buffer).entries() {
+                let at = Some(block_no(&buffer));
+                let entry = entry.at(&self.damage, Some(inode.number), at)?;
+                if index.insert(entry.name, block).is_err() {
+                    return Ok(None);
+                }
             }
         }
-        let index = Arc::new(index);
-        Some(Arc::clone(inode.names.lock().get_or_insert(index)))
+        Ok(Some(index))
     }
 }
 
@@ -207,8 +291,8 @@ fn is_index_block(inode: &DiskInode, block: FileBlock, buffer: &Buffer) -> bool 
     inode.has_index() && (block == FileBlock(0) || htree::is_node(buffer))
 }
 
-fn found(entry: &DirEntry<'_>) -> Found {
-    Found { inode: entry.inode }
+fn inode_of(entry: Option<DirEntry<'_>>) -> Option<InodeNo> {
+    entry.map(|entry| entry.inode)
 }
 
 /// The number of a buffer's block.

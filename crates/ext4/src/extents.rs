@@ -1,8 +1,9 @@
 //! Extent trees: from a file block to the extent that holds it.
 
 use pagefence_block_io::Buffer;
-use pagefence_ext4_format::FileBlock;
+use pagefence_ext4_format::checksum::ChecksumSeed;
 use pagefence_ext4_format::extent::{self, Child, Extent, ExtentNode, Found, Place};
+use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
 
@@ -26,30 +27,56 @@ impl Instance {
                 Found::Extent(extent) => return Ok(run_of(&extent, block)),
                 Found::Hole { until } => return Ok(Run::hole(until.0.saturating_sub(block.0))),
                 Found::Child(child) => {
-                    let buffer = self.extent_block(inode, &child)?;
-                    found = ExtentNode::reopen(&buffer, &Place::Block(child))
-                        .at(&self.damage, Some(inode.number), Some(child.block))?
-                        .find(block);
+                    let buffer = self.extent_node(inode.number, inode.seed, &child)?;
+                    let node = ExtentNode::reopen(&buffer, &Place::Block(child)).at(
+                        &self.damage,
+                        Some(inode.number),
+                        Some(child.block),
+                    )?;
+                    // It was checked in full for the entry that led to it first: another one, of
+                    // this file or of another, must not lead to the same block.
+                    if first_block(&node).is_some_and(|first| first != child.first) {
+                        return Err(self.damaged(
+                            inode.number,
+                            Some(child.block),
+                            "two entries of extent trees lead to one block",
+                        ));
+                    }
+                    found = node.find(block);
                 }
             }
         }
     }
 
-    /// Reads a node below the root and checks it, once while it is in memory.
-    fn extent_block(&self, inode: &DiskInode, child: &Child) -> Result<Arc<Buffer>> {
+    /// Reads a node below the root of the tree of `inode`, and checks it, once while it is in
+    /// memory. `seed` is the inode's.
+    pub(crate) fn extent_node(
+        &self,
+        inode: InodeNo,
+        seed: ChecksumSeed,
+        child: &Child,
+    ) -> Result<Arc<Buffer>> {
         let buffer = self.read_block(child.block)?;
         if !buffer.verified(checked::EXTENT_NODE) {
+            self.check_owned(inode, child.block, 1)?;
             self.checksums
-                .then(|| extent::verify_checksum(&buffer, inode.seed))
+                .then(|| extent::verify_checksum(&buffer, seed))
                 .transpose()
                 .and_then(|_| {
                     ExtentNode::parse(&buffer, &Place::Block(*child), &self.limits).map(|_| ())
                 })
-                .at(&self.damage, Some(inode.number), Some(child.block))?;
+                .at(&self.damage, Some(inode), Some(child.block))?;
             buffer.set_verified(checked::EXTENT_NODE);
         }
         Ok(buffer)
     }
+}
+
+/// The first file block that a node knows of.
+fn first_block(node: &ExtentNode<'_>) -> Option<FileBlock> {
+    node.extent(0)
+        .map(|extent| extent.first)
+        .or_else(|| node.child(0).map(|child| child.first))
 }
 
 fn run_of(extent: &Extent, block: FileBlock) -> Run {

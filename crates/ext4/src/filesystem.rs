@@ -1,5 +1,6 @@
 //! The file system as the interface sees it.
 
+use pagefence_ext4_format::dir_entry::MAX_NAME_LEN;
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_lock_order::Held;
@@ -17,17 +18,15 @@ use crate::instance::Instance;
 use crate::map_blocks::Target;
 use crate::read_dir::Directory;
 
-/// Longest name.
-const NAME_LENGTH_MAX: usize = 255;
-
 /// Flags of FS_IOC_FSGETXATTR, from inode flags.
-const XFLAGS: [(InodeFlags, u32); 6] = [
+const XFLAGS: [(InodeFlags, u32); 7] = [
     (InodeFlags::SYNC, 0x20),
     (InodeFlags::IMMUTABLE, 0x8),
     (InodeFlags::APPEND, 0x10),
     (InodeFlags::NODUMP, 0x80),
     (InodeFlags::NOATIME, 0x40),
     (InodeFlags::PROJINHERIT, 0x200),
+    (InodeFlags::DAX, 0x8000),
 ];
 
 /// An open ext2, ext3 or ext4 file system.
@@ -148,6 +147,7 @@ impl FileSystem {
         }
         let bits = self.instance.superblock.block_size_bits();
         let mut at = offset;
+        let mut blocks = 0;
         while at < size {
             let Ok(block) = u32::try_from(at >> bits) else {
                 break;
@@ -157,12 +157,26 @@ impl FileSystem {
             if is_data == (wanted == Whence::Data) {
                 return Ok(at);
             }
+            if is_data {
+                blocks += u64::from(run.len);
+                self.check_length(disk, blocks)?;
+            }
             at = (u64::from(block) + u64::from(run.len)) << bits;
         }
         match wanted {
             Whence::Data => Err(Error::NoData),
             Whence::Hole => Ok(size),
         }
+    }
+
+    /// A map with more blocks than there are shares them: an indirect block that points to itself
+    /// makes billions of a few, and whoever goes through them all is busy for hours.
+    fn check_length(&self, disk: &DiskInode, blocks: u64) -> Result<()> {
+        if blocks <= self.instance.superblock.blocks_count() {
+            return Ok(());
+        }
+        let what = "it has more blocks than the file system";
+        Err(self.instance.damaged(disk.number, None, what))
     }
 
     fn extents_of(
@@ -218,7 +232,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
     }
 
     fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Entry> {
-        if name.len() > NAME_LENGTH_MAX {
+        if name.len() > MAX_NAME_LEN {
             return Err(Error::NameTooLong);
         }
         let dir = self.dir_inode(parent)?;
@@ -226,7 +240,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
             b"." => dir.disk.number,
             b".." => self.instance.dot_dot(&dir.disk)?,
             _ => match self.instance.find_entry(&dir, name)? {
-                Some(found) => found.inode,
+                Some(number) => number,
                 // Stored names are ciphertext: what is asked for may well be there.
                 None if dir.disk.is_encrypted() => return Err(Error::NoKey),
                 None => return Err(Error::NotFound),

@@ -3,47 +3,65 @@
 use pagefence_block_io::Buffer;
 use pagefence_ext4_format::group_desc::GroupDesc;
 use pagefence_ext4_format::inode::Inode as InodeRecord;
-use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo};
+use pagefence_ext4_format::{BlockNo, Corruption, GroupNo, InodeNo};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_lock_order::primitives::atomic::Ordering;
-use pagefence_vfs::{Error, Result};
+use pagefence_vfs::Result;
 
 use crate::error::{At, device};
 use crate::instance::Instance;
 
-/// Blocks of an inode table that are read together (Linux: `inode_readahead_blks`).
-const INODE_TABLE_RUN: u64 = 32;
+/// Bytes of an inode table that are read together (Linux: 32 blocks, `inode_readahead_blks`).
+const INODE_TABLE_WINDOW_BYTES: u64 = 128 << 10;
 
 impl Instance {
     /// The descriptor of a group, checked.
     pub(crate) fn group_desc(&self, group: GroupNo) -> Result<GroupDesc> {
+        let (block, desc) = self.parse_group_desc(group)?;
+        desc.at(&self.damage, None, Some(block))
+    }
+
+    /// As [`Self::group_desc`], for those who go on without it: what is wrong is not logged.
+    pub(crate) fn sound_group_desc(&self, group: GroupNo) -> Option<GroupDesc> {
+        self.parse_group_desc(group).ok()?.1.ok()
+    }
+
+    fn parse_group_desc(&self, group: GroupNo) -> Result<(BlockNo, Result<GroupDesc, Corruption>)> {
         let (index, offset) =
             self.superblock
                 .locate_descriptor(group)
                 .at(&self.damage, None, None)?;
-        let block = self
-            .superblock
-            .descriptor_block(index)
-            .at(&self.damage, None, None)?;
+        let block = self.descriptor_block(index)?;
         let buffer = self.read_block(block)?;
         let bytes = buffer.get(offset..).unwrap_or(&[]);
-        GroupDesc::parse(bytes, group, &self.superblock).at(&self.damage, None, Some(block))
+        Ok((block, GroupDesc::parse(bytes, group, &self.superblock)))
+    }
+
+    /// Block `index` of the descriptors: those behind the superblock that was used, which may be
+    /// a backup; with meta_bg each lies in its own place.
+    fn descriptor_block(&self, index: u32) -> Result<BlockNo> {
+        let superblock = &self.superblock;
+        if self.superblock_block != superblock.superblock_block()
+            && index < superblock.contiguous_descriptor_blocks()
+        {
+            return Ok(BlockNo(
+                self.superblock_block
+                    .0
+                    .saturating_add(1)
+                    .saturating_add(u64::from(index)),
+            ));
+        }
+        superblock
+            .descriptor_block(index)
+            .at(&self.damage, None, None)
     }
 
     /// First block of a group's inode table.
     fn inode_table(&self, group: GroupNo) -> Result<BlockNo> {
-        let slot = self.inode_tables.get(group.0 as usize);
-        // Relaxed: the number is all there is to see; 0 is no table's place.
-        if let Some(known) = slot
-            .map(|slot| slot.load(Ordering::Relaxed))
-            .filter(|&known| known != 0)
-        {
-            return Ok(BlockNo(known));
+        if let Some(known) = self.inode_tables.get(group) {
+            return Ok(known);
         }
         let table = self.group_desc(group)?.inode_table();
-        if let Some(slot) = slot {
-            slot.store(table.0, Ordering::Relaxed);
-        }
+        self.inode_tables.set(group, table);
         Ok(table)
     }
 
@@ -56,7 +74,7 @@ impl Instance {
         let table = self.inode_table(location.group)?;
         let block = table
             .checked_add(u64::from(location.table_block))
-            .ok_or(Error::InvalidArgument)?;
+            .ok_or_else(|| self.damaged(number, None, "an inode table past the end"))?;
         Ok((block, location.offset))
     }
 
@@ -100,8 +118,9 @@ impl Instance {
         let location = self.superblock.locate_inode(number).ok()?;
         let table = block.0.checked_sub(u64::from(location.table_block))?;
         let blocks = u64::from(self.superblock.inode_table_blocks());
-        let start = u64::from(location.table_block) / INODE_TABLE_RUN * INODE_TABLE_RUN;
-        let end = (start + INODE_TABLE_RUN).min(blocks);
+        let window = (INODE_TABLE_WINDOW_BYTES >> self.superblock.block_size_bits()).max(1);
+        let start = u64::from(location.table_block) / window * window;
+        let end = (start + window).min(blocks);
         Some((
             table.checked_add(start)?,
             usize::try_from(end.checked_sub(start)?).ok()?,

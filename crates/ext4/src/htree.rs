@@ -44,6 +44,13 @@ impl DxPath {
         Ok(self.node(level)?.get(at))
     }
 
+    /// The blocks of the index on the way, root first, and the entry followed in each.
+    pub(crate) fn steps(&self) -> impl Iterator<Item = (BlockNo, usize)> {
+        self.frames
+            .iter()
+            .map(|frame| (BlockNo(frame.buffer.block()), frame.at))
+    }
+
     /// The block of entries at the end of the way.
     pub(crate) fn leaf(&self) -> Result<FileBlock, Corruption> {
         let lowest = self.frames.len() - 1;

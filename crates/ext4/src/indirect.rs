@@ -33,6 +33,7 @@ impl Instance {
             let Some(at) = next else {
                 return Ok(hole_below(&path, level - 1, block));
             };
+            self.check_owned(inode.number, at, 1)?;
             let buffer = self.read_block(at)?;
             let pointers = Pointers::block(&buffer, &self.limits);
             if level == last {

@@ -9,7 +9,7 @@ use pagefence_vfs::{Attr, FileKind, InodeId, Result, Timestamp};
 
 use crate::backing::FileData;
 use crate::instance::Instance;
-use crate::name_index::NameIndex;
+use crate::name_index::KnownNames;
 
 /// What the disk says of one inode.
 #[derive(Debug)]
@@ -32,6 +32,10 @@ impl DiskInode {
             Some(kind) if record.links() > 0 => kind_of(kind),
             _ => return Err(pagefence_vfs::Error::Stale),
         };
+        let both = InodeFlags::INLINE_DATA | InodeFlags::EXTENTS;
+        if record.flags().contains(both) {
+            return Err(instance.damaged(number, None, "both inline data and an extent tree"));
+        }
         Ok(Self {
             number,
             kind,
@@ -120,7 +124,7 @@ impl DiskInode {
 pub(crate) struct Inode {
     pub(crate) disk: Arc<DiskInode>,
     mapping: Mutex<Option<Arc<Mapping<FileData>>>>,
-    pub(crate) names: Mutex<Option<Arc<NameIndex>>>,
+    pub(crate) names: Mutex<KnownNames>,
 }
 
 impl Inode {
@@ -128,7 +132,7 @@ impl Inode {
         Self {
             disk: Arc::new(disk),
             mapping: Mutex::new(None),
-            names: Mutex::new(None),
+            names: Mutex::new(KnownNames::default()),
         }
     }
 
@@ -153,7 +157,7 @@ fn time(time: DiskTime) -> Timestamp {
     }
 }
 
-fn kind_of(kind: format::FileKind) -> FileKind {
+pub(crate) fn kind_of(kind: format::FileKind) -> FileKind {
     match kind {
         format::FileKind::Regular => FileKind::Regular,
         format::FileKind::Directory => FileKind::Directory,

@@ -70,7 +70,7 @@ impl<T> InodeCache<T> {
             return Ok(object);
         }
         let loaded = Arc::new(load()?);
-        let mut evicted = None;
+        let mut evicted = Vec::new();
         let mut shard = self.shard(number).lock();
         if let Some(&at) = shard.index.get(&number) {
             return Ok(Arc::clone(&shard.slots[at].object));
@@ -80,18 +80,17 @@ impl<T> InodeCache<T> {
             object: Arc::clone(&loaded),
             referenced: false,
         };
-        if shard.slots.len() >= self.capacity_per_shard
-            && let Some(at) = shard.victim()
-        {
-            let old = std::mem::replace(&mut shard.slots[at], slot);
-            shard.index.remove(&old.number);
-            shard.index.insert(number, at);
-            evicted = Some(old.object);
-        } else {
-            let at = shard.slots.len();
-            shard.slots.push(slot);
-            shard.index.insert(number, at);
+        // Two for one, until what came in while everything was held is gone again.
+        for _ in 0..2 {
+            if shard.slots.len() >= self.capacity_per_shard
+                && let Some(at) = shard.victim()
+            {
+                evicted.push(shard.remove(at));
+            }
         }
+        let at = shard.slots.len();
+        shard.slots.push(slot);
+        shard.index.insert(number, at);
         drop(shard);
         // An inode's last reference takes its pages along: not under the shard's lock.
         drop(evicted);
@@ -109,6 +108,15 @@ impl<T> InodeCache<T> {
 }
 
 impl<T> Shard<T> {
+    fn remove(&mut self, at: usize) -> Arc<T> {
+        let slot = self.slots.swap_remove(at);
+        self.index.remove(&slot.number);
+        if let Some(moved) = self.slots.get(at) {
+            self.index.insert(moved.number, at);
+        }
+        slot.object
+    }
+
     /// A slot that nobody uses and that was not used lately; moves the hand.
     fn victim(&mut self) -> Option<usize> {
         for _ in 0..2 * self.slots.len() {
@@ -155,6 +163,61 @@ mod tests {
         assert_eq!(cache.len(), 320);
         drop(held);
         assert!(cache.get(InodeNo(3)).is_some());
+        for number in 1000..1400 {
+            load(&cache, number);
+        }
+        assert!(cache.len() <= 2 * 16, "{}", cache.len());
+        for number in 0..2000 {
+            if let Some(object) = cache.get(InodeNo(number)) {
+                assert_eq!(*object, number);
+            }
+        }
+    }
+
+    /// At no moment are there two objects of one inode, however small the cache.
+    #[cfg(not(shuttle))]
+    #[test]
+    fn one_object_per_inode_among_many_threads() {
+        use pagefence_lock_order::primitives::atomic::{AtomicU32, Ordering};
+        use pagefence_lock_order::primitives::thread;
+
+        /// An object that counts itself.
+        struct Counted(Arc<Vec<AtomicU32>>, u32);
+
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                self.0[self.1 as usize].fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+
+        let cache = Arc::new(InodeCache::new(16));
+        let alive: Arc<Vec<AtomicU32>> = Arc::new((0..64).map(|_| AtomicU32::new(0)).collect());
+        let users: Vec<_> = (0..8u32)
+            .map(|user| {
+                let (cache, alive) = (Arc::clone(&cache), Arc::clone(&alive));
+                thread::spawn("user", move || {
+                    let mut random = user;
+                    for _ in 0..20_000 {
+                        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        let number = random >> 26;
+                        let load = || {
+                            alive[number as usize].fetch_add(1, Ordering::SeqCst);
+                            Ok::<_, ()>(Counted(Arc::clone(&alive), number))
+                        };
+                        let object = cache.get_or_load(InodeNo(number), load).expect("loads");
+                        assert_eq!(object.1, number);
+                        let again = cache.get(InodeNo(number)).expect("what is held stays");
+                        assert!(Arc::ptr_eq(&object, &again));
+                    }
+                })
+                .expect("a thread")
+            })
+            .collect();
+        for user in users {
+            user.join().expect("no user fails");
+        }
+        let kept: u32 = alive.iter().map(|count| count.load(Ordering::SeqCst)).sum();
+        assert_eq!(kept as usize, cache.len());
     }
 
     #[test]

@@ -9,11 +9,12 @@ use pagefence_ext4_format::indirect::MapShape;
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::{BlockNo, InodeNo};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_lock_order::primitives::atomic::AtomicU64;
 use pagefence_vfs::{Error, Result};
 
 use crate::error::{DamageLog, device, place};
+use crate::inode_tables::InodeTables;
 use crate::name_index::NameIndexes;
+use crate::system_zones::SystemZones;
 
 /// Kinds of checks that a buffer remembers having passed.
 pub(crate) mod checked {
@@ -42,9 +43,14 @@ pub(crate) struct Instance {
     pub(crate) checksums: bool,
     pub(crate) seed: ChecksumSeed,
     pub(crate) damage: DamageLog,
-    /// First block of each group's inode table; 0 until it has been looked up.
-    pub(crate) inode_tables: Vec<AtomicU64>,
+    pub(crate) inode_tables: InodeTables,
+    /// What files may not own; nothing until [`Self::guard_metadata`].
+    zones: SystemZones,
+    /// The superblock's block: a backup's, if the file system was opened by one.
+    pub(crate) superblock_block: BlockNo,
     pub(crate) name_indexes: NameIndexes,
+    /// Bytes of metadata blocks that may be kept in memory.
+    pub(crate) metadata_bytes: u64,
 }
 
 impl Instance {
@@ -58,26 +64,42 @@ impl Instance {
         let block_size = superblock.block_size();
         Some(Self {
             buffers: BufferCache::new(device, block_size, metadata_bytes),
-            limits: BlockLimits {
-                first_data_block: superblock.first_data_block(),
-                blocks_count: superblock.blocks_count(),
-            },
+            limits: BlockLimits::from(&superblock),
             map_shape: MapShape::new(block_size)?,
-            dir_format: DirFormat {
-                filetype: superblock
-                    .has_incompat(pagefence_ext4_format::features::Incompat::FILETYPE),
-                checksums: superblock.has_metadata_csum(),
-                last_inode: InodeNo(superblock.inodes_count()),
-            },
+            dir_format: DirFormat::from(&superblock),
             checksums: superblock.has_metadata_csum(),
             seed: superblock.checksum_seed(),
             damage: DamageLog::default(),
-            inode_tables: (0..superblock.group_count())
-                .map(|_| AtomicU64::new(0))
-                .collect(),
+            inode_tables: InodeTables::new(superblock.group_count()),
+            zones: SystemZones::default(),
+            superblock_block: superblock.superblock_block(),
             name_indexes: NameIndexes::new(metadata_bytes / 4),
+            metadata_bytes,
             superblock,
         })
+    }
+
+    /// Has the group descriptors read that follow the backup superblock at `offset`, a byte of
+    /// the device, as Linux does with `sb=`.
+    pub(crate) fn use_backup(&mut self, offset: u64) {
+        self.superblock_block = BlockNo(offset / u64::from(self.superblock.block_size()));
+    }
+
+    /// From here on, a file that claims the file system's own blocks is damaged.
+    pub(crate) fn guard_metadata(&mut self) {
+        self.zones = SystemZones::of(self);
+    }
+
+    /// Makes sure that `len` blocks from `start` on may belong to `inode`.
+    pub(crate) fn check_owned(&self, inode: InodeNo, start: BlockNo, len: u32) -> Result<()> {
+        if self.zones.overlap(start, len) {
+            return Err(self.damaged(
+                inode,
+                Some(start),
+                "a block of the file system's own metadata belongs to a file",
+            ));
+        }
+        Ok(())
     }
 
     /// The device below.

@@ -14,6 +14,10 @@ use pagefence_jbd2::{JournalLocation, JournalRun, LocationError};
 /// largest that Linux uses, all in pieces, needs fewer.
 const MAP_BLOCKS_MAX: u32 = 1 << 16;
 
+/// Pieces in which a journal may lie. mke2fs makes a handful; the bound keeps a damaged map from
+/// taking memory without end.
+const RUNS_MAX: usize = 1 << 18;
+
 /// Why the journal can't be found.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -35,7 +39,7 @@ pub(crate) enum LocateError {
         /// The journal's inode.
         ino: InodeNo,
     },
-    /// The map has more blocks than any journal's.
+    /// The map has more blocks, or more pieces, than any journal's.
     #[error("the map of inode {ino} does not end")]
     MapTooLarge {
         /// The journal's inode.
@@ -57,15 +61,21 @@ pub(crate) fn locate(
     superblock: &Superblock,
     ino: InodeNo,
 ) -> Result<JournalLocation, LocateError> {
-    let mut walk = Walk {
-        device,
-        superblock,
-        ino,
-        map_blocks: 0,
-        runs: Vec::new(),
-        length: 0,
-    };
-    let inode = walk.inode()?;
+    let inode = Walk::new(device, superblock, ino).inode()?;
+    if inode.links() == 0 {
+        return Err(LocateError::NoJournal { ino });
+    }
+    locate_by(device, superblock, &inode)
+}
+
+/// As [`locate`], by a record that need not be the one on disk.
+pub(crate) fn locate_by(
+    device: &dyn Device,
+    superblock: &Superblock,
+    inode: &Inode,
+) -> Result<JournalLocation, LocateError> {
+    let ino = inode.ino();
+    let mut walk = Walk::new(device, superblock, ino);
     let block_size = u64::from(superblock.block_size());
     let length = u32::try_from(inode.size() / block_size).ok();
     let is_file = inode.kind() == Some(FileKind::Regular);
@@ -74,7 +84,7 @@ pub(crate) fn locate(
         _ => return Err(LocateError::NoJournal { ino }),
     };
     if inode.flags().contains(InodeFlags::EXTENTS) {
-        walk.extents(inode.block_area(), &Place::Root, &inode)?;
+        walk.extents(inode.block_area(), &Place::Root, inode)?;
     } else {
         walk.pointers(inode.block_area())?;
     }
@@ -93,7 +103,18 @@ struct Walk<'a> {
     length: u32,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(device: &'a dyn Device, superblock: &'a Superblock, ino: InodeNo) -> Self {
+        Self {
+            device,
+            superblock,
+            ino,
+            map_blocks: 0,
+            runs: Vec::new(),
+            length: 0,
+        }
+    }
+
     fn corrupt(&self, what: Corruption) -> LocateError {
         LocateError::Corrupt {
             ino: self.ino,
@@ -143,7 +164,7 @@ impl Walk<'_> {
     fn extents(&mut self, bytes: &[u8], place: &Place, inode: &Inode) -> Result<(), LocateError> {
         let node = ExtentNode::parse(bytes, place, &self.limits()).map_err(|e| self.corrupt(e))?;
         for extent in node.extents().filter(|extent| !extent.unwritten) {
-            self.add(extent.first.0, extent.start, extent.len.into());
+            self.add(extent.first.0, extent.start, extent.len.into())?;
         }
         let children: Vec<Child> = node.children().collect();
         for child in children {
@@ -188,8 +209,7 @@ impl Walk<'_> {
             return Ok(());
         }
         if height == 0 {
-            self.add(first, block, 1);
-            return Ok(());
+            return self.add(first, block, 1);
         }
         let bytes = self.read_map(block)?;
         let limits = self.limits();
@@ -208,23 +228,27 @@ impl Walk<'_> {
     }
 
     /// Adds blocks, to the last run if they continue it, as far as the journal goes.
-    fn add(&mut self, logical: u32, physical: BlockNo, count: u32) {
+    fn add(&mut self, logical: u32, physical: BlockNo, count: u32) -> Result<(), LocateError> {
         let count = count.min(self.length.saturating_sub(logical));
         if count == 0 {
-            return;
+            return Ok(());
         }
         if let Some(last) = self.runs.last_mut()
             && last.logical.checked_add(last.count) == Some(logical)
             && last.physical.checked_add(last.count.into()) == Some(physical)
         {
             last.count += count;
-            return;
+            return Ok(());
+        }
+        if self.runs.len() == RUNS_MAX {
+            return Err(LocateError::MapTooLarge { ino: self.ino });
         }
         self.runs.push(JournalRun {
             logical,
             physical,
             count,
         });
+        Ok(())
     }
 }
 

@@ -8,8 +8,9 @@
 //! dir  read_dir  htree  name_index     names         symlink  xattr  statfs
 //! map_blocks ── extents, indirect      from a file's blocks to the file system's
 //! backing                              what the page cache asks for
-//! instance  group                      superblock, descriptors, inode tables, metadata blocks
-//! mount  support  recovery             opening: checks, features, the journal
+//! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
+//! system_zones                         blocks that no file may own
+//! mount  support  recovery  orphan     opening: checks, features, the journal, orphans
 //! info  journal_location               what an image is, told without opening it
 //! mkfs                                 making: needs none of the above
 //! ```
@@ -29,6 +30,7 @@ mod indirect;
 pub mod info;
 mod inode;
 mod inode_cache;
+mod inode_tables;
 mod instance;
 mod journal_location;
 mod map_blocks;
@@ -36,11 +38,14 @@ mod memory;
 pub mod mkfs;
 mod mount;
 mod name_index;
+mod orphan;
+mod orphan_file;
 mod read_dir;
 mod recovery;
 mod statfs;
 mod support;
 mod symlink;
+mod system_zones;
 mod xattr;
 
 pub use filesystem::{File, FileSystem};

@@ -41,16 +41,25 @@ impl Instance {
     /// (a run may stop early, at the border of a piece of the map).
     ///
     /// # Errors
-    /// `Corrupt`, `Io`; `InvalidArgument` if the inode keeps its data inline and has no map.
+    /// `Corrupt`, `Io`. An inode that keeps its data inline has no map: whoever asks for it was
+    /// led here by damage.
     pub(crate) fn map_blocks(&self, inode: &DiskInode, block: FileBlock) -> Result<Run> {
         if inode.has_inline_data() {
-            return Err(pagefence_vfs::Error::InvalidArgument);
+            let what = "an inode with inline data where one with blocks belongs";
+            return Err(self.damaged(inode.number, None, what));
         }
-        if inode.has_extents() {
-            self.find_extent(inode, block)
+        let run = if inode.has_extents() {
+            self.find_extent(inode, block)?
         } else {
-            self.find_in_block_map(inode, block)
+            self.find_in_block_map(inode, block)?
+        };
+        match run.target {
+            Target::Hole => {}
+            Target::Written(start) | Target::Unwritten(start) => {
+                self.check_owned(inode.number, start, run.len)?;
+            }
         }
+        Ok(run)
     }
 
     /// The block behind `block` of a file of metadata (a directory, a slow symbolic link, the

@@ -1,14 +1,16 @@
 //! Opening a file system: checks, recovery, caches.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use pagefence_block_io::file_device::{Lock, Locked, OpenError, OpenOptions};
 use pagefence_block_io::image_users::{self, Mounted};
 use pagefence_block_io::{Device, DeviceError, FileDevice};
 use pagefence_ext4_format::Corruption;
-use pagefence_ext4_format::features::Incompat;
-use pagefence_ext4_format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET, Superblock};
+use pagefence_ext4_format::superblock::{
+    RawSuperblock, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET, Superblock,
+};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{Config, PageCache};
 
@@ -181,15 +183,23 @@ impl FileSystem {
             }
             _ => write,
         };
-        let Recovered { device, superblock } =
-            recovery::recover(device, superblock, write, options)?;
+        let Recovered {
+            device,
+            superblock,
+            notes: from_recovery,
+        } = recovery::recover(device, superblock, write, options)?;
+        notes.extend(from_recovery);
         let bytes = options
             .cache
             .unwrap_or_else(memory::default_cache)
             .max(CACHE_MIN);
         let metadata = bytes / 4;
         let damaged = || MountError::Damaged("blocks of an impossible size".to_owned());
-        let instance = Instance::new(superblock, device, metadata / 2).ok_or_else(damaged)?;
+        let mut instance = Instance::new(superblock, device, metadata / 2).ok_or_else(damaged)?;
+        if let Some(offset) = options.superblock.and_then(|at| at.checked_mul(1024)) {
+            instance.use_backup(offset);
+        }
+        instance.guard_metadata();
         let mut config = Config::new(bytes - metadata);
         if !options.read_ahead {
             config.readahead_max_bytes = 0;
@@ -205,6 +215,8 @@ impl FileSystem {
 
 /// Opens the image and makes sure that nobody writes to it meanwhile.
 pub(crate) fn open_device(path: &Path, options: &MountOptions) -> Result<FileDevice, MountError> {
+    // Before anybody is asked who uses it: everybody has the null device open.
+    check_kind(path)?;
     check_users(path, options)?;
     let device = open_file(path, options)?;
     let lock = if options.write {
@@ -224,25 +236,18 @@ pub(crate) fn open_device(path: &Path, options: &MountOptions) -> Result<FileDev
 
 /// Opens the image, whoever else uses it.
 pub(crate) fn open_file(path: &Path, options: &MountOptions) -> Result<FileDevice, MountError> {
-    let metadata = std::fs::metadata(path).map_err(|error| image_error(&error))?;
-    if metadata.is_dir() {
-        return Err(MountError::Image {
-            reason: "it is a directory: give an image file or a block device".to_owned(),
-            kind: io::ErrorKind::IsADirectory,
-        });
-    }
+    // To open a pipe would be to wait for who writes to it.
+    check_kind(path)?;
     let open = OpenOptions {
         write: options.write,
-        direct: false,
+        // Pages and metadata are cached here: once is enough.
+        direct: true,
         offset_bytes: options.offset,
         length_bytes: None,
     };
     FileDevice::open(path, open).map_err(|error| match error {
         OpenError::Open { source, .. } => image_error(&source),
-        OpenError::NotABlockDevice { .. } => MountError::Image {
-            reason: "it is neither a file nor a block device".to_owned(),
-            kind: io::ErrorKind::InvalidInput,
-        },
+        OpenError::NotABlockDevice { .. } => no_image(),
         OpenError::Busy { .. } => in_use("the kernel", "unmount it first"),
         OpenError::Range { size_bytes, .. } => MountError::Image {
             reason: format!("offset= lies past its end: it has {size_bytes} bytes"),
@@ -253,6 +258,29 @@ pub(crate) fn open_file(path: &Path, options: &MountOptions) -> Result<FileDevic
             kind: io::ErrorKind::Other,
         },
     })
+}
+
+/// Makes sure that it is a file or a block device.
+fn check_kind(path: &Path) -> Result<(), MountError> {
+    let metadata = std::fs::metadata(path).map_err(|error| image_error(&error))?;
+    if metadata.is_dir() {
+        return Err(MountError::Image {
+            reason: "it is a directory: give an image file or a block device".to_owned(),
+            kind: io::ErrorKind::IsADirectory,
+        });
+    }
+    if metadata.is_file() || metadata.file_type().is_block_device() {
+        Ok(())
+    } else {
+        Err(no_image())
+    }
+}
+
+fn no_image() -> MountError {
+    MountError::Image {
+        reason: "it is neither a file nor a block device".to_owned(),
+        kind: io::ErrorKind::InvalidInput,
+    }
 }
 
 fn in_use(user: &str, advice: &'static str) -> MountError {
@@ -347,10 +375,11 @@ pub(crate) fn read_superblock(
     }
     let mut bytes = [0; SUPERBLOCK_BYTES];
     device.read(at, &mut bytes)?;
+    // It has a superblock in which little more than this is filled in.
+    if RawSuperblock::read(&bytes).is_ok_and(|raw| raw.is_journal_dev()) {
+        return Err(MountError::JournalDevice);
+    }
     match Superblock::parse(&bytes, Some(device.size())) {
-        Ok(superblock) if superblock.has_incompat(Incompat::JOURNAL_DEV) => {
-            Err(MountError::JournalDevice)
-        }
         Ok(superblock) => Ok(superblock),
         Err(Corruption::NotExt { .. }) => backup_of(device, options).map_or_else(
             || Err(not_ext()),

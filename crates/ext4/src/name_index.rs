@@ -8,55 +8,100 @@ use pagefence_ext4_format::FileBlock;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
 
+/// Blocks that names of one kept hash may be in, at most. Names of a sound directory differ, and
+/// their hashes with them; a damaged one repeats a name at will.
+const CANDIDATES_MAX: usize = 32;
+
 /// Where names are. A hit is a candidate: its block is still searched for the name.
 ///
-/// Weighs about 9 bytes an entry. Belongs to one directory inode in core and goes with it.
+/// Weighs 10 to 20 bytes an entry. Belongs to one directory inode in core and goes with it.
 #[derive(Debug)]
 pub(crate) struct NameIndex {
     hasher: DefaultHashBuilder,
     places: HashTable<Candidate>,
-    _charge: Charge,
+    charge: Charge,
 }
+
+/// What an inode in core knows of its directory's names.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum KnownNames {
+    /// Nothing: nobody asked yet.
+    #[default]
+    Unknown,
+    /// All of them.
+    Index(Arc<NameIndex>),
+    /// There is no index: a block is damaged, or memory for indexes was used up.
+    Refused,
+}
+
+/// A name that an index can't take: it would need more memory than there is for indexes, or one
+/// name is everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full;
 
 /// Bounds the memory of all name indexes of a file system.
 #[derive(Debug)]
 pub(crate) struct NameIndexes {
+    budget: Arc<Budget>,
+}
+
+#[derive(Debug)]
+struct Budget {
     bytes_max: u64,
-    bytes: Arc<AtomicU64>,
+    bytes: AtomicU64,
 }
 
 /// What one index was allowed to take; given back when it goes.
 #[derive(Debug)]
-pub(crate) struct Charge {
+struct Charge {
     bytes: u64,
-    of: Arc<AtomicU64>,
+    of: Arc<Budget>,
 }
 
 impl NameIndexes {
     /// Indexes may take `bytes_max` together.
     pub(crate) fn new(bytes_max: u64) -> Self {
         Self {
-            bytes_max,
-            bytes: Arc::new(AtomicU64::new(0)),
+            budget: Arc::new(Budget {
+                bytes_max,
+                bytes: AtomicU64::new(0),
+            }),
         }
     }
 
-    /// Room for the index of a directory of `dir_bytes`, if there is any left. An entry takes at
-    /// least 12 bytes of the directory, mostly two or three times that.
-    pub(crate) fn charge(&self, dir_bytes: u64) -> Option<Charge> {
-        let bytes = dir_bytes / 2;
-        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let charge = Charge {
-            bytes,
-            of: Arc::clone(&self.bytes),
-        };
-        (before.saturating_add(bytes) <= self.bytes_max).then_some(charge)
+    /// An empty index, that takes its memory from what all may have.
+    pub(crate) fn index(&self) -> NameIndex {
+        NameIndex {
+            hasher: DefaultHashBuilder::default(),
+            places: HashTable::new(),
+            charge: Charge {
+                bytes: 0,
+                of: Arc::clone(&self.budget),
+            },
+        }
+    }
+}
+
+impl Charge {
+    /// Changes what is taken to `bytes`, if there is so much.
+    fn set(&mut self, bytes: u64) -> Result<(), Full> {
+        // Relaxed: only the sum counts. It may be too high for a moment, never too low.
+        let more = bytes.saturating_sub(self.bytes);
+        let before = self.of.bytes.fetch_add(more, Ordering::Relaxed);
+        if more > 0 && before.saturating_add(more) > self.of.bytes_max {
+            self.of.bytes.fetch_sub(more, Ordering::Relaxed);
+            return Err(Full);
+        }
+        let less = self.bytes.saturating_sub(bytes);
+        self.of.bytes.fetch_sub(less, Ordering::Relaxed);
+        self.bytes = bytes;
+        Ok(())
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.of.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -77,21 +122,34 @@ fn spread(kept: u32) -> u64 {
 }
 
 impl NameIndex {
-    /// An empty index that was given its room.
-    pub(crate) fn charged(charge: Charge) -> Self {
-        Self {
-            hasher: DefaultHashBuilder::default(),
-            places: HashTable::new(),
-            _charge: charge,
-        }
-    }
-
     /// Enters a name found in `block`.
-    pub(crate) fn insert(&mut self, name: &[u8], block: FileBlock) {
+    pub(crate) fn insert(&mut self, name: &[u8], block: FileBlock) -> Result<(), Full> {
         let hash = kept(self.hasher.hash_one(name));
+        let mut candidates = 0;
+        for known in self.places.iter_hash(spread(hash)) {
+            if known.hash == hash {
+                if known.block == block {
+                    return Ok(());
+                }
+                candidates += 1;
+            }
+        }
+        if candidates >= CANDIDATES_MAX {
+            return Err(Full);
+        }
+        let grows = self.places.len() == self.places.capacity();
+        if grows {
+            // The old table and one of twice its size, for a moment.
+            let bytes = self.places.allocation_size() as u64;
+            self.charge.set(bytes * 3 + 256)?;
+        }
         let candidate = Candidate { hash, block };
         self.places
             .insert_unique(spread(hash), candidate, |other| spread(other.hash));
+        if grows {
+            self.charge.set(self.places.allocation_size() as u64)?;
+        }
+        Ok(())
     }
 
     /// The blocks that may hold `name`; none means that the directory has no such name.
@@ -110,11 +168,13 @@ mod tests {
 
     #[test]
     fn every_name_finds_its_block_and_few_others() {
-        let indexes = NameIndexes::new(1 << 20);
-        let mut index = NameIndex::charged(indexes.charge(1 << 20).expect("room"));
+        let indexes = NameIndexes::new(4 << 20);
+        let mut index = indexes.index();
         let name = |number: u32| format!("name-{number}").into_bytes();
         for number in 0..50_000 {
-            index.insert(&name(number), FileBlock(number / 40));
+            index
+                .insert(&name(number), FileBlock(number / 40))
+                .expect("room");
         }
         let mut candidates = 0;
         for number in 0..50_000 {
@@ -129,11 +189,36 @@ mod tests {
     }
 
     #[test]
-    fn room_is_bounded_and_given_back() {
-        let indexes = NameIndexes::new(1000);
-        let first = indexes.charge(1200).expect("600 of 1000");
-        assert!(indexes.charge(1200).is_none());
+    fn room_is_bounded_by_what_is_allocated_and_given_back() {
+        let indexes = NameIndexes::new(64 << 10);
+        let taken = |indexes: &NameIndexes| indexes.budget.bytes.load(Ordering::Relaxed);
+        let fill = |index: &mut NameIndex| {
+            (0..1_000_000u32)
+                .find(|number| index.insert(&number.to_le_bytes(), FileBlock(*number)) == Err(Full))
+                .expect("a million names do not fit")
+        };
+        let mut first = indexes.index();
+        let names = fill(&mut first);
+        assert!(names > 1000, "{names}");
+        assert!(first.places.allocation_size() as u64 <= taken(&indexes));
+        assert!(taken(&indexes) <= 64 << 10);
+        let mut second = indexes.index();
+        assert!(fill(&mut second) < names);
         drop(first);
-        assert!(indexes.charge(2000).is_some());
+        drop(second);
+        assert_eq!(taken(&indexes), 0);
+        assert_eq!(fill(&mut indexes.index()), names);
+    }
+
+    #[test]
+    fn one_name_everywhere_is_refused_and_one_block_counts_once() {
+        let indexes = NameIndexes::new(1 << 20);
+        let mut index = indexes.index();
+        for _ in 0..100_000 {
+            index.insert(b"again", FileBlock(7)).expect("one candidate");
+        }
+        assert_eq!(index.candidates(b"again").count(), 1);
+        let refused = (0..1000).find(|&block| index.insert(b"again", FileBlock(block)).is_err());
+        assert_eq!(refused, Some(CANDIDATES_MAX as u32));
     }
 }

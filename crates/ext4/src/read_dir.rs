@@ -2,20 +2,18 @@
 
 use std::ops::ControlFlow;
 
+use pagefence_block_io::Buffer;
 use pagefence_ext4_format::dir_entry::{DirEntry as DiskEntry, Role};
 use pagefence_ext4_format::htree::DirHasher;
 use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::{Attr, Cookie, DirEntry, DirSink, FileKind, InodeId, Result};
 
-use crate::cookie::{HashKey, Position};
-use crate::dir::{block_no, kind_of};
+use crate::cookie::{HashKey, ORDINAL_MAX, Position};
+use crate::dir::{CIRCLES, HASH_BLOCKS_MAX, block_no, kind_of};
 use crate::error::At;
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
-
-/// Blocks of entries with one hash that are gathered at most; a sound index has a handful.
-const GATHER_BLOCKS_MAX: usize = 256;
 
 /// An open directory.
 ///
@@ -49,14 +47,12 @@ struct Batch {
     next: Option<u32>,
     /// Whether anything has been read.
     filled: bool,
-    /// The cookie last handed out and the entry it stands for: exact where an ordinal is not.
-    resume: Option<(Cookie, usize)>,
 }
 
 #[derive(Debug)]
 struct BatchEntry {
     key: HashKey,
-    minor: u32,
+    /// How many entries before it have the same key.
     ordinal: u32,
     inode: InodeNo,
     kind: Option<FileKind>,
@@ -80,8 +76,7 @@ impl Batch {
         let start = self.names.len();
         self.names.extend_from_slice(entry.name);
         self.entries.push(BatchEntry {
-            key: HashKey::new(hash.major, hash.minor),
-            minor: hash.minor,
+            key: HashKey::new(hash.major, entry.name),
             ordinal: 0,
             inode: entry.inode,
             kind: entry.kind.map(kind_of),
@@ -94,10 +89,11 @@ impl Batch {
         &self.names[entry.name.clone()]
     }
 
-    fn sort(&mut self) {
+    /// Sorts the entries; says whether a cookie can tell them apart.
+    fn sort(&mut self) -> bool {
         let names = &self.names;
         self.entries.sort_unstable_by(|a, b| {
-            (a.key, a.minor, &names[a.name.clone()]).cmp(&(b.key, b.minor, &names[b.name.clone()]))
+            (a.key, &names[a.name.clone()]).cmp(&(b.key, &names[b.name.clone()]))
         });
         let mut before: Option<(HashKey, u32)> = None;
         for entry in &mut self.entries {
@@ -107,6 +103,9 @@ impl Batch {
             };
             before = Some((entry.key, entry.ordinal));
         }
+        self.entries
+            .iter()
+            .all(|entry| entry.ordinal <= ORDINAL_MAX)
     }
 
     /// The cookie of entry `at`, or of what comes after the batch.
@@ -118,7 +117,7 @@ impl Batch {
             }
             .encode(),
             (None, Some(next)) => Position::Hash {
-                key: HashKey::new(next, 0),
+                key: HashKey::first(next),
                 ordinal: 0,
             }
             .encode(),
@@ -127,12 +126,7 @@ impl Batch {
     }
 
     /// The first entry at or after a position.
-    fn seek(&self, cookie: Cookie, key: HashKey, ordinal: u32) -> usize {
-        if let Some((resume, at)) = self.resume
-            && resume == cookie
-        {
-            return at;
-        }
+    fn seek(&self, key: HashKey, ordinal: u32) -> usize {
         self.entries
             .partition_point(|entry| (entry.key, entry.ordinal) < (key, ordinal))
     }
@@ -179,11 +173,9 @@ impl FileSystem {
     ) -> Result<()> {
         let hashed = matches!(dir.order, Order::Hash(_));
         let mut position = Position::decode(from, hashed);
-        let mut cookie = from;
         if position == Position::Dot {
             position = Position::DotDot;
-            cookie = position.encode();
-            if dot(dir.inode.disk.number, b".", cookie, sink).is_break() {
+            if dot(dir.inode.disk.number, b".", position.encode(), sink).is_break() {
                 return Ok(());
             }
         }
@@ -194,14 +186,13 @@ impl FileSystem {
             } else {
                 Position::Offset(0)
             };
-            cookie = position.encode();
-            if dot(parent, b"..", cookie, sink).is_break() {
+            if dot(parent, b"..", position.encode(), sink).is_break() {
                 return Ok(());
             }
         }
         match (&dir.order, position) {
             (Order::Hash(hasher), Position::Hash { key, ordinal }) => {
-                self.read_by_hash(dir, hasher, cookie, (key, ordinal), with_attr, sink)
+                self.read_by_hash(dir, hasher, (key, ordinal), with_attr, sink)
             }
             (_, Position::Offset(offset)) => self.read_by_block(dir, offset, with_attr, sink),
             _ => Ok(()),
@@ -217,13 +208,11 @@ impl FileSystem {
         &self,
         dir: &Directory,
         hasher: &DirHasher,
-        from: Cookie,
         (mut key, mut ordinal): (HashKey, u32),
         with_attr: bool,
         sink: &mut dyn DirSink,
     ) -> Result<()> {
         let mut batch = dir.batch.lock();
-        let mut cookie = from;
         loop {
             if !batch.covers(key.major()) {
                 *batch = self.gather(&dir.inode, hasher, key.major())?;
@@ -232,7 +221,7 @@ impl FileSystem {
                     self.instance.prefetch_inodes(numbers);
                 }
             }
-            for at in batch.seek(cookie, key, ordinal)..batch.entries.len() {
+            for at in batch.seek(key, ordinal)..batch.entries.len() {
                 let entry = &batch.entries[at];
                 let next = batch.cookie(at + 1);
                 let taken = sink.entry(&DirEntry {
@@ -243,15 +232,13 @@ impl FileSystem {
                     attr: self.attr_of(with_attr, entry.inode),
                 });
                 if taken.is_break() {
-                    batch.resume = Some((batch.cookie(at), at));
                     return Ok(());
                 }
             }
             let Some(next) = batch.next else {
                 return Ok(());
             };
-            (key, ordinal) = (HashKey::new(next, 0), 0);
-            cookie = batch.cookie(batch.entries.len());
+            (key, ordinal) = (HashKey::first(next), 0);
         }
     }
 
@@ -274,31 +261,36 @@ impl FileSystem {
                 Ok(())
             })?;
         } else if disk.has_index() {
+            instance.prefetch_dir_block(disk, FileBlock(0));
             let mut path = instance.dx_probe(disk, major)?;
-            for gathered in 0.. {
+            for gathered in 1.. {
                 let leaf = path.leaf().at(&instance.damage, Some(disk.number), None)?;
                 let next = instance.dx_next_hash(disk, &path)?;
                 // Names of one hash may go on in the next block: their batch takes all of it.
                 let goes_on = next.is_some_and(|next| next & 1 == 1 || next & !1 <= major);
                 batch.next = next.filter(|_| !goes_on);
-                self.gather_block(&mut batch, inode, hasher, leaf)?;
+                instance.prefetch_dir_block(disk, leaf);
+                let buffer = instance.leaf_block(disk, leaf)?;
+                self.gather_block(&mut batch, inode, hasher, leaf, &buffer)?;
                 if !goes_on {
                     break;
                 }
-                if gathered >= GATHER_BLOCKS_MAX || !instance.dx_advance(disk, &mut path)? {
-                    return Err(instance.damaged(
-                        disk.number,
-                        None,
-                        "a directory index in circles",
-                    ));
+                if gathered >= HASH_BLOCKS_MAX || !instance.dx_advance(disk, &mut path)? {
+                    return Err(instance.damaged(disk.number, None, CIRCLES));
                 }
             }
         } else {
             for block in (0..instance.dir_blocks(disk)?).map(FileBlock) {
-                self.gather_block(&mut batch, inode, hasher, block)?;
+                let buffer = instance.dir_block(disk, block)?;
+                self.gather_block(&mut batch, inode, hasher, block, &buffer)?;
             }
         }
-        batch.sort();
+        if !batch.sort() {
+            // No two names of a sound directory are equal, and unequal ones hardly ever get the
+            // same key: without an end here a reader might go round for ever.
+            let what = "more names of one hash than a directory can have";
+            return Err(instance.damaged(disk.number, None, what));
+        }
         Ok(batch)
     }
 
@@ -308,11 +300,11 @@ impl FileSystem {
         inode: &Inode,
         hasher: &DirHasher,
         block: FileBlock,
+        buffer: &Buffer,
     ) -> Result<()> {
         let instance = &self.instance;
-        let buffer = instance.dir_block(&inode.disk, block)?;
-        let at = block_no(&buffer);
-        for entry in instance.dir_entries(&inode.disk, block, &buffer).entries() {
+        let at = block_no(buffer);
+        for entry in instance.dir_entries(&inode.disk, block, buffer).entries() {
             let entry = entry.at(&instance.damage, Some(inode.disk.number), Some(at))?;
             if entry.role == Role::Name && !batch.push(hasher, &entry) {
                 let what = "a directory entry outside the hashes of its block";
@@ -351,6 +343,7 @@ impl FileSystem {
         };
         for block in (first..blocks).map(FileBlock) {
             let base = u64::from(block.0) * block_size;
+            instance.prefetch_dir_block(disk, block);
             let buffer = instance.dir_block(disk, block)?;
             let entries = || instance.dir_entries(disk, block, &buffer).entries();
             if with_attr {

@@ -1,6 +1,7 @@
 //! Size and free space of the file system, as Linux's ext4 counts them.
 
 use pagefence_ext4_format::GroupNo;
+use pagefence_ext4_format::dir_entry::MAX_NAME_LEN;
 use pagefence_ext4_format::features::{Compat, Incompat, RoCompat};
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_vfs::{FileSystemStat, Result};
@@ -12,7 +13,11 @@ use crate::instance::Instance;
 const RESERVED_CLUSTERS_MAX: u64 = 4096;
 
 /// Longest name.
-const NAME_LENGTH: u32 = 255;
+const NAME_LENGTH: u32 = MAX_NAME_LEN as u32;
+
+/// Groups that are gone through, at most (128 TiB of 4 KiB blocks): past that the superblock's own
+/// counts have to do. No superblock may keep a request busy for minutes.
+const GROUPS_MAX: u32 = 1 << 20;
 
 /// Free space, summed over the groups: the superblock's own counts are brought up to date only
 /// when a file system is unmounted.
@@ -27,12 +32,7 @@ impl Instance {
     pub(crate) fn stat_fs(&self) -> Result<FileSystemStat> {
         let superblock = &self.superblock;
         let per_cluster = u64::from(superblock.blocks_per_cluster());
-        let mut free = Free::default();
-        for group in superblock.groups() {
-            let desc = self.group_desc(group)?;
-            free.clusters += u64::from(desc.free_clusters());
-            free.inodes += u64::from(desc.free_inodes());
-        }
+        let free = self.free()?;
         let blocks = superblock.blocks_count();
         let blocks_free = free.clusters.saturating_mul(per_cluster).min(blocks);
         let kept_back = if superblock.has_incompat(Incompat::EXTENTS) {
@@ -47,9 +47,27 @@ impl Instance {
             blocks_available: blocks_free
                 .saturating_sub(superblock.reserved_blocks_count().saturating_add(kept_back)),
             inodes: u64::from(superblock.inodes_count()),
-            inodes_free: free.inodes,
+            inodes_free: free.inodes.min(u64::from(superblock.inodes_count())),
             name_length: NAME_LENGTH,
         })
+    }
+
+    fn free(&self) -> Result<Free> {
+        let superblock = &self.superblock;
+        if superblock.group_count() > GROUPS_MAX {
+            return Ok(Free {
+                clusters: superblock.free_blocks_count()
+                    / u64::from(superblock.blocks_per_cluster()),
+                inodes: superblock.free_inodes_count().into(),
+            });
+        }
+        let mut free = Free::default();
+        for group in superblock.groups() {
+            let desc = self.group_desc(group)?;
+            free.clusters += u64::from(desc.free_clusters());
+            free.inodes += u64::from(desc.free_inodes());
+        }
+        Ok(free)
     }
 
     /// Blocks that can never hold data: superblocks, descriptors and the room in which they can
@@ -58,17 +76,21 @@ impl Instance {
         let superblock = &self.superblock;
         let stored = u64::from(superblock.raw().s_overhead_clusters.get())
             .saturating_mul(u64::from(superblock.blocks_per_cluster()));
-        if superblock.has_ro_compat(RoCompat::BIGALLOC)
-            && stored != 0
-            && stored <= superblock.blocks_count()
-        {
+        let recount =
+            !superblock.has_ro_compat(RoCompat::BIGALLOC) && superblock.group_count() <= GROUPS_MAX;
+        if !recount && stored != 0 && stored <= superblock.blocks_count() {
             return stored;
         }
         let per_group = u64::from(superblock.inode_table_blocks()) + 2;
-        let groups: u64 = superblock
-            .groups()
-            .map(|group| per_group + base_blocks(superblock, group))
-            .sum();
+        let bases: u64 = if superblock.group_count() > GROUPS_MAX {
+            0
+        } else {
+            superblock
+                .groups()
+                .map(|group| base_blocks(superblock, group))
+                .sum()
+        };
+        let groups = per_group * u64::from(superblock.group_count()) + bases;
         u64::from(superblock.raw().s_first_data_block.get()) + groups + self.journal_blocks()
     }
 

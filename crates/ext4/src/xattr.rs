@@ -2,7 +2,6 @@
 //! inode keeps inline.
 
 use pagefence_block_io::Buffer;
-use pagefence_ext4_format::features::Incompat;
 use pagefence_ext4_format::xattr::acl::{self, Acl, Caller, Owned};
 use pagefence_ext4_format::xattr::name::{self, INLINE_DATA, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT};
 use pagefence_ext4_format::xattr::{self, Value, XattrEntry, XattrLimits, Xattrs};
@@ -23,11 +22,7 @@ const BLOCK_AREA: usize = 60;
 
 impl Instance {
     fn xattr_limits(&self) -> XattrLimits {
-        XattrLimits {
-            ea_inode: self.superblock.has_incompat(Incompat::EA_INODE),
-            first_inode: self.superblock.first_inode(),
-            last_inode: InodeNo(self.superblock.inodes_count()),
-        }
+        XattrLimits::from(&self.superblock)
     }
 
     fn inode_xattrs<'a>(&self, inode: &'a DiskInode) -> Result<Option<Xattrs<'a>>> {
@@ -42,6 +37,7 @@ impl Instance {
         let Some(block) = inode.record.file_acl() else {
             return Ok(None);
         };
+        self.check_owned(inode.number, block, 1)?;
         let buffer = self.read_block(block)?;
         if self.checksums && !buffer.verified(checked::XATTR_BLOCK) {
             xattr::verify_checksum(&buffer, block, self.seed).at(
@@ -111,7 +107,11 @@ impl Instance {
             }
             other => other?,
         };
-        let fits = holder.size() == len as u64 && len <= VALUE_MAX;
+        if len > VALUE_MAX {
+            // The format has room for it; no interface carries it, Linux's neither.
+            return Err(Error::Unsupported("an attribute of more than 64 KiB"));
+        }
+        let fits = holder.size() == len as u64;
         if !holder.is_ea_inode() || holder.kind != FileKind::Regular || !fits {
             return Err(self.damaged(number, None, "not an attribute inode of that size"));
         }
@@ -141,9 +141,16 @@ impl Instance {
         let Some(xattrs) = self.inode_xattrs(inode)? else {
             return Ok(Vec::new());
         };
-        xattrs
+        match xattrs
             .find(name::SYSTEM, INLINE_DATA)
-            .map_or(Ok(Vec::new()), |entry| self.value_of(inode, &entry))
+            .map(|entry| entry.value)
+        {
+            None => Ok(Vec::new()),
+            Some(Value::Bytes(bytes)) => Ok(bytes.to_vec()),
+            Some(Value::Inode { .. }) => {
+                Err(self.damaged(inode.number, None, "inline data in another inode"))
+            }
+        }
     }
 
     /// The data that the inode keeps inline, up to its size.

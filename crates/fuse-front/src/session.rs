@@ -126,6 +126,9 @@ pub(crate) fn negotiate(config: &mut KernelConfig, posix_acl: bool) {
     // - NO_OPEN_SUPPORT: opening would cost no request, but what is open is where the file system
     //   keeps its readahead state, and together with ATOMIC_O_TRUNC it loses truncation.
     // - NO_OPENDIR_SUPPORT: see `directories`.
+    // - READDIRPLUS_AUTO: gives attributes with the first buffer full of a directory only, unless
+    //   something was looked up while it was being read; who reads all names first and stats them
+    //   then (find, ls, tar) would ask for each.
     // - AUTO_INVAL_DATA: drops cached pages whenever a time changes; nobody else writes.
     // - WRITEBACK_CACHE, ATOMIC_O_TRUNC, HANDLE_KILLPRIV: for mounts that write.
     // - HANDLE_KILLPRIV_V2, SETXATTR_EXT, SECURITY_CTX, CREATE_SUPP_GROUP, OVER_IO_URING: fuser
@@ -136,7 +139,6 @@ pub(crate) fn negotiate(config: &mut KernelConfig, posix_acl: bool) {
         | InitFlags::FUSE_ASYNC_DIO
         | InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_DO_READDIRPLUS
-        | InitFlags::FUSE_READDIRPLUS_AUTO
         | InitFlags::FUSE_CACHE_SYMLINKS
         | InitFlags::FUSE_EXPLICIT_INVAL_DATA
         | InitFlags::FUSE_EXPORT_SUPPORT

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ const BATCH: usize = 256;
 pub struct DirEntry {
     fs: Arc<FileSystem>,
     parent: Arc<Path>,
+    dir: InodeId,
     name: OsString,
     id: InodeId,
     kind: Option<FileKind>,
@@ -64,23 +65,33 @@ impl DirEntry {
     pub fn metadata(&self) -> Result<Metadata> {
         match &self.attr {
             Some(attr) => Ok(Metadata(attr.clone())),
-            None => self
-                .fs
-                .attr(self.id)
-                .map(Metadata)
-                .map_err(|error| Error::at(&self.path(), error)),
+            None => match self.fs.attr(self.id) {
+                // Gone meanwhile, or never there: the directory tells one from the other.
+                Err(pagefence_vfs::Error::Stale) => self
+                    .fs
+                    .lookup(self.dir, self.name.as_bytes())
+                    .map(|found| found.attr),
+                result => result,
+            }
+            .map(Metadata)
+            .map_err(|error| Error::at(&self.path(), error)),
         }
     }
 }
 
 /// Iterator over a directory's entries, from [`Volume::read_dir`].
+///
+/// It ends at damage, with an error behind the entries before it.
 pub struct ReadDir {
     fs: Arc<FileSystem>,
     dir: <FileSystem as pagefence_vfs::FileSystem>::Directory,
     path: Arc<Path>,
+    id: InodeId,
     with_attr: bool,
     next: Cookie,
     batch: std::vec::IntoIter<DirEntry>,
+    /// Why reading stopped, told behind the entries before it.
+    error: Option<Error>,
     done: bool,
 }
 
@@ -102,9 +113,11 @@ impl ReadDir {
             fs: Arc::clone(&volume.fs),
             dir,
             path: path.into(),
+            id,
             with_attr: false,
             next: 0,
             batch: Vec::new().into_iter(),
+            error: None,
             done: false,
         })
     }
@@ -115,7 +128,7 @@ impl ReadDir {
         self
     }
 
-    fn fill(&mut self) -> Result<()> {
+    fn fill(&mut self) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut next = self.next;
         let mut full = false;
@@ -133,6 +146,7 @@ impl ReadDir {
                     batch.push(DirEntry {
                         fs: Arc::clone(&self.fs),
                         parent: Arc::clone(&self.path),
+                        dir: self.id,
                         name: OsString::from_vec(entry.name.to_vec()),
                         id: entry.id,
                         kind: entry.kind,
@@ -145,7 +159,7 @@ impl ReadDir {
         self.next = next;
         self.batch = batch.into_iter();
         self.done = !full;
-        result.map_err(|error| Error::at(&self.path, error))
+        self.error = result.err().map(|error| Error::at(&self.path, error));
     }
 }
 
@@ -157,12 +171,13 @@ impl Iterator for ReadDir {
             if let Some(entry) = self.batch.next() {
                 return Some(Ok(entry));
             }
+            if let Some(error) = self.error.take() {
+                return Some(Err(error));
+            }
             if self.done {
                 return None;
             }
-            if let Err(error) = self.fill() {
-                return Some(Err(error));
-            }
+            self.fill();
         }
     }
 }

@@ -86,23 +86,24 @@ impl File {
             .map_err(|error| self.fail(error))
     }
 
-    /// The whole contents, from byte 0 on.
+    /// The whole contents, from byte 0 on; holes are zeros, so that a file may be much longer
+    /// than what the image holds.
     ///
     /// # Errors
     /// As [`File::read_at`]; [`io::ErrorKind::OutOfMemory`] if they do not fit in memory.
     pub fn read_all(&self) -> Result<Vec<u8>> {
+        let no_memory = || self.fail(pagefence_vfs::Error::OutOfMemory);
+        let size = usize::try_from(self.metadata()?.len()).map_err(|_| no_memory())?;
         let mut bytes = Vec::new();
-        // Steps, not the size at once: a damaged size must not take all memory before the first
-        // byte has been read.
+        // A size that no memory can hold fails here, before any is used.
+        bytes.try_reserve_exact(size).map_err(|_| no_memory())?;
         loop {
             let start = bytes.len();
-            bytes
-                .try_reserve(STEP)
-                .map_err(|_| self.fail(pagefence_vfs::Error::OutOfMemory))?;
-            bytes.resize(start + STEP, 0);
+            let step = STEP.min(size - start);
+            bytes.resize(start + step, 0);
             let read = self.read_at(start as u64, &mut bytes[start..])?;
             bytes.truncate(start + read);
-            if read < STEP {
+            if read < step || bytes.len() == size {
                 return Ok(bytes);
             }
         }

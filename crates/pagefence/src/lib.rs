@@ -9,6 +9,11 @@
 //!
 //! All of it is `Send` and `Sync`: one [`Volume`] serves many threads at once.
 
+/// The example of the README, so that it runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme {}
+
 mod demo;
 pub mod device;
 mod directory;

@@ -24,7 +24,7 @@ pub(crate) fn resolve<F: FileSystem>(fs: &F, path: &Path, follow: Follow) -> Res
     // What is still to be walked, last part first, and where we are: the chain from the root.
     let mut rest: Vec<Vec<u8>> = Vec::new();
     push_parts(&mut rest, path.as_os_str().as_bytes());
-    let must_be_directory = ends_as_directory(path.as_os_str().as_bytes());
+    let mut must_be_directory = ends_as_directory(path.as_os_str().as_bytes());
     let mut chain: Vec<Attr> = vec![root];
     let mut followed = 0;
     while let Some(name) = rest.pop() {
@@ -53,6 +53,7 @@ pub(crate) fn resolve<F: FileSystem>(fs: &F, path: &Path, follow: Follow) -> Res
             if target.first() == Some(&b'/') {
                 chain.truncate(1);
             }
+            must_be_directory |= last && ends_as_directory(&target);
             push_parts(&mut rest, &target);
             continue;
         }

@@ -41,15 +41,17 @@ impl WalkEntry {
 
 /// Iterator over a tree, from [`Volume::walk`].
 ///
-/// An error concerns the path that it names; the walk goes on with the rest. A directory that is
-/// met a second time (only a damaged file system has one) is reported and not entered again, so
-/// that every walk ends.
+/// An error concerns the path that it names; the walk goes on with the rest. If a directory can't
+/// be read, its entry comes before the error. A directory that is met a second time (only a damaged
+/// file system has one) is reported and not entered again, so that every walk ends.
 #[derive(Debug)]
 pub struct Walk {
     volume: Volume,
     start: Option<PathBuf>,
     stack: Vec<ReadDir>,
     entered: HashSet<u64>,
+    /// What is wrong with the directory whose entry was handed out last.
+    error: Option<Error>,
 }
 
 impl Walk {
@@ -59,6 +61,7 @@ impl Walk {
             start: Some(start),
             stack: Vec::new(),
             entered: HashSet::new(),
+            error: None,
         }
     }
 
@@ -80,29 +83,24 @@ impl Walk {
 
     fn begin(&mut self, start: PathBuf) -> Result<WalkEntry> {
         let attr = self.volume.resolve(&start, Follow::NotLast)?;
-        let metadata = Metadata(attr);
+        Ok(self.found(start, 0, Metadata(attr)))
+    }
+
+    fn found(&mut self, path: PathBuf, depth: usize, metadata: Metadata) -> WalkEntry {
         if metadata.is_dir() {
-            self.enter(&start, &metadata)?;
+            self.error = self.enter(&path, &metadata).err();
         }
-        Ok(WalkEntry {
-            path: start,
-            depth: 0,
+        WalkEntry {
+            path,
+            depth,
             metadata,
-        })
+        }
     }
 
     fn step(&mut self, entry: &DirEntry) -> Result<WalkEntry> {
         let depth = self.stack.len();
         let metadata = entry.metadata()?;
-        let path = entry.path();
-        if metadata.is_dir() {
-            self.enter(&path, &metadata)?;
-        }
-        Ok(WalkEntry {
-            path,
-            depth,
-            metadata,
-        })
+        Ok(self.found(entry.path(), depth, metadata))
     }
 }
 
@@ -110,6 +108,9 @@ impl Iterator for Walk {
     type Item = Result<WalkEntry>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.error.take() {
+            return Some(Err(error));
+        }
         if let Some(start) = self.start.take() {
             return Some(self.begin(start));
         }
