@@ -133,7 +133,7 @@ pub struct Outcome {
 #[must_use]
 pub fn check(scenario: Scenario) -> Outcome {
     let model = WriteProtocol { scenario };
-    // The walk goes on to its end even when every property has been decided.
+    // A name that is never discovered: the walk goes on to its end, whatever it finds.
     let all = HasDiscoveries::AllOf(BTreeSet::from(["no such property"]));
     let checker = model
         .checker()

@@ -206,7 +206,7 @@ impl State {
         if let Some(page) = edge
             && self.metadata.map[page] != NONE
         {
-            // What the page is at now, or (broken) will be at.
+            // What the page is at now, or (a mutant's) will be at.
             let is_late = scenario.is(Mutant::EdgeAfterHandle);
             self.edge = Some(EdgePromise {
                 sequence: self.journal.running.sequence,

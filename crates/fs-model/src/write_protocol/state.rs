@@ -116,7 +116,7 @@ pub(super) struct Thread {
     /// What was sent to the device for each gathered page.
     pub(super) sent: [Tag; PAGES],
     pub(super) hand: Hand,
-    /// Credits are reserved, or a handle is open, earlier than by the protocol.
+    /// Credits are reserved, or (a mutant) a handle is open, before its time.
     pub(super) early: bool,
     /// A read: the versions that it may return, a mask.
     pub(super) allowed: u8,

@@ -139,7 +139,7 @@ impl State {
 
     fn end_gather(&mut self, scenario: &Scenario, thread: usize) -> bool {
         if self.threads[thread].early {
-            // Broken: a handle from before the page locks.
+            // A mutant's handle, from before the page locks.
             self.journal.end_handle();
             self.threads[thread].early = false;
         }
