@@ -16,7 +16,7 @@ use crate::name_index::{KnownNames, NameIndex};
 const NAME_INDEX_BLOCKS_MIN: u32 = 3;
 
 /// Damaged blocks that a search leaves out before it gives up.
-const DAMAGED_BLOCKS_MAX: u32 = 16;
+const DAMAGED_BLOCKS_MAX: u32 = 4;
 
 /// What is wrong with an index in which names of one hash are in too many blocks.
 pub(crate) const CIRCLES: &str = "a directory index in circles";

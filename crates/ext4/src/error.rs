@@ -22,8 +22,12 @@ impl DamageLog {
     /// Logs the finding, unless it has been logged, and makes it an error.
     pub(crate) fn report(&self, place: Place, what: impl std::fmt::Display) -> Error {
         let what = what.to_string();
-        let mut seen = self.seen.lock();
-        if seen.len() < REMEMBERED && seen.insert((place, what.clone())) {
+        let is_new = {
+            let mut seen = self.seen.lock();
+            seen.len() < REMEMBERED && seen.insert((place, what.clone()))
+        };
+        // Not under the lock: where the line goes to may be slow.
+        if is_new {
             tracing::error!(target: "pagefence::damage", "damaged: {place}: {what}");
         }
         Error::Corrupt { what, place }

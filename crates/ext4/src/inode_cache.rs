@@ -174,6 +174,52 @@ mod tests {
         }
     }
 
+    /// At no moment are there two objects of one inode, however small the cache.
+    #[cfg(not(shuttle))]
+    #[test]
+    fn one_object_per_inode_among_many_threads() {
+        use pagefence_lock_order::primitives::atomic::{AtomicU32, Ordering};
+        use pagefence_lock_order::primitives::thread;
+
+        /// An object that counts itself.
+        struct Counted(Arc<Vec<AtomicU32>>, u32);
+
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                self.0[self.1 as usize].fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+
+        let cache = Arc::new(InodeCache::new(16));
+        let alive: Arc<Vec<AtomicU32>> = Arc::new((0..64).map(|_| AtomicU32::new(0)).collect());
+        let users: Vec<_> = (0..8u32)
+            .map(|user| {
+                let (cache, alive) = (Arc::clone(&cache), Arc::clone(&alive));
+                thread::spawn("user", move || {
+                    let mut random = user;
+                    for _ in 0..20_000 {
+                        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        let number = random >> 26;
+                        let load = || {
+                            alive[number as usize].fetch_add(1, Ordering::SeqCst);
+                            Ok::<_, ()>(Counted(Arc::clone(&alive), number))
+                        };
+                        let object = cache.get_or_load(InodeNo(number), load).expect("loads");
+                        assert_eq!(object.1, number);
+                        let again = cache.get(InodeNo(number)).expect("what is held stays");
+                        assert!(Arc::ptr_eq(&object, &again));
+                    }
+                })
+                .expect("a thread")
+            })
+            .collect();
+        for user in users {
+            user.join().expect("no user fails");
+        }
+        let kept: u32 = alive.iter().map(|count| count.load(Ordering::SeqCst)).sum();
+        assert_eq!(kept as usize, cache.len());
+    }
+
     #[test]
     fn a_failed_load_leaves_nothing() {
         let cache: InodeCache<u32> = InodeCache::new(16);

@@ -8,9 +8,10 @@ use pagefence_ext4::FileSystem;
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_vfs::{Attr, Error, FileSystem as _};
 
+use crate::common::edit::Kind;
 use crate::common::kernel::{KernelMount, run};
 use crate::common::{Image, Recipe, at, id, open};
-use crate::exploits::inode_of;
+use crate::exploits::{inode_of, put32};
 
 /// The image as it lies in the file now.
 fn reopened(image: &Path) -> FileSystem {
@@ -187,19 +188,6 @@ fn attributes_of_every_place_and_length() {
     run("setfattr", &["-n", "trusted.t", "-v", "t", &file]);
     run("setfattr", &["-n", "security.s", "-v", "s", &file]);
     run("setfacl", &["-m", "u:1001:rw-,g:2002:r--", &file]);
-    let acl = run(
-        "getfattr",
-        &[
-            "-n",
-            "system.posix_acl_access",
-            "-e",
-            "hex",
-            "--only-values",
-            &file,
-        ],
-    )
-    .into_bytes();
-    let _ = acl;
     drop(mount);
     let fs = reopened(&image);
     let inode = id(&fs, "f");
@@ -256,4 +244,30 @@ fn flags_and_projects_are_read() {
     );
     let flags = at(&fs, "f").expect("it is there").flags;
     assert_eq!(flags & 0x50, 0x50);
+}
+
+/// The format has room for values that no interface carries.
+#[test]
+fn a_value_of_more_than_64_kib_is_not_handed_out() {
+    let image = Recipe::new(8, "-t ext4 -b 1024 -O ^has_journal,ea_inode")
+        .file("f", "x")
+        .file("value", vec![b'v'; 100_000])
+        .run(format!("ea_set f user.big {}", "v".repeat(700)))
+        .run("ea_set f user.small small")
+        .make();
+    let (owner, value) = (inode_of(&image, "f"), inode_of(&image, "value"));
+    image.set_inode(value, |inode| {
+        inode.set_flags(inode.flags() | InodeFlags::EA_INODE);
+    });
+    let block = image.inode(owner).file_acl().expect("a block");
+    image.edit_block(owner, block, Kind::Xattrs, |block| {
+        put32(block, 32 + 4, value.0);
+        put32(block, 32 + 8, 100_000);
+    });
+    let fs = open(image.device()).expect("it opens");
+    let inode = id(&fs, "f");
+    assert_eq!(fs.xattr_names(inode).expect("names").len(), 2);
+    let big = fs.xattr(inode, b"user.big");
+    assert!(matches!(big, Err(Error::Unsupported(_))), "{big:?}");
+    assert_eq!(fs.xattr(inode, b"user.small").expect("a value"), b"small");
 }

@@ -199,3 +199,24 @@ fn positions_that_nobody_handed_out() {
         assert!(all.ends_with(&tail), "{cookie:#x}");
     }
 }
+
+/// Names of a directory that ignores case are found as they are written, and no other way.
+#[test]
+fn a_directory_that_ignores_case_has_exact_names() {
+    let recipe = Recipe::new(
+        8,
+        "-t ext4 -b 1024 -O ^has_journal,casefold -E encoding=utf8",
+    );
+    let image = many(recipe, 200, 100).file("d/MixedCase", "").make();
+    let dir = inode_of(&image, "d");
+    image.set_inode(dir, |inode| {
+        inode.set_flags(inode.flags() | InodeFlags::CASEFOLD);
+    });
+    check_positions(&image, "d", 201);
+    let fs = opened(&image);
+    assert!(fs.lookup(id(&fs, "d"), b"MixedCase").is_ok());
+    assert!(matches!(
+        fs.lookup(id(&fs, "d"), b"mixedcase"),
+        Err(Error::NotFound)
+    ));
+}

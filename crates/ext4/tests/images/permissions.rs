@@ -93,7 +93,7 @@ fn access_is_what_the_kernel_says() {
     drop(mount);
     let fs = open_file(&image);
     let mut said = kernel.iter();
-    for number in 0..FILES.len() {
+    for (number, file) in FILES.iter().enumerate() {
         let inode = id(&fs, &format!("f{number}"));
         for (uid, gid, groups) in CALLERS {
             let who = Credentials {
@@ -109,7 +109,7 @@ fn access_is_what_the_kernel_says() {
                     Err(error) => panic!("{error}"),
                 };
                 let kernel = kernel.chars().nth(due).expect("three letters");
-                assert_eq!(ours, kernel, "{:?} for {who:?}: {access:?}", FILES[number]);
+                assert_eq!(ours, kernel, "{:?} for {who:?}: {access:?}", file);
             }
             // The mount is read-only, whoever asks.
             let write = fs.access(inode, Access::WRITE, &who);

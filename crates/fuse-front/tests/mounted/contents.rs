@@ -138,6 +138,32 @@ fn a_large_directory_is_listed_whole_with_small_buffers() {
 }
 
 #[test]
+fn who_lists_all_names_first_gets_all_attributes_with_them() {
+    const FILES: usize = 3000;
+    let mut fs = MemoryFs::new();
+    let directory = fs.directory(ROOT, "directory");
+    for number in 0..FILES {
+        fs.bytes(directory, &format!("file-{number}"), b"x");
+    }
+    let Some(mounted) = mount(fs) else { return };
+    let path = mounted.join("directory");
+    let lookups = || mounted.counters.lookups.load(Ordering::Relaxed);
+    // More than one buffer full, and no name is looked up before all are listed.
+    let listed: Vec<_> = fs::read_dir(&path)
+        .expect("it is a directory")
+        .map(|entry| entry.expect("entries are read").path())
+        .collect();
+    assert_eq!(listed.len(), FILES);
+    let before = lookups();
+    for file in &listed {
+        assert_eq!(fs::symlink_metadata(file).expect("it is there").len(), 1);
+    }
+    // A kernel that drops its caches meanwhile asks for some again.
+    let asked = lookups() - before;
+    assert!(asked < FILES as u64 / 2, "{asked} of {FILES} looked up");
+}
+
+#[test]
 fn an_entry_whose_inode_is_damaged_is_listed_and_nothing_else() {
     let mut fs = MemoryFs::new();
     let bad = fs.unreadable(ROOT, "bad");

@@ -20,6 +20,8 @@ pub(crate) const SPARSE_DATA: std::ops::Range<u64> = 65_536..131_072;
 /// Requests that reached the file system, for tests that count them.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    /// Lookups of names.
+    pub(crate) lookups: AtomicU64,
     /// Lookups of names that do not exist.
     pub(crate) missing: AtomicU64,
     /// Reads of files.
@@ -267,6 +269,7 @@ impl FileSystem for MemoryFs {
     }
 
     fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Entry> {
+        self.counters.lookups.fetch_add(1, Ordering::Relaxed);
         let Some(&id) = self.entries(parent)?.get(name) else {
             self.counters.missing.fetch_add(1, Ordering::Relaxed);
             return Err(Error::NotFound);

@@ -8,7 +8,7 @@ use pagefence_lock_order::primitives::thread;
 /// Each 8 bytes of a file tell the file and the offset.
 fn pattern(number: u64, bytes: usize) -> Vec<u8> {
     (0..bytes as u64 / 8)
-        .flat_map(|word| (number << 40 | word * 8).to_le_bytes())
+        .flat_map(|word| ((number << 40) | (word * 8)).to_le_bytes())
         .collect()
 }
 

@@ -1,0 +1,3 @@
+//! Models that the file system is held against. For tests only: no crate of the product uses it.
+
+pub mod write_protocol;
