@@ -8,6 +8,10 @@
 //! free_blocks  free_inode                            bitmaps, descriptors, counts
 //! remove_blocks: remove_extents, remove_block_map    the end of a file
 //! release_xattrs  shorten_inline                     attributes, data in the inode
+//!
+//! fast_commit    what fast commits say
+//! space  extent_tree  append_block                   blocks taken, mapped, added
+//! change_dir  split_htree                            names put in and taken out
 //! ```
 //!
 //! Read-only, everything happens in an overlay in memory. Otherwise the journal is written back,

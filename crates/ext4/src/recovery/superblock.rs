@@ -10,10 +10,11 @@ use pagefence_ext4_format::superblock::{
     ErrorRecord, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET, State, Superblock,
 };
 use pagefence_lock_order::primitives::Arc;
+use pagefence_vfs::{Error, Result};
 
 use crate::instance::Instance;
 use crate::mount::MountError;
-use crate::recovery::Recovered;
+use crate::recovery::{Recovered, of_map};
 
 /// Memory for group descriptors while they are summed, in bytes.
 const SUM_CACHE_BYTES: u64 = 1 << 20;
@@ -25,7 +26,7 @@ const ERROR_CODE_CORRUPTED: u8 = 13;
 ///
 /// # Errors
 /// The device failed, or what the journal brought makes no sense.
-pub(super) fn read(device: &dyn Device) -> Result<Superblock, MountError> {
+pub(super) fn read(device: &dyn Device) -> std::result::Result<Superblock, MountError> {
     let mut bytes = [0; SUPERBLOCK_BYTES];
     device.read(SUPERBLOCK_OFFSET, &mut bytes)?;
     Superblock::parse(&bytes, Some(device.size())).map_err(|what| MountError::Superblock {
@@ -35,7 +36,10 @@ pub(super) fn read(device: &dyn Device) -> Result<Superblock, MountError> {
 }
 
 /// Writes the superblock and makes it durable.
-pub(crate) fn write(device: &dyn Device, superblock: &mut Superblock) -> Result<(), MountError> {
+pub(crate) fn write(
+    device: &dyn Device,
+    superblock: &mut Superblock,
+) -> std::result::Result<(), MountError> {
     superblock.set_write_time(now());
     superblock.update_checksum();
     device.write(SUPERBLOCK_OFFSET, superblock.as_bytes())?;
@@ -106,15 +110,19 @@ pub(crate) fn mark_error(superblock: &mut Superblock, function: &str, inode: u32
 }
 
 /// The last step of a recovery on disk: right free counts, and no more asking for recovery.
-pub(super) fn finish(recovered: &mut Recovered) -> Result<(), MountError> {
+pub(super) fn finish(recovered: &mut Recovered) -> std::result::Result<(), MountError> {
     let superblock = &mut recovered.superblock;
-    let free = Instance::new(
+    let instance = Instance::new(
         superblock.clone(),
         Arc::clone(&recovered.device),
         SUM_CACHE_BYTES,
-    )
-    .and_then(|instance| free_counts(&instance));
-    // The counts are a hint, so descriptors that can't be read keep nobody from opening.
+    );
+    let free = match instance.map(|instance| free_counts(&instance)) {
+        Some(Ok(free)) => free,
+        Some(Err(error @ Error::Io(_))) => return Err(of_map(error)),
+        // The counts are a hint, so damaged descriptors keep nobody from opening.
+        Some(Err(_)) | None => None,
+    };
     if let Some((blocks, inodes)) = free {
         superblock.set_free_blocks_count(blocks);
         superblock.set_free_inodes_count(inodes);
@@ -125,16 +133,20 @@ pub(super) fn finish(recovered: &mut Recovered) -> Result<(), MountError> {
     write(&*recovered.device, superblock)
 }
 
-/// Free blocks and inodes of all groups, as their descriptors say; nothing if one is damaged.
-fn free_counts(instance: &Instance) -> Option<(u64, u32)> {
+/// Free blocks and inodes of all groups, as their descriptors say; nothing if they make no sum.
+fn free_counts(instance: &Instance) -> Result<Option<(u64, u32)>> {
     let superblock = &instance.superblock;
     let mut clusters = 0_u64;
-    let mut inodes = 0_u32;
+    let mut inodes = Some(0_u32);
     for group in superblock.groups() {
-        let desc = instance.group_desc(group).ok()?;
-        clusters = clusters.checked_add(u64::from(desc.free_clusters()))?;
-        inodes = inodes.checked_add(desc.free_inodes())?;
+        let desc = instance.group_desc(group)?;
+        clusters = clusters.saturating_add(u64::from(desc.free_clusters()));
+        inodes = inodes.and_then(|inodes| inodes.checked_add(desc.free_inodes()));
     }
-    let blocks = clusters.checked_mul(u64::from(superblock.blocks_per_cluster()))?;
-    Some((blocks, inodes))
+    let blocks = clusters.saturating_mul(u64::from(superblock.blocks_per_cluster()));
+    Ok(inodes
+        .filter(|inodes| {
+            blocks <= superblock.blocks_count() && *inodes <= superblock.inodes_count()
+        })
+        .map(|inodes| (blocks, inodes)))
 }

@@ -1,8 +1,9 @@
-//! Power cuts while recovery itself is at work: wherever it is cut off, a second recovery ends
-//! the same.
+//! Power cuts and failing devices while recovery itself is at work: wherever it is cut off, a second
+//! recovery ends the same.
 
-use pagefence_block_io::FaultDevice;
 use pagefence_block_io::fault_device::random::Random;
+use pagefence_block_io::fault_device::{Fault, Times};
+use pagefence_block_io::{Device, FaultDevice, Operation};
 use pagefence_lock_order::primitives::Arc;
 
 use crate::images::{Image, read_only, recover};
@@ -97,5 +98,47 @@ fn a_recovery_that_is_cut_off_starts_over() {
         .map(str::to_owned);
         let dirty = dirty(orphans, &changes);
         cut_off(kind, &dirty.image, journal, seed);
+    }
+}
+
+/// Calls of a kind that are made to fail, of all that there are.
+const FAULTS: u64 = 16;
+
+#[test]
+fn a_device_that_fails_leaves_a_recovery_that_can_start_over() {
+    let seed = seed();
+    for (kind, arguments) in [KINDS[0], KINDS[3]] {
+        let (orphans, _) = crate::orphans::with_orphans(arguments);
+        let image = dirty(orphans, &["rm /kept".to_owned()]).image;
+        let whole = Arc::new(FaultDevice::new(&image.device(), seed));
+        let expected = walk(&recover(Arc::clone(&whole) as _).unwrap());
+        for operation in [Operation::Read, Operation::Write, Operation::Flush] {
+            let calls = whole.calls(operation);
+            for call in (0..calls).step_by((calls / FAULTS).max(1) as usize) {
+                let what = format!("{kind}, {operation} {call}");
+                let device = Arc::new(FaultDevice::new(&image.device(), seed));
+                device.set_atomic(1024..2048);
+                device.fail(Fault {
+                    operation,
+                    call,
+                    times: if call % 2 == 0 {
+                        Times::Once
+                    } else {
+                        Times::Forever
+                    },
+                    errno: 5,
+                });
+                // Reads may fail where there is another way; nothing else goes unnoticed.
+                let outcome = recover(Arc::clone(&device) as Arc<dyn Device>).map(|_| ());
+                assert!(outcome.is_err() || operation == Operation::Read, "{what}");
+                device.clear_faults();
+                let fs = recover(Arc::clone(&device) as _)
+                    .unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert!(walk(&fs) == expected, "{what}: another tree");
+                drop(fs);
+                let findings = Image::of(&device.live().to_vec()).check();
+                assert!(findings.is_clean(), "{what}: {findings:?}");
+            }
+        }
     }
 }
