@@ -14,7 +14,7 @@ use crate::walk::walk;
 const STATES: usize = 48;
 
 /// The seed of a run: given by the environment to run it again.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let seed = std::env::var("PAGEFENCE_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok())
@@ -28,7 +28,7 @@ fn seed() -> u64 {
 
 /// Recovers `image` on a device that loses power, at moments and in states by chance, and
 /// recovers what is left. With a journal each ends sound; without one e2fsck mends it.
-fn cut_off(kind: &str, image: &Image, journal: bool, seed: u64) {
+pub(crate) fn cut_off(kind: &str, image: &Image, journal: bool, seed: u64) {
     let device = Arc::new(FaultDevice::new(&image.device(), seed));
     device.set_atomic(1024..2048);
     device.start_trace();

@@ -155,6 +155,12 @@ impl Image {
         findings
     }
 
+    /// Lets e2fsck give directories of several blocks an index.
+    pub(crate) fn index_directories(&self) {
+        let output = tool("e2fsck").arg("-fyD").arg(&self.path).output();
+        assert!(output.is_ok_and(|output| output.status.code().is_some_and(|code| code <= 1)));
+    }
+
     /// Lets e2fsck mend the image.
     pub(crate) fn mend(&self) -> &Self {
         let status = tool("e2fsck")

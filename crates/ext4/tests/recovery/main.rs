@@ -8,6 +8,7 @@
 )]
 
 mod crashes;
+mod fast_commits;
 mod images;
 mod journal;
 mod orphans;

@@ -3,8 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use crate::images::{Image, read_only, recovered};
+use pagefence_ext4_format::checksum::ChecksumSeed;
+use pagefence_ext4_format::features::RoCompat;
+use pagefence_ext4_format::superblock::Superblock;
 use pagefence_lock_order::primitives::Arc;
+
+use crate::images::{Image, read_only, recovered};
 
 /// File systems of every way to map blocks, with a journal and without.
 pub(crate) const KINDS: [(&str, &[&str]); 6] = [
@@ -299,4 +303,132 @@ fn values_in_inodes_of_their_own_lose_a_user() {
         image = ours;
     }
     assert!(values(&image).contains("Links: 0"), "{}", values(&image));
+}
+
+#[test]
+fn data_in_the_inode_is_cut_to_its_size() {
+    let arguments = [
+        "-t",
+        "ext4",
+        "-b",
+        "1024",
+        "-J",
+        "size=1",
+        "-O",
+        "inline_data",
+        "-I",
+        "256",
+    ];
+    let image = Image::make(12 << 10, &arguments, |root| {
+        for name in ["a", "b", "c"] {
+            fs::write(root.join(name), [b'x'; 120]).expect("room");
+        }
+    });
+    assert!(
+        image
+            .debugfs(&["stat /a".to_owned()])
+            .contains("0x10000000"),
+        "it is inline"
+    );
+    let inodes = ["/a", "/b", "/c"].map(|name| image.inode(name));
+    image.debugfs(&[
+        "set_inode_field /a size 70".to_owned(),
+        "set_inode_field /b size 20".to_owned(),
+        "set_inode_field /c size 0".to_owned(),
+    ]);
+    image.list_orphans(&inodes);
+    let (ours, notes) = recovered(&image);
+    assert_eq!(notes, [""; 0]);
+    let findings = ours.check();
+    assert!(findings.is_clean(), "{findings:?}");
+    for (name, size) in [("/a", 70), ("/b", 20), ("/c", 0)] {
+        let contents = ours.debugfs(&[format!("cat {name}")]);
+        assert_eq!(contents.matches('x').count(), size, "{name}: {contents}");
+    }
+}
+
+/// Writes the orphan file's first block: these inodes, and what stands in the place of a sound
+/// checksum if `sound` is not set.
+fn write_orphan_file(image: &Image, orphans: &[u32], sound: bool) -> Image {
+    let mut bytes = image.bytes();
+    let superblock = Superblock::parse(&bytes[1024..2048], None).expect("a superblock");
+    let number = superblock.orphan_file_inode().expect("an orphan file");
+    let block = image.blocks(number.0)[0];
+    let generation = image
+        .debugfs(&[format!("stat <{}>", number.0)])
+        .split_once("Generation: ")
+        .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok())
+        .expect("a generation");
+    let size = superblock.block_size() as usize;
+    let at = block as usize * size;
+    let content = &mut bytes[at..at + size];
+    for (slot, orphan) in content.chunks_exact_mut(12).zip(orphans) {
+        // Not side by side.
+        slot[4..8].copy_from_slice(&orphan.to_le_bytes());
+    }
+    let (entries, tail) = content.split_at_mut(size - 8);
+    assert_eq!(tail[..4], 0x0B10_CA04_u32.to_le_bytes());
+    let seed = superblock.checksum_seed().of_inode(number, generation);
+    let seed = ChecksumSeed(seed.checksum(&block.to_le_bytes()));
+    let checksum = seed.checksum(entries) ^ u32::from(!sound);
+    tail[4..].copy_from_slice(&checksum.to_le_bytes());
+    // orphan_present
+    let mut superblock = superblock;
+    let mut features = superblock.features();
+    features.ro_compat.insert(RoCompat::ORPHAN_PRESENT);
+    superblock.set_features(features);
+    superblock.update_checksum();
+    bytes[1024..2048].copy_from_slice(superblock.as_bytes());
+    Image::of(&bytes)
+}
+
+fn with_orphan_file() -> (Image, [u32; 3]) {
+    let arguments = [
+        "-t",
+        "ext4",
+        "-b",
+        "1024",
+        "-J",
+        "size=1",
+        "-O",
+        "orphan_file",
+    ];
+    let image = Image::make(12 << 10, &arguments, fill);
+    let names = ["/scattered", "/directory", "/cut"];
+    let inodes = names.map(|name| image.inode(name));
+    let [scattered, directory, _] = inodes;
+    image.debugfs(&[
+        "unlink /scattered".to_owned(),
+        "unlink /directory".to_owned(),
+        "set_inode_field / links_count 3".to_owned(),
+        format!("set_inode_field <{scattered}> links_count 0"),
+        format!("set_inode_field <{directory}> links_count 0"),
+        "set_inode_field /cut size 5000".to_owned(),
+    ]);
+    (image, inodes)
+}
+
+#[test]
+fn orphans_in_the_orphan_file_are_settled() {
+    let (image, inodes) = with_orphan_file();
+    let image = write_orphan_file(&image, &inodes, true);
+    let mended = image.fork();
+    mended.mend();
+    let (ours, notes) = recovered(&image);
+    assert_eq!(notes, [""; 0]);
+    let findings = ours.check();
+    assert!(findings.is_clean(), "{findings:?}");
+    assert_eq!(findings.usage, mended.check().usage);
+}
+
+#[test]
+fn an_orphan_file_that_is_damaged_is_given_up() {
+    let (image, inodes) = with_orphan_file();
+    bad_list(
+        &write_orphan_file(&image, &inodes, false),
+        "a wrong checksum",
+    );
+    let [scattered, ..] = inodes;
+    let twice = write_orphan_file(&image, &[scattered, scattered], true);
+    bad_list(&twice, "an inode named twice");
 }

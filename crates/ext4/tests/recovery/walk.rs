@@ -16,7 +16,7 @@ pub(crate) struct Seen {
     size: u64,
     blocks_512: u64,
     /// Data of a file, target of a link.
-    contents: Vec<u8>,
+    pub(crate) contents: Vec<u8>,
 }
 
 /// Walks the whole tree. Inode 11 (`lost+found`) and the root count as well.
