@@ -306,7 +306,14 @@ fn copy_while_mounted(
         }
         sparse::copy(scene.image(), image)?;
         sparse::copy(image, &recovered)?;
-        let refusal = match recover_by_e2fsck(&recovered, case)? {
+        // e2fsck 1.47.0 can't be asked about fast commits: its replay may take a block as a node of
+        // an extent tree that a later tag names as data, and then it complains of its own work.
+        let by_e2fsck = if case.variant.features.contains("fast_commit") {
+            None
+        } else {
+            recover_by_e2fsck(&recovered, case)?
+        };
+        let refusal = match by_e2fsck {
             Some(printed) => Some(printed),
             None => {
                 sparse::copy(image, &recovered)?;
