@@ -30,6 +30,11 @@ pub(crate) fn errno(error: &Error) -> Errno {
         // EOPNOTSUPP, never EINVAL: programs fall back on the former only.
         Error::Unsupported(_) => Errno::EOPNOTSUPP,
         Error::NoKey => Errno::from_i32(rustix::io::Errno::NOKEY.raw_os_error()),
+        Error::NoSpace => Errno::ENOSPC,
+        Error::FileTooLarge => Errno::EFBIG,
+        Error::TooManyLinks => Errno::EMLINK,
+        Error::TooLarge => Errno::E2BIG,
+        Error::Busy => Errno::EBUSY,
         Error::OutOfMemory => Errno::ENOMEM,
         Error::Corrupt { .. } => euclean(),
         // Whatever the image's own file system said (EBADF, ENOSYS, …) is not about this file.

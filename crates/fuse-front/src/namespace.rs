@@ -65,11 +65,11 @@ impl<F: FileSystem> Dispatch<F> {
     }
 
     /// Passes a forget on; the root is never forgotten.
-    pub(crate) fn forget_node(&self, node: INodeNo, count: u64) {
+    pub(crate) fn forget_node(&self, node: INodeNo, _count: u64) {
         if node != INodeNo::ROOT
             && let Ok(id) = self.nodes.inode(node)
         {
-            self.fs.forget(id, count);
+            self.fs.forget(id);
         }
     }
 

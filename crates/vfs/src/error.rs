@@ -75,6 +75,21 @@ pub enum Error {
     /// The file is encrypted, and there is no key.
     #[error("the file is encrypted and no key is at hand")]
     NoKey,
+    /// No space is left, or none but what is kept for root.
+    #[error("no space is left on the file system")]
+    NoSpace,
+    /// The file would be larger than the format allows.
+    #[error("the file would be too large")]
+    FileTooLarge,
+    /// The inode has as many names as the format allows.
+    #[error("too many links")]
+    TooManyLinks,
+    /// The value is larger than an attribute may be.
+    #[error("the value is too large")]
+    TooLarge,
+    /// It is in use in a way that excludes this.
+    #[error("it is busy")]
+    Busy,
     /// No memory within the budget.
     #[error("out of memory")]
     OutOfMemory,

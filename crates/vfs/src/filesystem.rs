@@ -3,8 +3,9 @@
 use bitflags::bitflags;
 
 use crate::attr::{Attr, FileSystemStat, InodeId};
+use crate::change::{FallocateMode, New, RenameMode, SetAttr, WriteMode, XattrMode};
 use crate::dir::{Cookie, DirSink};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::xattr::XattrName;
 
 /// What a lookup found.
@@ -106,10 +107,15 @@ pub trait FileSystem: Send + Sync + 'static {
     /// `NotFound`, `NotDirectory`, `NameTooLong`.
     fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Entry>;
 
-    /// The caller forgets `count` of the lookups that gave it this inode. May come for an inode
-    /// that it was never given, and never comes for lookups that outlive the mount.
-    fn forget(&self, id: InodeId, count: u64) {
-        let _ = (id, count);
+    /// Nobody knows the inode by its number any more: the last of the lookups (and of whatever
+    /// else gave its number away) is forgotten. An inode without a name is deleted by this, or by
+    /// its last close if that comes later. May come for an inode that was never given away, and
+    /// never comes for those that outlive the mount: [`Self::shut_down`] deletes what is left.
+    ///
+    /// Whoever numbers lookups (a mount) calls it when its count falls to nothing; whoever does
+    /// not (a library) calls it after each operation that may have taken the last name.
+    fn forget(&self, id: InodeId) {
+        let _ = id;
     }
 
     /// Attributes of an inode.
@@ -204,6 +210,200 @@ pub trait FileSystem: Send + Sync + 'static {
     /// # Errors
     /// `Unsupported`.
     fn fsxattr(&self, id: InodeId) -> Result<Fsxattr>;
+
+    /// Makes an inode and gives it the name `name` in directory `parent`. The entry counts as one
+    /// lookup.
+    ///
+    /// # Errors
+    /// `Exists`, `NameTooLong`, `NotFound` if the directory was removed, `NoSpace`,
+    /// `TooManyLinks`, `NotPermitted`, `ReadOnly`.
+    fn create(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        new: &New<'_>,
+        who: &Credentials,
+    ) -> Result<Entry> {
+        let _ = (parent, name, new, who);
+        Err(Error::ReadOnly)
+    }
+
+    /// Gives an inode that is no directory one more name. The entry counts as one lookup.
+    ///
+    /// # Errors
+    /// As [`Self::create`]; `NotPermitted` for a directory.
+    fn link(&self, id: InodeId, parent: InodeId, name: &[u8]) -> Result<Entry> {
+        let _ = (id, parent, name);
+        Err(Error::ReadOnly)
+    }
+
+    /// Takes the name `name` of what is no directory out of directory `parent`. Without names
+    /// left the inode lives until it is closed and forgotten ([`Self::forget`]).
+    ///
+    /// # Errors
+    /// `NotFound`, `IsDirectory`, `NotPermitted`, `ReadOnly`.
+    fn unlink(&self, parent: InodeId, name: &[u8]) -> Result<()> {
+        let _ = (parent, name);
+        Err(Error::ReadOnly)
+    }
+
+    /// Removes the empty directory `name` from directory `parent`.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, `NotEmpty`, `InvalidArgument` for `.`, `NotPermitted`,
+    /// `ReadOnly`.
+    fn rmdir(&self, parent: InodeId, name: &[u8]) -> Result<()> {
+        let _ = (parent, name);
+        Err(Error::ReadOnly)
+    }
+
+    /// Gives what is called `name` in `parent` the name `new_name` in `new_parent` instead; what
+    /// was called that is replaced, if it is of the same sort and not a directory with entries.
+    ///
+    /// # Errors
+    /// `NotFound`, `Exists` with [`RenameMode::NO_REPLACE`], `NotEmpty`, `IsDirectory`,
+    /// `NotDirectory`, `InvalidArgument` if a directory would become its own descendant,
+    /// `NoSpace`, `TooManyLinks`, `NotPermitted`, `ReadOnly`.
+    fn rename(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        new_parent: InodeId,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
+        let _ = (parent, name, new_parent, new_name, mode);
+        Err(Error::ReadOnly)
+    }
+
+    /// Sets attributes, all or none of them, and returns what they are then. A change of owner or
+    /// size takes set-uid, set-group-id and capabilities off a file, as chown(2) says.
+    ///
+    /// # Errors
+    /// `FileTooLarge`, `IsDirectory` for a size of a directory, `NoSpace`, `NotPermitted`,
+    /// `ReadOnly`, `InvalidArgument`.
+    fn set_attr(&self, id: InodeId, change: &SetAttr, who: &Credentials) -> Result<Attr> {
+        let _ = (id, change, who);
+        Err(Error::ReadOnly)
+    }
+
+    /// Writes `data` from `offset` on; returns how many bytes, fewer only if something failed
+    /// behind them. What was accepted has its space. `data` is not memory that a mapping of this
+    /// file system backs.
+    ///
+    /// # Errors
+    /// `NoSpace`, `FileTooLarge`, `NotPermitted`, `ReadOnly`.
+    fn write(&self, file: &Self::File, offset: u64, data: &[u8], mode: WriteMode) -> Result<usize> {
+        let _ = (file, offset, data, mode);
+        Err(Error::ReadOnly)
+    }
+
+    /// Changes what lies behind a range (fallocate(2)).
+    ///
+    /// # Errors
+    /// `Unsupported` for a mode that this file can't do, `InvalidArgument`, `NoSpace`,
+    /// `FileTooLarge`, `NotPermitted`, `ReadOnly`.
+    fn allocate(
+        &self,
+        file: &Self::File,
+        offset: u64,
+        length: u64,
+        mode: FallocateMode,
+    ) -> Result<()> {
+        let _ = (file, offset, length, mode);
+        Err(Error::ReadOnly)
+    }
+
+    /// Copies up to `length` bytes from one file to another, or within one if the ranges are
+    /// apart; returns how many.
+    ///
+    /// # Errors
+    /// As [`Self::read`] and [`Self::write`].
+    fn copy_range(
+        &self,
+        from: &Self::File,
+        from_offset: u64,
+        to: &Self::File,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        let _ = (from, from_offset, to, to_offset, length);
+        Err(Error::ReadOnly)
+    }
+
+    /// Makes a file durable; with `data_only` without those attributes that are not needed to
+    /// find its data. An error of writing back is told once to each open file.
+    ///
+    /// # Errors
+    /// `Io`, `ReadOnly` once the file system has turned read-only.
+    fn sync_file(&self, file: &Self::File, data_only: bool) -> Result<()> {
+        let _ = (file, data_only);
+        Ok(())
+    }
+
+    /// Makes the changes of a directory durable.
+    ///
+    /// # Errors
+    /// As [`Self::sync_file`].
+    fn sync_dir(&self, dir: &Self::Directory) -> Result<()> {
+        let _ = dir;
+        Ok(())
+    }
+
+    /// Makes everything durable.
+    ///
+    /// # Errors
+    /// As [`Self::sync_file`].
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    /// `Exists`, `NoAttribute` by `mode`; `NoSpace`, `TooLarge`, `Unsupported` for a namespace
+    /// that does not exist here, `InvalidArgument`, `NotPermitted`, `ReadOnly`.
+    fn set_xattr(&self, id: InodeId, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        let _ = (id, name, value, mode);
+        Err(Error::ReadOnly)
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// `NoAttribute`, and as [`Self::set_xattr`].
+    fn remove_xattr(&self, id: InodeId, name: &[u8]) -> Result<()> {
+        let _ = (id, name);
+        Err(Error::ReadOnly)
+    }
+
+    /// Sets the flags of FS_IOC_SETFLAGS.
+    ///
+    /// # Errors
+    /// `Unsupported` for one that can't be changed, `NotPermitted`, `ReadOnly`.
+    fn set_flags(&self, id: InodeId, flags: u32, who: &Credentials) -> Result<()> {
+        let _ = (id, flags, who);
+        Err(Error::ReadOnly)
+    }
+
+    /// Sets the attributes of FS_IOC_FSSETXATTR: the flags and the project.
+    ///
+    /// # Errors
+    /// As [`Self::set_flags`].
+    fn set_fsxattr(&self, id: InodeId, attributes: &Fsxattr, who: &Credentials) -> Result<()> {
+        let _ = (id, attributes, who);
+        Err(Error::ReadOnly)
+    }
+
+    /// Tells the device of free space in the bytes `offset .. offset + length` of the file system,
+    /// in runs of at least `least` bytes; returns how many bytes it told of.
+    ///
+    /// # Errors
+    /// `Unsupported` if the device takes no advice, `ReadOnly`.
+    fn trim(&self, offset: u64, length: u64, least: u64) -> Result<u64> {
+        let _ = (offset, length, least);
+        Err(Error::Unsupported("telling the device of free space"))
+    }
 
     /// Called once when the last user is gone: everything is on disk when it returns.
     ///

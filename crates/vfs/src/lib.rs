@@ -5,12 +5,14 @@
 //! with no lock held, from any thread.
 
 pub mod attr;
+pub mod change;
 pub mod dir;
 pub mod error;
 pub mod filesystem;
 pub mod xattr;
 
 pub use attr::{Attr, FileKind, FileSystemStat, InodeId, Timestamp};
+pub use change::{FallocateMode, New, NewKind, RenameMode, SetAttr, SetTime, WriteMode, XattrMode};
 pub use dir::{Cookie, DirEntry, DirSink};
 pub use error::{Error, Place, Result};
 pub use filesystem::{
