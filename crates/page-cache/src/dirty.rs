@@ -196,6 +196,7 @@ fn split(page: u64) -> (u64, u64) {
 /// The words that `pages` lie in, each with their bits there.
 fn words(pages: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
     let (first, last) = (pages.start / WORD, pages.end.div_ceil(WORD));
+    let last = if pages.is_empty() { first } else { last };
     (first..last).map(move |key| {
         let from = pages.start.max(key * WORD) - key * WORD;
         let count = pages.end.min((key + 1) * WORD) - key * WORD - from;
