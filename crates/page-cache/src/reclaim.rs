@@ -107,20 +107,30 @@ fn take(folio: &Arc<Folio>, pressure: Pressure) -> bool {
             return false;
         }
     }
+    if !may_go(folio) {
+        // Not even locked: giving the lock up would wake those who wait for a frame, in vain.
+        return false;
+    }
     let Some(guard) = PageLockGuard::try_lock(folio) else {
         return false;
     };
-    // Dirty is set under the page lock only, so this stays true. A page under writeback is not on
-    // the device yet, or its blocks are not mapped.
-    if folio.state.unclean() != 0 {
-        #[cfg(test)]
-        if folio.shared().mutants.reclaim_takes_dirty && !folio.state.is_writeback() {
-            folio.pages.clear_dirty(&guard, crate::write_batch::WHOLE);
-            return folio.pages.remove_locked(&guard);
-        }
+    // Dirty is set under the page lock only, so now the answer stays true.
+    if !may_go(folio) {
         return false;
     }
+    #[cfg(test)]
+    folio.pages.clear_dirty(&guard, crate::write_batch::WHOLE);
     !folio.state.is_detached() && folio.pages.remove_locked(&guard)
+}
+
+/// Whether the device has all that `folio` holds: a page under writeback is not there yet, or its
+/// blocks are not mapped.
+fn may_go(folio: &Folio) -> bool {
+    #[cfg(test)]
+    if folio.shared().mutants.reclaim_takes_dirty {
+        return !folio.state.is_writeback();
+    }
+    folio.state.unclean() == 0
 }
 
 fn place(number: u32) -> (usize, usize) {

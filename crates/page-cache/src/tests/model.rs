@@ -177,6 +177,8 @@ fn run(block_size: usize, steps: Vec<Step>) -> Result<(), TestCaseError> {
         prop_assert!(usage.dirty_bytes <= SMALL / 3, "{usage:?}");
         prop_assert_eq!(mapping.backing().violations(), 0);
     }
+    mapping.backing().fail_reads(0);
+    mapping.backing().fail_segments(0);
     // At last, all of it: from the cache, and from the device alone.
     for _ in 0..2 {
         let all = read_with(&mapping, &Readahead::new(), 0, file.len() + 1);
