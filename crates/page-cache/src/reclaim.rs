@@ -108,29 +108,30 @@ fn take(folio: &Arc<Folio>, pressure: Pressure) -> bool {
         }
     }
     if !may_go(folio) {
-        // Not even locked: giving the lock up would wake those who wait for a frame, in vain.
+        // Not even locked: giving the lock up would wake those who wait for a frame, in vain, and
+        // this may be one of them.
         return false;
     }
     let Some(guard) = PageLockGuard::try_lock(folio) else {
         return false;
     };
-    // Dirty is set under the page lock only, so now the answer stays true.
+    // Pages become dirty under the page lock only, so now the answer stays.
     if !may_go(folio) {
         return false;
     }
     #[cfg(test)]
     folio.pages.clear_dirty(&guard, crate::write_batch::WHOLE);
-    !folio.state.is_detached() && folio.pages.remove_locked(&guard)
+    folio.pages.remove_locked(&guard)
 }
 
-/// Whether the device has all that `folio` holds: a page under writeback is not there yet, or its
-/// blocks are not mapped.
+/// Whether `folio` is in the cache and the device has all that it holds: a page under writeback is
+/// not there yet, or its blocks are not mapped.
 fn may_go(folio: &Folio) -> bool {
     #[cfg(test)]
-    if folio.shared().mutants.reclaim_takes_dirty {
-        return !folio.state.is_writeback();
+    if folio.shared().mutants.reclaim_takes_dirty && !folio.state.is_writeback() {
+        return !folio.state.is_detached();
     }
-    folio.state.unclean() == 0
+    folio.state.unclean() == 0 && !folio.state.is_detached()
 }
 
 fn place(number: u32) -> (usize, usize) {

@@ -393,9 +393,28 @@ fn shuttle_reclaiming_dirty_pages_is_caught() {
 #[should_panic(expected = "stale")]
 fn shuttle_dirtying_after_unlocking_is_caught() {
     check(|| {
-        written_and_read(Mutants {
+        written_and_reclaimed(Mutants {
             dirty_unlocked: true,
             ..Mutants::default()
         });
     });
+}
+
+fn written_and_reclaimed(mutants: Mutants) {
+    let world = World::new(mutants);
+    let threads = vec![
+        world.thread("writer", |world| world.write(1)),
+        world.thread("reclaim", World::reclaim),
+        world.thread("reclaim", World::reclaim),
+    ];
+    for thread in threads {
+        thread.join().expect("a thread");
+    }
+    (0..PAGES).for_each(|page| world.read(page));
+    world.end(Vec::new());
+}
+
+#[test]
+fn shuttle_write_reclaim() {
+    check(|| written_and_reclaimed(Mutants::default()));
 }
