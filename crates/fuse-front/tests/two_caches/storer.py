@@ -55,7 +55,7 @@ def load(sector):
     if data == last.get(sector, (None, 0))[0]:
         return note(SEEN, sector, 32 << 8, begin, end, last[sector][1])
     words = unpack(data)
-    run = None
+    runs, run = [], None
     for unit in range(SECTOR // UNIT):
         tag, value = words[2 * unit], words[2 * unit + 1]
         if tag not in (0, tags[sector][unit]):
@@ -67,12 +67,10 @@ def load(sector):
         else:
             run = [unit, value, unit + 1]
             runs.append(run)
-    while runs:
-        first, value, to = runs.pop()
+    for first, value, to in runs:
         note(SEEN, sector, first | to << 8, begin, end, value)
 
 
-runs = []
 print("ready", flush=True)
 os.set_blocking(0, False)
 turns = 0
