@@ -10,6 +10,7 @@
 //! backing                              what the page cache asks for
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
 //! system_zones                         blocks that no file may own
+//! change                               what changes metadata
 //! mount  support  recovery  orphan     opening: checks, features, the journal, orphans
 //! info  journal_location               what an image is, told without opening it
 //! mkfs                                 making: needs none of the above
@@ -19,6 +20,7 @@
 //! read, a checksum before the bytes it covers are believed.
 
 mod backing;
+mod change;
 mod cookie;
 mod dir;
 mod error;
