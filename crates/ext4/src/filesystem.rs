@@ -12,7 +12,8 @@ use pagefence_vfs::{
 };
 
 use crate::backing::FileData;
-use crate::inode::{DiskInode, Inode};
+use crate::disk_inode::DiskInode;
+use crate::inode::Inode;
 use crate::inode_cache::InodeCache;
 use crate::instance::Instance;
 use crate::map_blocks::Target;
@@ -77,7 +78,7 @@ impl FileSystem {
     /// Makes sure that the root directory can be read.
     pub(crate) fn check_root(&self) -> Result<()> {
         let root = self.dir_inode(InodeId(u64::from(InodeNo::ROOT.0)))?;
-        self.instance.dot_dot(&root.disk).map(|_| ())
+        self.instance.dot_dot(&root.disk()).map(|_| ())
     }
 
     /// The number of an inode that users may reach: the root, or one for files.
@@ -101,25 +102,30 @@ impl FileSystem {
     /// What the disk says of an inode, without bringing it into core.
     fn disk_inode(&self, number: InodeNo) -> Result<Arc<DiskInode>> {
         match self.inodes.get(number) {
-            Some(inode) => Ok(Arc::clone(&inode.disk)),
+            Some(inode) => Ok(inode.disk()),
             None => Ok(Arc::new(DiskInode::read(&self.instance, number)?)),
         }
     }
 
+    /// The attributes of an inode, which stays out of core if it is.
+    fn attr_of_inode(&self, number: InodeNo) -> Result<Attr> {
+        if let Some(inode) = self.inodes.get(number) {
+            return Ok(inode.attr(&self.instance));
+        }
+        let disk = DiskInode::read(&self.instance, number)?;
+        if disk.is_ea_inode() {
+            return Err(Error::Stale);
+        }
+        Ok(disk.attr(&self.instance))
+    }
+
     /// Attributes of an inode that a directory entry names.
     pub(crate) fn attr_by_number(&self, number: InodeNo) -> Result<Attr> {
-        let disk = self
+        let attr = self
             .user_inode(InodeId(u64::from(number.0)))
-            .and_then(|number| self.disk_inode(number))
-            .and_then(|disk| {
-                if disk.is_ea_inode() {
-                    Err(Error::Stale)
-                } else {
-                    Ok(disk)
-                }
-            });
-        match disk {
-            Ok(disk) => Ok(disk.attr(&self.instance)),
+            .and_then(|number| self.attr_of_inode(number));
+        match attr {
+            Ok(attr) => Ok(attr),
             Err(Error::Stale) => {
                 let what = "a directory entry names an inode that is not in use, or not for files";
                 Err(self.instance.damaged(number, None, what))
@@ -130,7 +136,7 @@ impl FileSystem {
 
     fn dir_inode(&self, id: InodeId) -> Result<Arc<Inode>> {
         let inode = self.inode(id)?;
-        if inode.disk.kind == FileKind::Directory {
+        if inode.core.kind == FileKind::Directory {
             Ok(inode)
         } else {
             Err(Error::NotDirectory)
@@ -236,15 +242,19 @@ impl pagefence_vfs::FileSystem for FileSystem {
             return Err(Error::NameTooLong);
         }
         let dir = self.dir_inode(parent)?;
-        let number = match name {
-            b"." => dir.disk.number,
-            b".." => self.instance.dot_dot(&dir.disk)?,
-            _ => match self.instance.find_entry(&dir, name)? {
-                Some(number) => number,
-                // Stored names are ciphertext: what is asked for may well be there.
-                None if dir.disk.is_encrypted() => return Err(Error::NoKey),
-                None => return Err(Error::NotFound),
-            },
+        let mut held = Held::at_entry();
+        let number = {
+            let (_entries, _held) = dir.lock.read(&mut held);
+            match name {
+                b"." => dir.core.number,
+                b".." => self.instance.dot_dot(&dir.disk())?,
+                _ => match self.instance.find_entry(&dir, name)? {
+                    Some(number) => number,
+                    // Stored names are ciphertext: what is asked for may well be there.
+                    None if dir.disk().is_encrypted() => return Err(Error::NoKey),
+                    None => return Err(Error::NotFound),
+                },
+            }
         };
         Ok(Entry {
             attr: self.attr_by_number(number)?,
@@ -253,7 +263,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
 
     fn attr(&self, id: InodeId) -> Result<Attr> {
         let number = self.user_inode(id)?;
-        Ok(self.disk_inode(number)?.attr(&self.instance))
+        self.attr_of_inode(number)
     }
 
     fn read_link(&self, id: InodeId) -> Result<Vec<u8>> {
@@ -276,12 +286,12 @@ impl pagefence_vfs::FileSystem for FileSystem {
 
     fn open(&self, id: InodeId, write: bool) -> Result<File> {
         let inode = self.inode(id)?;
-        match inode.disk.kind {
+        match inode.core.kind {
             FileKind::Regular => {}
             FileKind::Directory => return Err(Error::IsDirectory),
             _ => return Err(Error::InvalidArgument),
         }
-        if inode.disk.is_encrypted() {
+        if inode.disk().is_encrypted() {
             return Err(Error::NoKey);
         }
         if write {
@@ -307,7 +317,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
     }
 
     fn seek(&self, file: &File, offset: u64, whence: Whence) -> Result<u64> {
-        self.seek_run(&file.inode.disk, offset, whence)
+        self.seek_run(&file.inode.disk(), offset, whence)
     }
 
     fn extents(
@@ -327,7 +337,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
 
     fn open_dir(&self, id: InodeId) -> Result<Directory> {
         let inode = self.dir_inode(id)?;
-        if inode.disk.is_encrypted() {
+        if inode.disk().is_encrypted() {
             return Err(Error::NoKey);
         }
         self.directory(inode)

@@ -22,7 +22,9 @@
 mod backing;
 mod change;
 mod cookie;
+mod delalloc;
 mod dir;
+mod disk_inode;
 mod error;
 mod extents;
 mod filesystem;

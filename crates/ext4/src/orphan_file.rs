@@ -7,7 +7,7 @@ use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo};
 use pagefence_vfs::Result;
 
 use crate::change::Transaction;
-use crate::inode::DiskInode;
+use crate::disk_inode::DiskInode;
 use crate::instance::Instance;
 
 /// `ob_magic` (`EXT4_ORPHAN_BLOCK_MAGIC`).

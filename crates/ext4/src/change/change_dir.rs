@@ -8,8 +8,8 @@ use pagefence_vfs::{Error, Result};
 use crate::change::append_block::append_block;
 use crate::change::split_htree;
 use crate::change::transaction::Transaction;
+use crate::disk_inode::{DiskInode, kind_of};
 use crate::error::At;
-use crate::inode::{DiskInode, kind_of};
 
 /// Bytes of the parent's number that open an inline directory.
 const INLINE_PARENT: usize = 4;

@@ -10,8 +10,8 @@ use pagefence_vfs::Result;
 use crate::change::free_blocks::free_blocks;
 use crate::change::transaction::Transaction;
 use crate::change::{remove_block_map, remove_extents};
+use crate::disk_inode::{DiskInode, kind_of};
 use crate::error::At;
-use crate::inode::{DiskInode, kind_of};
 use crate::map_blocks::Target;
 
 /// How far a removal came.

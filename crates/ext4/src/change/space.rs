@@ -41,11 +41,6 @@ impl Space {
         }
     }
 
-    /// What no file may own.
-    pub(crate) fn zones(&self) -> &SystemZones {
-        &self.zones
-    }
-
     /// Makes sure that `inode` may own `count` blocks from `start` on.
     pub(crate) fn check(
         &self,

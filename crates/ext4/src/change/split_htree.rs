@@ -8,9 +8,9 @@ use pagefence_vfs::Result;
 
 use crate::change::append_block::append_block;
 use crate::change::change_dir::Directory;
+use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::htree::DxPath;
-use crate::inode::DiskInode;
 
 /// Where the entries of the root start.
 const ROOT_START: usize = 32;

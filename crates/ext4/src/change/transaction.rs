@@ -83,6 +83,13 @@ impl<'a> Transaction<'a> {
         }
     }
 
+    /// The number of the transaction in the journal; 0 for a gathered one.
+    pub(crate) fn tid(&self) -> u64 {
+        match &self.backend {
+            Backend::Gathered(_) => 0,
+        }
+    }
+
     /// Whether nothing is changed.
     pub(crate) fn is_empty(&self) -> bool {
         match &self.backend {
