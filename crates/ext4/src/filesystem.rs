@@ -7,8 +7,9 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_page_cache::{Mapping, PageCache, ReadError, Readahead};
 use pagefence_vfs::{
-    Access, Attr, Cookie, Credentials, DirSink, Entry, Error, ExtentInfo, ExtentState, FileKind,
-    FileSystemStat, Fsxattr, InodeId, Result, Whence, XattrName,
+    Access, Attr, Cookie, Credentials, DirSink, Entry, Error, ExtentInfo, ExtentState,
+    FallocateMode, FileKind, FileSystemStat, Fsxattr, InodeId, New, RenameMode, Result, SetAttr,
+    Whence, WriteMode, XattrMode, XattrName,
 };
 
 use crate::backing::FileData;
@@ -38,7 +39,7 @@ const XFLAGS: [(InodeFlags, u32); 7] = [
 pub struct FileSystem {
     pub(crate) instance: Arc<Instance>,
     pub(crate) cache: Arc<PageCache>,
-    inodes: InodeCache<Inode>,
+    pub(crate) inodes: InodeCache<Inode>,
     stat: Mutex<Option<FileSystemStat>>,
     notes: Vec<String>,
 }
@@ -46,8 +47,8 @@ pub struct FileSystem {
 /// An open regular file.
 #[derive(Debug)]
 pub struct File {
-    inode: Arc<Inode>,
-    mapping: Arc<Mapping<FileData>>,
+    pub(crate) inode: Arc<Inode>,
+    pub(crate) mapping: Arc<Mapping<FileData>>,
     readahead: Readahead,
 }
 
@@ -82,7 +83,7 @@ impl FileSystem {
     }
 
     /// The number of an inode that users may reach: the root, or one for files.
-    fn user_inode(&self, id: InodeId) -> Result<InodeNo> {
+    pub(crate) fn user_inode(&self, id: InodeId) -> Result<InodeNo> {
         let superblock = &self.instance.superblock;
         u32::try_from(id.0)
             .ok()
@@ -92,7 +93,7 @@ impl FileSystem {
             .ok_or(Error::Stale)
     }
 
-    fn inode(&self, id: InodeId) -> Result<Arc<Inode>> {
+    pub(crate) fn inode(&self, id: InodeId) -> Result<Arc<Inode>> {
         let number = self.user_inode(id)?;
         self.inodes.get_or_load(number, || {
             Ok(Inode::new(DiskInode::read(&self.instance, number)?))
@@ -134,7 +135,7 @@ impl FileSystem {
         }
     }
 
-    fn dir_inode(&self, id: InodeId) -> Result<Arc<Inode>> {
+    pub(crate) fn dir_inode(&self, id: InodeId) -> Result<Arc<Inode>> {
         let inode = self.inode(id)?;
         if inode.core.kind == FileKind::Directory {
             Ok(inode)
@@ -384,5 +385,101 @@ impl pagefence_vfs::FileSystem for FileSystem {
             extents: 0,
             project: disk.record.project().unwrap_or(0),
         })
+    }
+
+    fn forget(&self, id: InodeId) {
+        self.forget_inode(id);
+    }
+
+    fn create(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        new: &New<'_>,
+        who: &Credentials,
+    ) -> Result<Entry> {
+        self.create_entry(parent, name, new, who)
+    }
+
+    fn link(&self, id: InodeId, parent: InodeId, name: &[u8]) -> Result<Entry> {
+        self.link_entry(id, parent, name)
+    }
+
+    fn unlink(&self, parent: InodeId, name: &[u8]) -> Result<()> {
+        self.unlink_entry(parent, name)
+    }
+
+    fn rmdir(&self, parent: InodeId, name: &[u8]) -> Result<()> {
+        self.remove_dir(parent, name)
+    }
+
+    fn rename(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        new_parent: InodeId,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
+        self.rename_entry(parent, name, new_parent, new_name, mode)
+    }
+
+    fn set_attr(&self, id: InodeId, change: &SetAttr, who: &Credentials) -> Result<Attr> {
+        self.change_attr(id, change, who)
+    }
+
+    fn write(&self, file: &File, offset: u64, data: &[u8], mode: WriteMode) -> Result<usize> {
+        self.write_file(file, offset, data, mode)
+    }
+
+    fn allocate(&self, file: &File, offset: u64, length: u64, mode: FallocateMode) -> Result<()> {
+        self.fallocate(file, offset, length, mode)
+    }
+
+    fn copy_range(
+        &self,
+        from: &File,
+        from_offset: u64,
+        to: &File,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        self.copy_file_range((from, from_offset), (to, to_offset), length)
+    }
+
+    fn sync_file(&self, file: &File, data_only: bool) -> Result<()> {
+        self.fsync(file, data_only)
+    }
+
+    fn sync_dir(&self, dir: &Directory) -> Result<()> {
+        self.fsync_dir(dir)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.sync_all()
+    }
+
+    fn set_xattr(&self, id: InodeId, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        self.change_xattr(id, name, Some(value), mode)
+    }
+
+    fn remove_xattr(&self, id: InodeId, name: &[u8]) -> Result<()> {
+        self.change_xattr(id, name, None, XattrMode::Replace)
+    }
+
+    fn set_flags(&self, id: InodeId, flags: u32, who: &Credentials) -> Result<()> {
+        self.change_flags(id, flags, who)
+    }
+
+    fn set_fsxattr(&self, id: InodeId, attributes: &Fsxattr, who: &Credentials) -> Result<()> {
+        self.change_fsxattr(id, attributes, who)
+    }
+
+    fn trim(&self, offset: u64, length: u64, least: u64) -> Result<u64> {
+        self.trim_free_space(offset, length, least)
+    }
+
+    fn shut_down(&self) -> Result<()> {
+        self.unmount()
     }
 }
