@@ -213,8 +213,8 @@ mod tests {
             "/sbin/mount.fuse.pagefence /i /m -n -v -o ro,cache=1G -t x -o offset=5 -f",
         ] {
             let got = mount(line);
-            assert_eq!(got.image, Path::new("/i"), "{line}");
-            assert_eq!(got.mountpoint, Path::new("/m"), "{line}");
+            let places = got.places().expect("an image and a mount point");
+            assert_eq!(places, (Path::new("/i"), Path::new("/m")), "{line}");
             assert_eq!(got.options, ["ro,cache=1G", "offset=5"], "{line}");
             assert!(got.foreground && !got.debug && !got.single_thread, "{line}");
         }
