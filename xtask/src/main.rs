@@ -26,6 +26,9 @@ enum Chore {
     /// Compare pagefence's mount of each image with the kernel's, name by name and byte by byte
     /// (root, loop devices, /dev/fuse).
     DiffWalk(diff_walk::Arguments),
+    /// A process that `bench` starts.
+    #[command(hide = true)]
+    BenchWorker(bench::writes::WorkerArguments),
     /// Measure pagefence, fuse2fs and the kernel in turn (root, loop devices, /dev/fuse, fio).
     Bench(bench::Arguments),
     /// Show that the server's memory stays within its budget (root, loop devices, /dev/fuse).
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Chore::Images(arguments) => images::run(&arguments),
         Chore::DiffWalk(arguments) => diff_walk::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
+        Chore::BenchWorker(arguments) => bench::writes::worker(&arguments),
         Chore::ProveMemory(arguments) => memory::run(&arguments),
     };
     match outcome {
