@@ -51,6 +51,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         Some(directory) => Scratch::within(directory)?,
         None => Scratch::new()?,
     };
+    let places = Places {
+        server,
+        source: arguments.directory.clone(),
+        ours: scratch.directory("mnt-pagefence")?,
+        kernels: scratch.directory("mnt-kernel")?,
+    };
     let mut report = Report::default();
     for kind in &arguments.types {
         for block_size in &arguments.block_sizes {
@@ -60,9 +66,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
                 report.start_image(&image);
                 report.start_pass(&format!("written by {writer}"));
                 let done = if writer == "pagefence" {
-                    in_by_us(&server, arguments, &image, &scratch, &mut report)
+                    places.in_by_us(&image, &mut report)
                 } else {
-                    in_by_the_kernel(&server, arguments, &image, &scratch, &mut report)
+                    places.in_by_the_kernel(&image, &mut report)
                 };
                 if let Err(error) = done {
                     report.mismatch(Path::new("/"), &format!("{error:#}"));
@@ -102,50 +108,43 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     .context("copying")
 }
 
-fn in_by_us(
-    server: &Server,
-    arguments: &Arguments,
-    image: &Path,
-    scratch: &Scratch,
-    report: &mut Report,
-) -> Result<()> {
-    let directory = scratch.directory("mnt-pagefence")?;
-    let mount = ServedMount::new(server, image, &directory, "rw")?;
-    let copied = copy(&arguments.directory, &directory);
-    mount.unmount()?;
-    copied?;
-    if let Some(complaints) = check::complaints(image)? {
-        report.mismatch(Path::new("/"), &format!("e2fsck: {complaints}"));
+/// Where things are.
+struct Places {
+    server: Server,
+    source: PathBuf,
+    ours: PathBuf,
+    kernels: PathBuf,
+}
+
+impl Places {
+    fn in_by_us(&self, image: &Path, report: &mut Report) -> Result<()> {
+        let mount = ServedMount::new(&self.server, image, &self.ours, "rw")?;
+        let copied = copy(&self.source, &self.ours);
+        mount.unmount()?;
+        copied?;
+        if let Some(complaints) = check::complaints(image)? {
+            report.mismatch(Path::new("/"), &format!("e2fsck: {complaints}"));
+        }
+        let mount = KernelMount::new(image, &self.kernels, Access::ReadOnly, "ro")?;
+        let compared = entry_by_entry(&self.source, &self.kernels, report);
+        mount.unmount()?;
+        compared
     }
-    let directory = scratch.directory("mnt-kernel")?;
-    let mount = KernelMount::new(image, &directory, Access::ReadOnly, "ro")?;
-    let compared = without_lost_found(&arguments.directory, &directory, report);
-    mount.unmount()?;
-    compared
+
+    fn in_by_the_kernel(&self, image: &Path, report: &mut Report) -> Result<()> {
+        let mount = KernelMount::new(image, &self.kernels, Access::ReadWrite, "rw")?;
+        let copied = copy(&self.source, &self.kernels);
+        mount.unmount()?;
+        copied?;
+        let mount = ServedMount::new(&self.server, image, &self.ours, "rw")?;
+        let compared = entry_by_entry(&self.source, &self.ours, report);
+        mount.unmount()?;
+        compared
+    }
 }
 
-fn in_by_the_kernel(
-    server: &Server,
-    arguments: &Arguments,
-    image: &Path,
-    scratch: &Scratch,
-    report: &mut Report,
-) -> Result<()> {
-    let directory = scratch.directory("mnt-kernel")?;
-    let mount = KernelMount::new(image, &directory, Access::ReadWrite, "rw")?;
-    let copied = copy(&arguments.directory, &directory);
-    mount.unmount()?;
-    copied?;
-    let directory = scratch.directory("mnt-pagefence")?;
-    let mount = ServedMount::new(server, image, &directory, "rw")?;
-    let compared = without_lost_found(&arguments.directory, &directory, report);
-    mount.unmount()?;
-    compared
-}
-
-/// Compares the copy with what was copied; the copy's own `lost+found` is removed from sight by
-/// comparing entry by entry.
-fn without_lost_found(source: &Path, copy: &Path, report: &mut Report) -> Result<()> {
+/// Compares the copy with what was copied, but for the root itself: the copy has a `lost+found`.
+fn entry_by_entry(source: &Path, copy: &Path, report: &mut Report) -> Result<()> {
     let mut compared = 0;
     for entry in std::fs::read_dir(source)? {
         let name = entry?.file_name();
