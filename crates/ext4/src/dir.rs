@@ -6,8 +6,9 @@ use pagefence_ext4_format::{FileBlock, InodeNo, htree};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, FileKind, Result};
 
+use crate::disk_inode::DiskInode;
 use crate::error::At;
-use crate::inode::{DiskInode, Inode};
+use crate::inode::Inode;
 use crate::instance::{Instance, checked};
 use crate::map_blocks::Target;
 use crate::name_index::{KnownNames, NameIndex};
@@ -163,7 +164,7 @@ impl Instance {
 
     /// Finds a name (neither "." nor "..").
     pub(crate) fn find_entry(&self, inode: &Inode, name: &[u8]) -> Result<Option<InodeNo>> {
-        let disk = &inode.disk;
+        let disk = &*inode.disk();
         if disk.has_inline_data() {
             return self.with_inline_dir(disk, |dir| {
                 dir.find(name)
@@ -256,7 +257,7 @@ impl Instance {
             KnownNames::Refused => return Ok(None),
         }
         // With no lock held: two threads may make one each, and one of them goes again.
-        let index = match self.make_name_index(&inode.disk, blocks) {
+        let index = match self.make_name_index(&inode.disk(), blocks) {
             Ok(index) => index.map(Arc::new),
             Err(Error::Corrupt { .. }) => None,
             Err(error) => return Err(error),

@@ -6,8 +6,8 @@ use pagefence_ext4_format::{BlockNo, Corruption, FileBlock};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
 
+use crate::disk_inode::DiskInode;
 use crate::error::At;
-use crate::inode::DiskInode;
 use crate::instance::{Instance, checked};
 
 /// The way from the root of an index to one block of entries.

@@ -35,7 +35,7 @@ pub(crate) mod checked {
 #[derive(Debug)]
 pub(crate) struct Instance {
     pub(crate) superblock: Superblock,
-    pub(crate) buffers: BufferCache,
+    pub(crate) buffers: Arc<BufferCache>,
     pub(crate) limits: BlockLimits,
     pub(crate) map_shape: MapShape,
     pub(crate) dir_format: DirFormat,
@@ -63,7 +63,7 @@ impl Instance {
     ) -> Option<Self> {
         let block_size = superblock.block_size();
         Some(Self {
-            buffers: BufferCache::new(device, block_size, metadata_bytes),
+            buffers: Arc::new(BufferCache::new(device, block_size, metadata_bytes)),
             limits: BlockLimits::from(&superblock),
             map_shape: MapShape::new(block_size)?,
             dir_format: DirFormat::from(&superblock),

@@ -10,6 +10,7 @@
 //! backing                              what the page cache asks for
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
 //! system_zones                         blocks that no file may own
+//! change                               what changes metadata
 //! mount  support  recovery  orphan     opening: checks, features, the journal, orphans
 //! info  journal_location               what an image is, told without opening it
 //! mkfs                                 making: needs none of the above
@@ -19,11 +20,17 @@
 //! read, a checksum before the bytes it covers are believed.
 
 mod backing;
+mod change;
 mod cookie;
+mod delalloc;
 mod dir;
+mod disk_inode;
 mod error;
 mod extents;
+mod fallocate;
+mod file_write;
 mod filesystem;
+mod fsync;
 mod group;
 mod htree;
 mod indirect;
@@ -38,14 +45,19 @@ mod memory;
 pub mod mkfs;
 mod mount;
 mod name_index;
+mod namespace;
 mod orphan;
 mod orphan_file;
 mod read_dir;
 mod recovery;
+mod rename;
+mod set_xattr;
+mod setattr;
 mod statfs;
 mod support;
 mod symlink;
 mod system_zones;
+mod trim;
 mod xattr;
 
 pub use filesystem::{File, FileSystem};

@@ -6,9 +6,9 @@ use pagefence_ext4_format::inode::FileKind;
 use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo};
 use pagefence_vfs::Result;
 
-use crate::inode::DiskInode;
+use crate::change::Transaction;
+use crate::disk_inode::DiskInode;
 use crate::instance::Instance;
-use crate::recovery::Transaction;
 
 /// `ob_magic` (`EXT4_ORPHAN_BLOCK_MAGIC`).
 const MAGIC: u32 = 0x0B10_CA04;

@@ -3,38 +3,20 @@
 //! ```text
 //! journal        where the journal lies; its replay, in memory or on disk
 //! superblock     what recovery reads from the superblock and writes into it
-//!
-//! transaction    changes that belong together       store    where they go
-//! free_blocks  free_inode                            bitmaps, descriptors, counts
-//! remove_blocks: remove_extents, remove_block_map    the end of a file
-//! release_xattrs  shorten_inline                     attributes, data in the inode
-//!
+//! store          where the transactions of recovery go
 //! fast_commit    what fast commits say
-//! space  extent_tree  append_block                   blocks taken, mapped, added
-//! change_dir  split_htree                            names put in and taken out
 //! ```
+//!
+//! What it changes it changes by the rooms of [`crate::change`].
 //!
 //! Read-only, everything happens in an overlay in memory. Otherwise the journal is written back,
 //! then orphans are dealt with, then the superblock stops asking for recovery: cut off at any
 //! moment, recovery starts over and ends the same (`docs/CRASH.md`).
 
-mod append_block;
-mod change_dir;
-mod extent_tree;
 mod fast_commit;
-mod free_blocks;
-mod free_inode;
 mod journal;
-mod release_xattrs;
-mod remove_block_map;
-mod remove_blocks;
-mod remove_extents;
-mod shorten_inline;
-mod space;
-mod split_htree;
 mod store;
 mod superblock;
-mod transaction;
 
 use pagefence_block_io::Device;
 use pagefence_ext4_format::features::{Compat, Incompat};
@@ -45,15 +27,10 @@ use crate::mount::{MountError, MountOptions};
 use crate::orphan::{may_have_orphans, settle_orphans};
 use crate::support;
 
-pub(crate) use free_inode::free_inode;
 use journal::Journal;
 pub(crate) use journal::of_map;
-pub(crate) use release_xattrs::release_xattrs;
-pub(crate) use remove_blocks::{Progress, remove_blocks, zero_tail};
-pub(crate) use shorten_inline::shorten_inline;
 pub(crate) use store::Store;
 pub(crate) use superblock::{mark_error, timestamp, write as write_superblock};
-pub(crate) use transaction::Transaction;
 
 /// What recovery leaves to open.
 pub(crate) struct Recovered {

@@ -9,8 +9,8 @@ use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Access, Credentials, Error, FileKind, Result, XattrName};
 
+use crate::disk_inode::DiskInode;
 use crate::error::At;
-use crate::inode::DiskInode;
 use crate::instance::{Instance, checked};
 use crate::map_blocks::Target;
 

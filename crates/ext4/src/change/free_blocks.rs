@@ -6,13 +6,12 @@ use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
 
+use crate::change::transaction::Transaction;
 use crate::error::At;
 use crate::instance::Instance;
-use crate::recovery::transaction::Transaction;
-use crate::system_zones::SystemZones;
 
 /// Buffers that passed the check of block bitmaps remember it so.
-pub(super) const BLOCK_BITMAP: u32 = 1 << 8;
+pub(crate) const BLOCK_BITMAP: u32 = 1 << 8;
 
 /// Frees `count` blocks from `start` on, which `inode` owns.
 ///
@@ -21,7 +20,6 @@ pub(super) const BLOCK_BITMAP: u32 = 1 << 8;
 /// system itself, or one is free already; `Io`.
 pub(crate) fn free_blocks(
     transaction: &mut Transaction<'_>,
-    zones: &SystemZones,
     inode: InodeNo,
     start: BlockNo,
     count: u32,
@@ -31,9 +29,7 @@ pub(crate) fn free_blocks(
     if !instance.limits.contains(start, count) {
         return refuse("it owns blocks outside the file system");
     }
-    if zones.overlap(start, count) {
-        return refuse("it owns blocks of the file system itself");
-    }
+    transaction.check_owned(inode, start, count)?;
     if instance.superblock.blocks_per_cluster() != 1 {
         return refuse("its blocks are freed by clusters only");
     }
@@ -44,24 +40,20 @@ pub(crate) fn free_blocks(
     for piece in &pieces {
         free(transaction, piece)?;
     }
-    let superblock = &mut transaction.superblock;
-    let free = superblock
-        .free_blocks_count()
-        .saturating_add(u64::from(count));
-    superblock.set_free_blocks_count(free.min(superblock.blocks_count()));
+    transaction.count_free_blocks(i64::from(count));
     Ok(())
 }
 
 /// The part of a run that lies in one group.
-pub(super) struct Piece {
-    pub(super) group: GroupNo,
+pub(crate) struct Piece {
+    pub(crate) group: GroupNo,
     /// Blocks of the group.
-    pub(super) first: u32,
-    pub(super) end: u32,
+    pub(crate) first: u32,
+    pub(crate) end: u32,
 }
 
 /// A run, cut where groups begin.
-pub(super) fn pieces(
+pub(crate) fn pieces(
     instance: &Instance,
     inode: InodeNo,
     start: BlockNo,
@@ -90,7 +82,7 @@ pub(super) fn pieces(
 }
 
 /// The block bitmap that `desc` names, checked once while it is in memory.
-pub(super) fn verified_bitmap(instance: &Instance, desc: &GroupDesc) -> Result<Arc<Buffer>> {
+pub(crate) fn verified_bitmap(instance: &Instance, desc: &GroupDesc) -> Result<Arc<Buffer>> {
     let block = desc.block_bitmap();
     let bits = instance.read_block(block)?;
     if !bits.verified(BLOCK_BITMAP) {

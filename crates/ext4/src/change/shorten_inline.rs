@@ -51,7 +51,7 @@ pub(crate) fn shorten_inline(instance: &Instance, record: &mut InodeRecord) -> R
 }
 
 /// The value that holds the end of an inode's inline data, to be changed.
-pub(super) fn inline_value_mut<'a>(
+pub(crate) fn inline_value_mut<'a>(
     limits: &XattrLimits,
     record: &'a mut InodeRecord,
 ) -> Option<&'a mut [u8]> {

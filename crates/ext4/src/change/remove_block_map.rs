@@ -4,8 +4,8 @@ use pagefence_ext4_format::indirect::{DIRECT_SLOTS, Pointers, set_pointer};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
+use crate::change::remove_blocks::{Owner, Progress};
 use crate::error::At;
-use crate::recovery::remove_blocks::{Owner, Progress};
 
 /// What became of an indirect block.
 enum Branch {
@@ -18,7 +18,7 @@ enum Branch {
 }
 
 /// Takes away what the map maps from `from` on.
-pub(super) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progress> {
+pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progress> {
     let from = u64::from(from.0);
     let mut bases = [0; 3];
     let mut base = u64::from(DIRECT_SLOTS);

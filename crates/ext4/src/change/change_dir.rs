@@ -5,27 +5,25 @@ use pagefence_ext4_format::inode::{Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo, htree};
 use pagefence_vfs::{Error, Result};
 
+use crate::change::append_block::append_block;
+use crate::change::split_htree;
+use crate::change::transaction::Transaction;
+use crate::disk_inode::{DiskInode, kind_of};
 use crate::error::At;
-use crate::inode::{DiskInode, kind_of};
-use crate::recovery::append_block::append_block;
-use crate::recovery::space::Space;
-use crate::recovery::split_htree;
-use crate::recovery::transaction::Transaction;
 
 /// Bytes of the parent's number that open an inline directory.
 const INLINE_PARENT: usize = 4;
 
 /// A directory that is being changed. `record` changes along; the caller writes it.
-pub(super) struct Directory<'a, 'b> {
-    pub(super) transaction: &'a mut Transaction<'b>,
-    pub(super) space: &'a Space,
-    pub(super) record: &'a mut InodeRecord,
+pub(crate) struct Directory<'a, 'b> {
+    pub(crate) transaction: &'a mut Transaction<'b>,
+    pub(crate) record: &'a mut InodeRecord,
 }
 
 /// A name found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Named {
-    pub(super) inode: InodeNo,
+pub(crate) struct Named {
+    pub(crate) inode: InodeNo,
     /// The block that holds the entry; none if the directory lies in its inode.
     block: Option<FileBlock>,
     offset: usize,
@@ -36,7 +34,7 @@ impl Directory<'_, '_> {
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
-    pub(super) fn find(&self, name: &EntryName<'_>) -> Result<Option<Named>> {
+    pub(crate) fn find(&self, name: &EntryName<'_>) -> Result<Option<Named>> {
         let instance = self.transaction.instance;
         let disk = self.disk()?;
         if disk.has_inline_data() {
@@ -78,7 +76,7 @@ impl Directory<'_, '_> {
     /// # Errors
     /// `Corrupt`; `Io` (also of the kind `StorageFull`); `Unsupported` if the directory lies in
     /// its inode and has no room there.
-    pub(super) fn insert(
+    pub(crate) fn insert(
         &mut self,
         name: &EntryName<'_>,
         inode: InodeNo,
@@ -107,7 +105,7 @@ impl Directory<'_, '_> {
                 return Ok(());
             }
         }
-        let (_, block) = append_block(self.transaction, self.space, self.record)?;
+        let (_, block) = append_block(self.transaction, self.record)?;
         let mut bytes = vec![0; instance.superblock.block_size() as usize];
         let made = dir_entry::init_block(&mut bytes, &instance.dir_format);
         debug_assert!(made, "a block has room for an entry");
@@ -124,7 +122,7 @@ impl Directory<'_, '_> {
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
-    pub(super) fn remove(&mut self, named: &Named) -> Result<()> {
+    pub(crate) fn remove(&mut self, named: &Named) -> Result<()> {
         let instance = self.transaction.instance;
         let number = self.record.ino();
         let Some(block) = named.block else {
@@ -151,7 +149,7 @@ impl Directory<'_, '_> {
     }
 
     /// Writes a block of entries, with its checksum.
-    pub(super) fn set_entries(&mut self, block: BlockNo, bytes: &mut [u8]) -> Result<()> {
+    pub(crate) fn set_entries(&mut self, block: BlockNo, bytes: &mut [u8]) -> Result<()> {
         let instance = self.transaction.instance;
         let disk = self.disk()?;
         seal(bytes, &instance.dir_format, &disk).at(
@@ -164,7 +162,7 @@ impl Directory<'_, '_> {
     }
 
     /// What reads the directory as it is now.
-    pub(super) fn disk(&self) -> Result<DiskInode> {
+    pub(crate) fn disk(&self) -> Result<DiskInode> {
         let instance = self.transaction.instance;
         let Some(kind) = self.record.kind() else {
             return Err(instance.damaged(self.record.ino(), None, "it is no directory"));
@@ -277,7 +275,7 @@ fn seal(
 }
 
 /// The kind that a directory entry records of an inode.
-pub(super) fn entry_kind(record: &InodeRecord) -> Option<FileKind> {
+pub(crate) fn entry_kind(record: &InodeRecord) -> Option<FileKind> {
     use pagefence_ext4_format::inode::FileKind as Kind;
     Some(match record.kind()? {
         Kind::Regular => FileKind::Regular,
@@ -294,9 +292,8 @@ pub(super) fn entry_kind(record: &InodeRecord) -> Option<FileKind> {
 ///
 /// # Errors
 /// `Corrupt`, `Io` (also of the kind `StorageFull`).
-pub(super) fn make_directory(
+pub(crate) fn make_directory(
     transaction: &mut Transaction<'_>,
-    space: &Space,
     record: &mut InodeRecord,
     parent: InodeNo,
 ) -> Result<()> {
@@ -305,14 +302,13 @@ pub(super) fn make_directory(
     }
     let instance = transaction.instance;
     record.set_size(0);
-    let (_, block) = append_block(transaction, space, record)?;
+    let (_, block) = append_block(transaction, record)?;
     let mut bytes = vec![0; instance.superblock.block_size() as usize];
     let number = record.ino();
     let made = dir_entry::init_first_block(&mut bytes, &instance.dir_format, number, parent);
     debug_assert!(made, "a block has room for two entries");
     let mut directory = Directory {
         transaction,
-        space,
         record,
     };
     directory.set_entries(block, &mut bytes)

@@ -6,11 +6,11 @@ use pagefence_ext4_format::features::Incompat;
 use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo, htree};
 use pagefence_vfs::Result;
 
+use crate::change::append_block::append_block;
+use crate::change::change_dir::Directory;
+use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::htree::DxPath;
-use crate::inode::DiskInode;
-use crate::recovery::append_block::append_block;
-use crate::recovery::change_dir::Directory;
 
 /// Where the entries of the root start.
 const ROOT_START: usize = 32;
@@ -81,7 +81,7 @@ impl Index {
 ///
 /// # Errors
 /// `Corrupt` if the index has no room for more; `Io` (also of the kind `StorageFull`).
-pub(super) fn make_room(
+pub(crate) fn make_room(
     directory: &mut Directory<'_, '_>,
     disk: &DiskInode,
     path: &DxPath,
@@ -164,7 +164,7 @@ fn split_leaf(
     };
     // Bit 0 says that names of this hash begin in the block before.
     let hash = first.hash | u32::from(first.hash == before.hash);
-    let (new, new_at) = append_block(directory.transaction, directory.space, directory.record)?;
+    let (new, new_at) = append_block(directory.transaction, directory.record)?;
     let right = entries.split_off(mid);
     for (block, entries) in [(at, entries), (new_at, right)] {
         let mut bytes = vec![0; buffer.len()];
@@ -231,7 +231,7 @@ fn grow(
 /// Adds a block with a node of these entries to the directory.
 fn new_node(directory: &mut Directory<'_, '_>, entries: &[(u32, FileBlock)]) -> Result<FileBlock> {
     let instance = directory.transaction.instance;
-    let (new, block) = append_block(directory.transaction, directory.space, directory.record)?;
+    let (new, block) = append_block(directory.transaction, directory.record)?;
     let size = instance.superblock.block_size() as usize;
     let mut bytes = vec![0; size];
     // An unused entry as long as the block, to those who do not know the index.

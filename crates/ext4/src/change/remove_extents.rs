@@ -4,14 +4,14 @@ use pagefence_ext4_format::FileBlock;
 use pagefence_ext4_format::extent::{Child, Extent, ExtentNode, ExtentNodeMut, Place};
 use pagefence_vfs::Result;
 
+use crate::change::extent_tree::edit_node;
+use crate::change::remove_blocks::{Owner, Progress};
 use crate::error::At;
-use crate::recovery::extent_tree::edit_node;
-use crate::recovery::remove_blocks::{Owner, Progress};
 
 /// Takes away what the tree maps from `from` on.
 ///
 /// Ends: each round frees a block, and a block is freed only once.
-pub(super) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progress> {
+pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progress> {
     loop {
         let (path, last) = last_extent(owner)?;
         let Some(extent) = last else {

@@ -7,13 +7,12 @@ use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
+use crate::change::free_blocks::free_blocks;
+use crate::change::transaction::Transaction;
+use crate::change::{remove_block_map, remove_extents};
+use crate::disk_inode::{DiskInode, kind_of};
 use crate::error::At;
-use crate::inode::{DiskInode, kind_of};
 use crate::map_blocks::Target;
-use crate::recovery::free_blocks::free_blocks;
-use crate::recovery::transaction::Transaction;
-use crate::recovery::{remove_block_map, remove_extents};
-use crate::system_zones::SystemZones;
 
 /// How far a removal came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +29,6 @@ pub(crate) enum Progress {
 /// `Corrupt`, `Io`; the transaction must then be dropped.
 pub(crate) fn remove_blocks(
     transaction: &mut Transaction<'_>,
-    zones: &SystemZones,
     record: &mut InodeRecord,
     from: FileBlock,
 ) -> Result<Progress> {
@@ -39,7 +37,6 @@ pub(crate) fn remove_blocks(
     }
     let mut owner = Owner {
         transaction,
-        zones,
         record,
     };
     if owner.record.flags().contains(InodeFlags::EXTENTS) {
@@ -68,11 +65,7 @@ fn maps_blocks(record: &InodeRecord) -> bool {
 ///
 /// # Errors
 /// `Corrupt`, `Io`.
-pub(crate) fn zero_tail(
-    transaction: &mut Transaction<'_>,
-    zones: &SystemZones,
-    record: &InodeRecord,
-) -> Result<()> {
+pub(crate) fn zero_tail(transaction: &mut Transaction<'_>, record: &InodeRecord) -> Result<()> {
     let instance = transaction.instance;
     let block_size = u64::from(instance.superblock.block_size());
     let within = record.size() % block_size;
@@ -92,10 +85,7 @@ pub(crate) fn zero_tail(
     let Target::Written(block) = instance.map_blocks(&inode, FileBlock(last))?.target else {
         return Ok(());
     };
-    if zones.overlap(block, 1) {
-        let what = "it owns a block of the file system itself";
-        return Err(instance.damaged(record.ino(), Some(block), what));
-    }
+    transaction.check_owned(record.ino(), block, 1)?;
     let from = usize::try_from(within).unwrap_or(0);
     let is_zero = instance
         .read_block(block)?
@@ -114,17 +104,16 @@ pub(crate) fn zero_tail(
 }
 
 /// The inode whose blocks are taken away.
-pub(super) struct Owner<'a, 'b> {
-    pub(super) transaction: &'a mut Transaction<'b>,
-    zones: &'a SystemZones,
-    pub(super) record: &'a mut InodeRecord,
+pub(crate) struct Owner<'a, 'b> {
+    pub(crate) transaction: &'a mut Transaction<'b>,
+    pub(crate) record: &'a mut InodeRecord,
 }
 
 impl Owner<'_, '_> {
     /// Frees blocks of the file, and counts them off.
-    pub(super) fn free(&mut self, start: BlockNo, count: u32) -> Result<()> {
+    pub(crate) fn free(&mut self, start: BlockNo, count: u32) -> Result<()> {
         let inode = self.record.ino();
-        free_blocks(self.transaction, self.zones, inode, start, count)?;
+        free_blocks(self.transaction, inode, start, count)?;
         let instance = self.transaction.instance;
         let sectors = u64::from(count) * u64::from(instance.superblock.block_size() / 512);
         let left = self.record.sectors().saturating_sub(sectors);
@@ -134,7 +123,7 @@ impl Owner<'_, '_> {
     }
 
     /// Frees a block of the file's map.
-    pub(super) fn free_map_block(&mut self, block: BlockNo) -> Result<()> {
+    pub(crate) fn free_map_block(&mut self, block: BlockNo) -> Result<()> {
         self.free(block, 1)?;
         self.transaction.forget(block);
         Ok(())

@@ -9,15 +9,15 @@ use pagefence_ext4_format::group_desc::{GroupDesc, GroupFlags};
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
 use pagefence_vfs::{Error, Result};
 
+use crate::change::free_blocks::{Piece, pieces, verified_bitmap};
+use crate::change::transaction::Transaction;
 use crate::error::At;
 use crate::instance::Instance;
-use crate::recovery::free_blocks::{Piece, pieces, verified_bitmap};
-use crate::recovery::transaction::Transaction;
 use crate::system_zones::SystemZones;
 
 /// The blocks of the file system, as the replay sees them.
 #[derive(Debug)]
-pub(super) struct Space {
+pub(crate) struct Space {
     /// What no file may own.
     zones: SystemZones,
     /// Blocks that are not handed out: ascending, not overlapping.
@@ -26,7 +26,7 @@ pub(super) struct Space {
 
 impl Space {
     /// `excluded` are runs that are not handed out, in any order.
-    pub(super) fn new(zones: SystemZones, mut excluded: Vec<Range<u64>>) -> Self {
+    pub(crate) fn new(zones: SystemZones, mut excluded: Vec<Range<u64>>) -> Self {
         excluded.sort_unstable_by_key(|run| run.start);
         let mut merged: Vec<Range<u64>> = Vec::with_capacity(excluded.len());
         for run in excluded {
@@ -41,13 +41,8 @@ impl Space {
         }
     }
 
-    /// What no file may own.
-    pub(super) fn zones(&self) -> &SystemZones {
-        &self.zones
-    }
-
     /// Makes sure that `inode` may own `count` blocks from `start` on.
-    pub(super) fn check(
+    pub(crate) fn check(
         &self,
         instance: &Instance,
         inode: InodeNo,
@@ -62,7 +57,7 @@ impl Space {
     }
 
     /// Marks blocks of `inode` as in use or as free, whatever they were.
-    pub(super) fn mark(
+    pub(crate) fn mark(
         &self,
         transaction: &mut Transaction<'_>,
         inode: InodeNo,
@@ -81,7 +76,7 @@ impl Space {
     ///
     /// # Errors
     /// `Io` of the kind `StorageFull` if there is none.
-    pub(super) fn allocate(
+    pub(crate) fn allocate(
         &self,
         transaction: &mut Transaction<'_>,
         inode: InodeNo,
@@ -182,20 +177,15 @@ fn mark_piece(transaction: &mut Transaction<'_>, piece: &Piece, in_use: bool) ->
             desc.set_block_bitmap_checksum(checksum);
         }
     })?;
-    let superblock = &mut transaction.superblock;
-    let free = superblock.free_blocks_count();
-    superblock.set_free_blocks_count(if in_use {
-        free.saturating_sub(u64::from(changed))
-    } else {
-        free.saturating_add(u64::from(changed))
-    });
+    let changed = i64::from(changed);
+    transaction.count_free_blocks(if in_use { -changed } else { changed });
     Ok(())
 }
 
 /// What was checked before it was changed need not be checked again.
 fn verified_mark(instance: &Instance, block: BlockNo) {
     if let Some(bits) = instance.buffers.peek(block.0) {
-        bits.set_verified(crate::recovery::free_blocks::BLOCK_BITMAP);
+        bits.set_verified(crate::change::free_blocks::BLOCK_BITMAP);
     }
 }
 
@@ -204,7 +194,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
-    pub(super) fn use_inode(&mut self, inode: InodeNo, is_directory: bool) -> Result<()> {
+    pub(crate) fn use_inode(&mut self, inode: InodeNo, is_directory: bool) -> Result<()> {
         let instance = self.instance;
         if instance.is_inode_in_use(inode)? {
             return Ok(());
@@ -238,8 +228,7 @@ impl Transaction<'_> {
                 desc.set_inode_bitmap_checksum(checksum);
             }
         })?;
-        let free = self.superblock.free_inodes_count().saturating_sub(1);
-        self.superblock.set_free_inodes_count(free);
+        self.count_free_inodes(-1);
         Ok(())
     }
 }

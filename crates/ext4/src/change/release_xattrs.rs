@@ -15,12 +15,11 @@ use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
+use crate::change::free_blocks::free_blocks;
+use crate::change::free_inode::free_inode;
+use crate::change::remove_blocks::{Progress, remove_blocks};
+use crate::change::transaction::Transaction;
 use crate::error::At;
-use crate::recovery::free_blocks::free_blocks;
-use crate::recovery::free_inode::free_inode;
-use crate::recovery::remove_blocks::{Progress, remove_blocks};
-use crate::recovery::transaction::Transaction;
-use crate::system_zones::SystemZones;
 
 /// Bytes before the entries of an attribute block.
 const BLOCK_START: usize = size_of::<RawXattrHeader>();
@@ -33,7 +32,6 @@ const INODE_START: usize = size_of::<RawXattrInodeHeader>();
 /// `Corrupt`, `Io`; the transaction must then be dropped.
 pub(crate) fn release_xattrs(
     transaction: &mut Transaction<'_>,
-    zones: &SystemZones,
     record: &mut InodeRecord,
     deleted_at: u32,
 ) -> Result<Progress> {
@@ -47,7 +45,7 @@ pub(crate) fn release_xattrs(
             .and_then(|xattrs| first_in_inode(region, &xattrs, INODE_START)),
         None => None,
     } {
-        match release_value(transaction, zones, value, deleted_at)? {
+        match release_value(transaction, value, deleted_at)? {
             Progress::Done => {
                 if let Some(region) = record.xattr_region_mut() {
                     empty_value(region, place);
@@ -74,7 +72,7 @@ pub(crate) fn release_xattrs(
             )?;
             first_in_inode(&buffer, &xattrs, BLOCK_START)
         } {
-            match release_value(transaction, zones, value, deleted_at)? {
+            match release_value(transaction, value, deleted_at)? {
                 Progress::Done => change_block(transaction, inode, block, |bytes| {
                     empty_value(bytes, place);
                 })?,
@@ -82,7 +80,7 @@ pub(crate) fn release_xattrs(
             }
             buffer = instance.read_block(block)?;
         }
-        free_blocks(transaction, zones, inode, block, 1)?;
+        free_blocks(transaction, inode, block, 1)?;
         transaction.forget(block);
     }
     record.set_file_acl(None);
@@ -160,7 +158,6 @@ fn put(bytes: &mut [u8], at: usize, word: u32) {
 /// that holds no value is left alone: Linux, too, deletes the attribute then all the same.
 fn release_value(
     transaction: &mut Transaction<'_>,
-    zones: &SystemZones,
     inode: InodeNo,
     deleted_at: u32,
 ) -> Result<Progress> {
@@ -186,7 +183,7 @@ fn release_value(
         transaction.write_inode(&mut record)?;
         return Ok(Progress::Done);
     }
-    if remove_blocks(transaction, zones, &mut record, FileBlock(0))? == Progress::More {
+    if remove_blocks(transaction, &mut record, FileBlock(0))? == Progress::More {
         transaction.write_inode(&mut record)?;
         return Ok(Progress::More);
     }

@@ -5,9 +5,9 @@ use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord};
 use pagefence_ext4_format::{InodeNo, bitmap};
 use pagefence_vfs::Result;
 
+use crate::change::transaction::Transaction;
 use crate::error::At;
 use crate::instance::Instance;
-use crate::recovery::transaction::Transaction;
 
 /// Buffers that passed the check of inode bitmaps remember it so.
 const INODE_BITMAP: u32 = 1 << 9;
@@ -81,12 +81,7 @@ pub(crate) fn free_inode(
             desc.set_inode_bitmap_checksum(checksum);
         }
     })?;
-    let free = transaction
-        .superblock
-        .free_inodes_count()
-        .saturating_add(1)
-        .min(superblock.inodes_count());
-    transaction.superblock.set_free_inodes_count(free);
+    transaction.count_free_inodes(1);
     record.set_size(0);
     record.set_links(0);
     record.set_dtime(deleted_at);

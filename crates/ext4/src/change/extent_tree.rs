@@ -11,15 +11,13 @@ use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::{BlockNo, Corruption, FileBlock};
 use pagefence_vfs::Result;
 
+use crate::change::transaction::Transaction;
 use crate::error::At;
-use crate::recovery::space::Space;
-use crate::recovery::transaction::Transaction;
 
 /// An extent tree that is being changed. `record` changes along; the caller writes it.
-pub(super) struct ExtentTree<'a, 'b> {
-    pub(super) transaction: &'a mut Transaction<'b>,
-    pub(super) space: &'a Space,
-    pub(super) record: &'a mut InodeRecord,
+pub(crate) struct ExtentTree<'a, 'b> {
+    pub(crate) transaction: &'a mut Transaction<'b>,
+    pub(crate) record: &'a mut InodeRecord,
 }
 
 /// A node below the root on the way down.
@@ -39,7 +37,7 @@ struct Leaf {
 
 impl ExtentTree<'_, '_> {
     /// All extents in order, and the blocks of the tree.
-    pub(super) fn read(&self) -> Result<(Vec<Extent>, Vec<BlockNo>)> {
+    pub(crate) fn read(&self) -> Result<(Vec<Extent>, Vec<BlockNo>)> {
         let mut extents = Vec::new();
         let mut blocks = Vec::new();
         let mut before: Vec<Step> = Vec::new();
@@ -62,7 +60,7 @@ impl ExtentTree<'_, '_> {
     ///
     /// # Errors
     /// `Corrupt` if there is no hole; `Io`, also of the kind `StorageFull`.
-    pub(super) fn insert(&mut self, extent: Extent) -> Result<()> {
+    pub(crate) fn insert(&mut self, extent: Extent) -> Result<()> {
         loop {
             let (path, leaf) = self.descend(extent.first)?;
             let at = leaf
@@ -111,7 +109,7 @@ impl ExtentTree<'_, '_> {
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
-    pub(super) fn punch(
+    pub(crate) fn punch(
         &mut self,
         first: FileBlock,
         end: FileBlock,
@@ -225,8 +223,7 @@ impl ExtentTree<'_, '_> {
         let mut rest = path;
         while let Some((empty, above)) = rest.split_last() {
             let inode = self.record.ino();
-            self.space
-                .mark(self.transaction, inode, empty.child.block, 1, false)?;
+            self.transaction.release(inode, empty.child.block)?;
             self.transaction.forget(empty.child.block);
             self.edit(above.last(), |node| node.remove(empty.at..empty.at + 1))?;
             if let Some(first) = self.first_child(above)? {
@@ -335,7 +332,7 @@ impl ExtentTree<'_, '_> {
 
     fn new_node(&mut self, depth: u16, goal: BlockNo) -> Result<(BlockNo, Vec<u8>)> {
         let inode = self.record.ino();
-        let block = self.space.allocate(self.transaction, inode, goal)?;
+        let block = self.transaction.allocate(inode, goal)?;
         let block_size = self.transaction.instance.superblock.block_size();
         let mut bytes = vec![0; block_size as usize];
         let made = ExtentNodeMut::init(&mut bytes, depth).is_some();
@@ -377,7 +374,7 @@ impl ExtentTree<'_, '_> {
 ///
 /// # Errors
 /// `Corrupt`, `Io`.
-pub(super) fn edit_node<T>(
+pub(crate) fn edit_node<T>(
     transaction: &mut Transaction<'_>,
     record: &mut InodeRecord,
     child: Option<&Child>,

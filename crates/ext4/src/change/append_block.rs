@@ -6,10 +6,9 @@ use pagefence_ext4_format::inode::{Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
+use crate::change::extent_tree::ExtentTree;
+use crate::change::transaction::Transaction;
 use crate::error::At;
-use crate::recovery::extent_tree::ExtentTree;
-use crate::recovery::space::Space;
-use crate::recovery::transaction::Transaction;
 
 /// Takes a block, maps it behind the last one of the directory, and makes the directory that much
 /// longer. The block's contents are the caller's to set. `record` changes along; the caller writes
@@ -17,9 +16,8 @@ use crate::recovery::transaction::Transaction;
 ///
 /// # Errors
 /// `Corrupt`, `Io` (also of the kind `StorageFull`).
-pub(super) fn append_block(
+pub(crate) fn append_block(
     transaction: &mut Transaction<'_>,
-    space: &Space,
     record: &mut InodeRecord,
 ) -> Result<(FileBlock, BlockNo)> {
     let instance = transaction.instance;
@@ -29,7 +27,7 @@ pub(super) fn append_block(
     };
     let at = FileBlock(last);
     let goal = instance.inode_block(record.ino())?.0;
-    let block = space.allocate(transaction, record.ino(), goal)?;
+    let block = transaction.allocate(record.ino(), goal)?;
     if record.flags().contains(InodeFlags::EXTENTS) {
         let extent = Extent {
             first: at,
@@ -39,12 +37,11 @@ pub(super) fn append_block(
         };
         let mut tree = ExtentTree {
             transaction,
-            space,
             record,
         };
         tree.insert(extent)?;
     } else {
-        map(transaction, space, record, at, block)?;
+        map(transaction, record, at, block)?;
     }
     record.set_size(record.size() + block_size);
     Ok((at, block))
@@ -53,7 +50,6 @@ pub(super) fn append_block(
 /// Points the block map at `block`, by way of indirect blocks that are made where they are missing.
 fn map(
     transaction: &mut Transaction<'_>,
-    space: &Space,
     record: &mut InodeRecord,
     at: FileBlock,
     block: BlockNo,
@@ -82,7 +78,7 @@ fn map(
             Some(found) => found,
             None if is_last => block,
             None => {
-                let new = space.allocate(transaction, inode, block)?;
+                let new = transaction.allocate(inode, block)?;
                 transaction.set(new, &vec![0; instance.superblock.block_size() as usize]);
                 new
             }

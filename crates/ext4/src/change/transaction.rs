@@ -1,0 +1,303 @@
+//! Changes to metadata that belong together, gathered in memory.
+//!
+//! A changed block is kept by the buffer cache of the [`Instance`], pinned, so that everything
+//! that reads metadata through the instance sees the change at once. A transaction that is
+//! dropped takes its changes back; [`super::Store::commit`] makes them durable as a whole.
+
+use hashbrown::{HashMap, HashSet};
+use pagefence_block_io::Buffer;
+use pagefence_ext4_format::group_desc::GroupDesc;
+use pagefence_ext4_format::inode::Inode as InodeRecord;
+use pagefence_ext4_format::superblock::{SUPERBLOCK_OFFSET, Superblock};
+use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo};
+use pagefence_lock_order::primitives::Arc;
+use pagefence_vfs::Result;
+
+use crate::change::space::Space;
+use crate::error::At;
+use crate::instance::Instance;
+
+/// Changes that belong together. See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Transaction<'a> {
+    pub(crate) instance: &'a Instance,
+    backend: Backend<'a>,
+}
+
+/// Who keeps the changes.
+#[derive(Debug)]
+enum Backend<'a> {
+    Gathered(Gathered<'a>),
+}
+
+/// Changes gathered in memory, to be written as a whole: while the file system is being mounted.
+#[derive(Debug)]
+struct Gathered<'a> {
+    /// The superblock as it will be; written if it differs from what it was.
+    superblock: Superblock,
+    superblock_before: Superblock,
+    changed: HashMap<BlockNo, Arc<Buffer>>,
+    /// Those of `changed` that say what is free.
+    allocation: HashSet<BlockNo>,
+    blocks_max: usize,
+    space: &'a Space,
+}
+
+/// What a transaction changed, to be written.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    /// Ascending.
+    pub(crate) blocks: Vec<(BlockNo, Arc<Buffer>)>,
+    /// Those of `blocks` that say what is free: bitmaps and descriptors.
+    pub(crate) allocation: HashSet<BlockNo>,
+    /// The superblock as it is then, and the block that holds it.
+    pub(crate) superblock: Superblock,
+}
+
+impl<'a> Transaction<'a> {
+    /// A gathered transaction without changes, of at most about `blocks_max` blocks
+    /// ([`Self::is_large`]).
+    pub(crate) fn gathered(
+        instance: &'a Instance,
+        superblock: &Superblock,
+        blocks_max: usize,
+        space: &'a Space,
+    ) -> Self {
+        Self {
+            instance,
+            backend: Backend::Gathered(Gathered {
+                superblock: superblock.clone(),
+                superblock_before: superblock.clone(),
+                changed: HashMap::new(),
+                allocation: HashSet::new(),
+                blocks_max,
+                space,
+            }),
+        }
+    }
+
+    /// Whether it should end at the next sound state: there is room for a few more blocks only.
+    pub(crate) fn is_large(&self) -> bool {
+        match &self.backend {
+            Backend::Gathered(gathered) => gathered.changed.len() >= gathered.blocks_max,
+        }
+    }
+
+    /// The number of the transaction in the journal; 0 for a gathered one.
+    pub(crate) fn tid(&self) -> u64 {
+        match &self.backend {
+            Backend::Gathered(_) => 0,
+        }
+    }
+
+    /// Whether nothing is changed.
+    pub(crate) fn is_empty(&self) -> bool {
+        match &self.backend {
+            Backend::Gathered(gathered) => gathered.changed.is_empty(),
+        }
+    }
+
+    /// Changes a block of metadata.
+    ///
+    /// # Errors
+    /// `Corrupt` if there is no such block; `Io`; what `edit` returns, and then nothing changed.
+    pub(crate) fn change<T>(
+        &mut self,
+        block: BlockNo,
+        edit: impl FnOnce(&mut [u8]) -> Result<T>,
+    ) -> Result<T> {
+        let instance = self.instance;
+        match &mut self.backend {
+            Backend::Gathered(gathered) => gathered.change(instance, block, edit),
+        }
+    }
+
+    /// Makes `bytes` the contents of a block that was free until now.
+    pub(crate) fn set(&mut self, block: BlockNo, bytes: &[u8]) {
+        match &mut self.backend {
+            Backend::Gathered(gathered) => {
+                let buffer = self.instance.buffers.replace(block.0, bytes);
+                gathered.changed.insert(block, buffer);
+            }
+        }
+    }
+
+    /// Lets go of a block that became free: its contents need not be written.
+    pub(crate) fn forget(&mut self, block: BlockNo) {
+        match &mut self.backend {
+            Backend::Gathered(gathered) => {
+                if gathered.changed.remove(&block).is_some() {
+                    self.instance.buffers.invalidate(block.0);
+                }
+            }
+        }
+    }
+
+    /// Takes a free block for `inode`, near `goal`.
+    ///
+    /// # Errors
+    /// `Io` of the kind `StorageFull` if there is none; `Corrupt`.
+    pub(crate) fn allocate(&mut self, inode: InodeNo, goal: BlockNo) -> Result<BlockNo> {
+        match &mut self.backend {
+            Backend::Gathered(gathered) => {
+                let space = gathered.space;
+                space.allocate(self, inode, goal)
+            }
+        }
+    }
+
+    /// Gives back a block that mapped blocks of `inode`.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn release(&mut self, inode: InodeNo, block: BlockNo) -> Result<()> {
+        match &mut self.backend {
+            Backend::Gathered(gathered) => {
+                let space = gathered.space;
+                space.mark(self, inode, block, 1, false)
+            }
+        }
+    }
+
+    /// Makes sure that blocks of a file are none of the file system's own.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(crate) fn check_owned(&self, inode: InodeNo, start: BlockNo, count: u32) -> Result<()> {
+        match &self.backend {
+            Backend::Gathered(gathered) => gathered.space.check(self.instance, inode, start, count),
+        }
+    }
+
+    /// Counts blocks that became free, or are free no more.
+    pub(crate) fn count_free_blocks(&mut self, more: i64) {
+        match &mut self.backend {
+            Backend::Gathered(gathered) => {
+                let superblock = &mut gathered.superblock;
+                let free = superblock.free_blocks_count().saturating_add_signed(more);
+                superblock.set_free_blocks_count(free.min(superblock.blocks_count()));
+            }
+        }
+    }
+
+    /// Counts inodes that became free, or are free no more.
+    pub(crate) fn count_free_inodes(&mut self, more: i32) {
+        match &mut self.backend {
+            Backend::Gathered(gathered) => {
+                let superblock = &mut gathered.superblock;
+                let free = superblock.free_inodes_count().saturating_add_signed(more);
+                superblock.set_free_inodes_count(free.min(superblock.inodes_count()));
+            }
+        }
+    }
+
+    /// Sets the head of the list of orphans.
+    pub(crate) fn set_last_orphan(&mut self, inode: Option<InodeNo>) {
+        match &mut self.backend {
+            Backend::Gathered(gathered) => gathered.superblock.set_last_orphan(inode),
+        }
+    }
+
+    /// Changes a block that says what is free.
+    pub(crate) fn change_allocation<T>(
+        &mut self,
+        block: BlockNo,
+        edit: impl FnOnce(&mut [u8]) -> Result<T>,
+    ) -> Result<T> {
+        let result = self.change(block, edit)?;
+        match &mut self.backend {
+            Backend::Gathered(gathered) => gathered.allocation.insert(block),
+        };
+        Ok(result)
+    }
+
+    /// Writes an inode's record, with its checksum.
+    pub(crate) fn write_inode(&mut self, record: &mut InodeRecord) -> Result<()> {
+        let instance = self.instance;
+        let (block, offset) = instance.inode_block(record.ino())?;
+        record.update_checksum();
+        self.change(block, |bytes| {
+            let place = bytes.get_mut(offset..).unwrap_or_default();
+            record
+                .write_to(place)
+                .at(&instance.damage, Some(record.ino()), Some(block))
+        })
+    }
+
+    /// Changes a group's descriptor, and refreshes its checksum.
+    pub(crate) fn change_group(
+        &mut self,
+        group: GroupNo,
+        edit: impl FnOnce(&mut GroupDesc),
+    ) -> Result<()> {
+        let instance = self.instance;
+        let superblock = &instance.superblock;
+        let mut desc = instance.group_desc(group)?;
+        edit(&mut desc);
+        desc.update_checksum(superblock);
+        let (index, offset) =
+            superblock
+                .locate_descriptor(group)
+                .at(&instance.damage, None, None)?;
+        let block = superblock
+            .descriptor_block(index)
+            .at(&instance.damage, None, None)?;
+        self.change_allocation(block, |bytes| {
+            desc.write_to(bytes.get_mut(offset..).unwrap_or_default())
+                .at(&instance.damage, None, Some(block))
+        })
+    }
+
+    /// What a gathered transaction changed, the superblock included.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn finish(mut self) -> Result<Changes> {
+        let instance = self.instance;
+        let Backend::Gathered(gathered) = &mut self.backend;
+        if gathered.superblock != gathered.superblock_before {
+            gathered.superblock.update_checksum();
+            let superblock = gathered.superblock.clone();
+            let block_size = u64::from(superblock.block_size());
+            let offset = usize::try_from(SUPERBLOCK_OFFSET % block_size).unwrap_or(0);
+            gathered.change(instance, superblock.superblock_block(), |bytes| {
+                for (to, from) in bytes.iter_mut().skip(offset).zip(superblock.as_bytes()) {
+                    *to = *from;
+                }
+                Ok(())
+            })?;
+        }
+        let mut blocks: Vec<_> = gathered.changed.drain().collect();
+        blocks.sort_by_key(|(block, _)| *block);
+        Ok(Changes {
+            blocks,
+            allocation: std::mem::take(&mut gathered.allocation),
+            superblock: gathered.superblock.clone(),
+        })
+    }
+}
+
+impl Gathered<'_> {
+    fn change<T>(
+        &mut self,
+        instance: &Instance,
+        block: BlockNo,
+        edit: impl FnOnce(&mut [u8]) -> Result<T>,
+    ) -> Result<T> {
+        let before = instance.read_block(block)?;
+        let mut bytes = before.to_vec();
+        let result = edit(&mut bytes)?;
+        let buffer = instance.buffers.replace(block.0, &bytes);
+        self.changed.insert(block, buffer);
+        Ok(result)
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        let Backend::Gathered(gathered) = &mut self.backend;
+        for (block, _) in gathered.changed.drain() {
+            self.instance.buffers.invalidate(block.0);
+        }
+    }
+}
