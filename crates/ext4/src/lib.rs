@@ -10,6 +10,7 @@
 //! backing                              what the page cache asks for
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
 //! system_zones                         blocks that no file may own
+//! alloc                                which blocks and inodes are free, promised, busy
 //! change                               what changes metadata
 //! mount  support  recovery  orphan     opening: checks, features, the journal, orphans
 //! info  journal_location               what an image is, told without opening it
@@ -19,6 +20,11 @@
 //! Invariant: a block number from disk is checked against the file system's limits before it is
 //! read, a checksum before the bytes it covers are believed.
 
+#[cfg_attr(
+    not(test),
+    expect(dead_code, unused_imports, reason = "the live transactions that use it come next")
+)]
+mod alloc;
 mod backing;
 mod change;
 mod cookie;
