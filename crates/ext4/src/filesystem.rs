@@ -21,6 +21,9 @@ use crate::map_blocks::Target;
 use crate::read_dir::Directory;
 
 /// Flags of FS_IOC_FSGETXATTR, from inode flags.
+/// How a note begins that says why a file system is read-only.
+pub(crate) const READ_ONLY: &str = "opened read-only, because ";
+
 const XFLAGS: [(InodeFlags, u32); 7] = [
     (InodeFlags::SYNC, 0x20),
     (InodeFlags::IMMUTABLE, 0x8),
@@ -74,12 +77,6 @@ impl FileSystem {
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
-    }
-
-    /// Makes sure that the root directory can be read.
-    pub(crate) fn check_root(&self) -> Result<()> {
-        let root = self.dir_inode(InodeId(u64::from(InodeNo::ROOT.0)))?;
-        self.instance.dot_dot(&root.disk()).map(|_| ())
     }
 
     /// The number of an inode that users may reach: the root, or one for files.
@@ -230,12 +227,30 @@ impl FileSystem {
     }
 }
 
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        // Who wants to know how it went shuts down first.
+        if let Err(error) = self.unmount() {
+            tracing::error!(%error, "the file system was not closed");
+        }
+    }
+}
+
 impl pagefence_vfs::FileSystem for FileSystem {
     type File = File;
     type Directory = Directory;
 
     fn root(&self) -> InodeId {
         InodeId(u64::from(InodeNo::ROOT.0))
+    }
+
+    fn read_only_because(&self) -> Option<String> {
+        let reason = || {
+            let notes = self.notes.iter();
+            let said = notes.filter_map(|note| note.strip_prefix(READ_ONLY)).next();
+            said.unwrap_or("it was opened so").to_owned()
+        };
+        self.instance.live.is_none().then(reason)
     }
 
     fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Entry> {
@@ -280,7 +295,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
             FileKind::Regular | FileKind::Directory | FileKind::Symlink
         );
         if access.contains(Access::WRITE) && !is_special {
-            return Err(Error::ReadOnly);
+            self.instance.live()?;
         }
         self.instance.check_access(&disk, access, who)
     }
@@ -296,7 +311,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
             return Err(Error::NoKey);
         }
         if write {
-            return Err(Error::ReadOnly);
+            self.instance.live()?;
         }
         Ok(File {
             mapping: inode.mapping(&self.instance, &self.cache),
