@@ -20,10 +20,10 @@ use crate::instance::Instance;
 use crate::map_blocks::Target;
 use crate::read_dir::Directory;
 
-/// Flags of FS_IOC_FSGETXATTR, from inode flags.
 /// How a note begins that says why a file system is read-only.
 pub(crate) const READ_ONLY: &str = "opened read-only, because ";
 
+/// Flags of FS_IOC_FSGETXATTR, from inode flags.
 const XFLAGS: [(InodeFlags, u32); 7] = [
     (InodeFlags::SYNC, 0x20),
     (InodeFlags::IMMUTABLE, 0x8),
@@ -370,11 +370,21 @@ impl pagefence_vfs::FileSystem for FileSystem {
     }
 
     fn stat_fs(&self) -> Result<FileSystemStat> {
-        let mut stat = self.stat.lock();
-        match *stat {
-            Some(stat) => Ok(stat),
-            None => Ok(*stat.insert(self.instance.stat_fs()?)),
+        let mut stat = {
+            let mut known = self.stat.lock();
+            match *known {
+                Some(stat) => stat,
+                None => *known.insert(self.instance.stat_fs()?),
+            }
+        };
+        if let Some(live) = &self.instance.live {
+            let counts = live.allocator.counts();
+            let kept = self.instance.superblock.reserved_blocks_count();
+            stat.blocks_free = counts.blocks_unreserved;
+            stat.blocks_available = counts.blocks_unreserved.saturating_sub(kept);
+            stat.inodes_free = counts.inodes;
         }
+        Ok(stat)
     }
 
     fn xattr(&self, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {
