@@ -132,7 +132,9 @@ impl Allocator {
     ) -> Result<Arc<Self>> {
         let superblock = &instance.superblock;
         if superblock.blocks_per_cluster() != 1 {
-            return Err(Error::Unsupported("writing with clusters of several blocks"));
+            return Err(Error::Unsupported(
+                "writing with clusters of several blocks",
+            ));
         }
         if superblock.group_count() > GROUPS_MAX {
             return Err(Error::OutOfMemory);

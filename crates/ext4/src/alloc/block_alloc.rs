@@ -391,9 +391,7 @@ impl Search<'_> {
 
     fn take_longest(&mut self, number: GroupNo) -> Option<BusyRun> {
         let want = self.want;
-        self.take(number, |runs| {
-            runs.first_fit(0, runs.longest().min(want))
-        })
+        self.take(number, |runs| runs.first_fit(0, runs.longest().min(want)))
     }
 
     fn groups_from(&self, home: GroupNo) -> impl Iterator<Item = GroupNo> + use<> {

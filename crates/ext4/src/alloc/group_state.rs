@@ -463,7 +463,7 @@ impl Allocator {
             return guard;
         }
         drop(guard);
-        self.make_room();
+        self.make_room(DROP_TRIES);
         self.group(number).lock()
     }
 
@@ -472,9 +472,21 @@ impl Allocator {
         self.resident.lock().len() >= self.resident_max
     }
 
+    /// Drops bitmaps of a commit, and others, until there are as many as there may be, or all were
+    /// looked at. No group is locked.
+    pub(super) fn shrink(&self) {
+        let len = {
+            let _rank = rank::enter::<Counters>(2);
+            self.resident.lock().len()
+        };
+        if len > self.resident_max {
+            self.make_room(len);
+        }
+    }
+
     /// Drops bitmaps that were not asked for lately, if there are too many. No group is locked.
-    fn make_room(&self) {
-        for _ in 0..DROP_TRIES {
+    fn make_room(&self, tries: usize) {
+        for _ in 0..tries {
             let oldest = {
                 let _rank = rank::enter::<Counters>(2);
                 let mut resident = self.resident.lock();

@@ -108,6 +108,7 @@ impl Allocator {
             pending.blocks -= count;
             pending.recent = batch.inodes;
         });
+        self.shrink();
     }
 
     /// Puts blocks that no durable state refers to any more into the indexes of their groups.

@@ -16,17 +16,42 @@ fn first_fit(taken: &[bool], from: u32, want: u32) -> Option<Range<u32>> {
 }
 
 fn longest(taken: &[bool]) -> usize {
-    taken.split(|taken| *taken).map(<[bool]>::len).max().unwrap_or(0)
+    taken
+        .split(|taken| *taken)
+        .map(<[bool]>::len)
+        .max()
+        .unwrap_or(0)
 }
 
 fn check(runs: &FreeRuns, taken: &[bool]) {
-    assert_eq!(runs.free() as usize, taken.iter().filter(|taken| !**taken).count());
+    assert_eq!(
+        runs.free() as usize,
+        taken.iter().filter(|taken| !**taken).count()
+    );
     assert_eq!(runs.longest() as usize, longest(taken));
-    for want in [1, 2, 7, 255, 256, 257, 600, runs.longest(), runs.longest() + 1] {
+    for want in [
+        1,
+        2,
+        7,
+        255,
+        256,
+        257,
+        600,
+        runs.longest(),
+        runs.longest() + 1,
+    ] {
         if want == 0 {
             continue;
         }
-        for from in [0, 1, 255, 256, 300, taken.len() as u32 / 2, taken.len() as u32 - 1] {
+        for from in [
+            0,
+            1,
+            255,
+            256,
+            300,
+            taken.len() as u32 / 2,
+            taken.len() as u32 - 1,
+        ] {
             let found = runs.first_fit(from, want);
             assert_eq!(found, first_fit(taken, from, want), "{want} from {from}");
         }
