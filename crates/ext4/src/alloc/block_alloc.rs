@@ -318,20 +318,23 @@ impl Allocator {
 
     /// Locks the groups of all pieces, their bitmaps in memory or damaged.
     fn lock_pieces(&self, instance: &Instance, pieces: &[Piece]) -> Result<Vec<GroupGuard<'_>>> {
-        loop {
-            for piece in pieces {
-                drop(self.lock_with_blocks(instance, piece.group)?);
-            }
-            // Ascending, as locks of one level are to be taken.
-            let guards: Vec<_> = pieces
-                .iter()
-                .map(|piece| self.group(piece.group).lock())
-                .collect();
-            // Nothing may have been dropped from memory meanwhile.
-            if guards.iter().all(|guard| !guard.blocks.is_absent()) {
-                return Ok(guards);
-            }
-        }
+        let mut pinned = 0;
+        let loaded = pieces.iter().try_for_each(|piece| {
+            self.lock_with_blocks(instance, piece.group)?.pins += 1;
+            pinned += 1;
+            Ok(())
+        });
+        // Ascending, as locks of one level are to be taken.
+        let guards: Vec<_> = pieces
+            .iter()
+            .take(pinned)
+            .map(|piece| {
+                let mut guard = self.group(piece.group).lock();
+                guard.pins -= 1;
+                guard
+            })
+            .collect();
+        loaded.map(|()| guards)
     }
 }
 
@@ -366,9 +369,11 @@ impl Search<'_> {
             let group = self.allocator.group(number);
             let mut longest = group.summary().longest();
             if longest >= want && number != home {
-                reads += u32::from(group.lock().blocks.is_absent());
-                if reads > READS_MAX {
-                    continue;
+                if group.lock().blocks.is_absent() {
+                    if reads == READS_MAX {
+                        continue;
+                    }
+                    reads += 1;
                 }
                 let found = self.take(number, |runs| runs.first_fit(0, want));
                 if found.is_some() {

@@ -71,6 +71,8 @@ pub(super) struct GroupState {
     /// Changes when a bitmap is dropped from memory: what was read before may be old.
     stamp: u64,
     is_resident: bool,
+    /// Threads that need the block bitmap in memory when they have locked other groups too.
+    pub(super) pins: u32,
     /// Asked for since it was last considered to be dropped.
     is_recent: bool,
 }
@@ -129,6 +131,7 @@ impl Group {
             excluded: 0,
             stamp: 0,
             is_resident: false,
+            pins: 0,
             is_recent: false,
             desc,
         };
@@ -266,6 +269,7 @@ impl GroupState {
     /// Drops the bitmaps that nothing but memory would lose; whether none is left.
     fn drop_bitmaps(&mut self) -> bool {
         if let Bits::Loaded(blocks) = &self.blocks
+            && self.pins == 0
             && !blocks.is_dirty
             && blocks.busy == 0
             && blocks.pending == 0

@@ -2,6 +2,7 @@
 //! each checksummed once.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use pagefence_ext4_format::group_desc::GroupDesc;
 use pagefence_ext4_format::superblock::{SUPERBLOCK_OFFSET, Superblock};
@@ -96,14 +97,13 @@ impl Allocator {
             sealing.set(sealed.desc.inode_bitmap(), bits);
         }
         let block = group.home();
-        if !homes.contains_key(&block) {
-            let bytes = self.buffers.read(block.0).map_err(device)?.to_vec();
-            homes.insert(block, bytes);
-        }
-        let to = homes
-            .get_mut(&block)
-            .and_then(|bytes| bytes.get_mut(group.offset()..))
-            .unwrap_or_default();
+        let bytes = match homes.entry(block) {
+            Entry::Occupied(bytes) => bytes.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(self.buffers.read(block.0).map_err(device)?.to_vec())
+            }
+        };
+        let to = bytes.get_mut(group.offset()..).unwrap_or_default();
         sealed.desc.write_to(to).map_err(|_| misplaced(block))?;
         // Only now: what is not dirty may be dropped from memory and be read again.
         let mut guard = group.lock();

@@ -123,6 +123,13 @@ impl World {
         }
     }
 
+    /// Has bitmaps leave memory as soon as they may, but for so many groups.
+    fn keep_few_bitmaps(&mut self, groups: usize) {
+        Arc::get_mut(&mut self.allocator)
+            .expect("nobody else has it")
+            .resident_max = groups;
+    }
+
     fn superblock(&self) -> &Superblock {
         &self.instance.superblock
     }
@@ -181,8 +188,11 @@ impl World {
             tx.deferred
         );
         let mut freed = Vec::new();
-        self.allocator
-            .committed(tx.tid, |start, count| freed.push((start.0, count)));
+        self.allocator.committed(tx.tid, |start, count| {
+            // Who is out of space now waits for this commit.
+            assert_eq!(self.allocator.pending_tid(), Some(tx.tid));
+            freed.push((start.0, count));
+        });
         *tx = Tx {
             tid: tx.tid + 1,
             ..Tx::default()

@@ -63,3 +63,35 @@ fn bitmaps_leave_memory_when_they_may() {
     assert_eq!(counts.blocks, counts.blocks_unreserved);
     assert_eq!(counts, world.reopened().allocator.counts());
 }
+
+/// A run over more groups than may stay in memory is freed as a whole.
+#[test]
+fn a_long_run_is_freed_with_little_memory() {
+    let mut world = World::new(ext4(1000, 1024));
+    world.keep_few_bitmaps(1);
+    let superblock = world.superblock();
+    // From one flex group's data to the next one's metadata there is no backup.
+    let first = superblock.first_block_of_group(GroupNo(66)).0;
+    let end = superblock.first_block_of_group(GroupNo(72)).0;
+    let mut tx = Tx::default();
+    let mut at = first;
+    while at < end {
+        let run = world.allocate(at, (end - at) as u32);
+        assert_eq!(run.start().0, at);
+        at += u64::from(world.allocator.use_run(&mut tx, run).1);
+    }
+    world.commit(&mut tx);
+    world.commit(&mut tx);
+    assert!(world.loaded() <= 1, "{} are", world.loaded());
+    let before = world.allocator.counts();
+    assert!(is_corrupt(&world.free(
+        &mut tx,
+        first,
+        (end - first) as u32 + 1
+    )));
+    assert_eq!(world.allocator.counts(), before);
+    world
+        .free(&mut tx, first, (end - first) as u32)
+        .expect("ours");
+    assert_eq!(world.commit(&mut tx).freed, [(first, end - first)]);
+}

@@ -81,10 +81,10 @@ impl Owners {
         for _ in 0..1500 {
             let want = 1 + roll(60);
             let waits = allocator.pending_tid().is_some();
-            match allocator.reserve(want, me % 2 == 0) {
+            match allocator.reserve(want, me.is_multiple_of(2)) {
                 Ok(mut promised) => {
                     while promised.blocks() > 0 {
-                        let goal = BlockNo(roll(17_000));
+                        let goal = BlockNo(roll(self.blocks.len() as u64));
                         let most = 1 + roll(40) as u32;
                         let run = allocator
                             .allocate(instance, goal, most, &mut promised)
@@ -123,7 +123,18 @@ impl Owners {
 
 #[test]
 fn no_block_has_two_owners() {
-    let world = World::new(image(16, 1024, Kind::Ext4, "^resize_inode"));
+    fight_for_blocks(World::new(image(16, 1024, Kind::Ext4, "^resize_inode")));
+}
+
+/// Bitmaps come and go all the time, too.
+#[test]
+fn no_block_has_two_owners_while_bitmaps_leave_memory() {
+    let mut world = World::new(image(48, 1024, Kind::Ext4, "^resize_inode"));
+    world.keep_few_bitmaps(1);
+    fight_for_blocks(world);
+}
+
+fn fight_for_blocks(world: World) {
     let before = world.allocator.counts();
     let in_use = world.in_use();
     // So little is left that all of it is fought for.
