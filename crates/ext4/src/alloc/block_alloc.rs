@@ -135,7 +135,7 @@ impl Allocator {
         let Ok((number, first)) = self.superblock.group_of_block(start) else {
             return (start, 0);
         };
-        let mut guard = self.group(number).lock();
+        let mut guard = self.lock(number);
         let bitmap = guard.desc.block_bitmap();
         if let Some(blocks) = guard.blocks_mut() {
             let changed = bitmap::set_range(&mut blocks.bits, first..first + len);
@@ -253,7 +253,7 @@ impl Allocator {
             return Ok(None);
         };
         let least = least.max(1);
-        if self.group(number).summary().longest() < least {
+        if self.summary(number).longest() < least {
             return Ok(None);
         }
         let most = u32::try_from(self.counts.left() / 2).unwrap_or(u32::MAX);
@@ -304,7 +304,7 @@ impl Allocator {
         let Ok((number, first)) = self.superblock.group_of_block(start) else {
             return;
         };
-        if let Some(blocks) = self.group(number).lock().blocks_mut() {
+        if let Some(blocks) = self.lock(number).blocks_mut() {
             blocks.busy -= len;
             blocks.index.give(first..first + len);
         }
@@ -329,7 +329,7 @@ impl Allocator {
             .iter()
             .take(pinned)
             .map(|piece| {
-                let mut guard = self.group(piece.group).lock();
+                let mut guard = self.lock(piece.group);
                 guard.pins -= 1;
                 guard
             })
@@ -366,10 +366,10 @@ impl Search<'_> {
         let mut reads = 0;
         let mut best = (0, home);
         for number in self.groups_from(home) {
-            let group = self.allocator.group(number);
-            let mut longest = group.summary().longest();
+            let summary = self.allocator.summary(number);
+            let mut longest = summary.longest();
             if longest >= want && number != home {
-                if group.lock().blocks.is_absent() {
+                if self.allocator.lock(number).blocks.is_absent() {
                     if reads == READS_MAX {
                         continue;
                     }
@@ -379,7 +379,7 @@ impl Search<'_> {
                 if found.is_some() {
                     return found;
                 }
-                longest = group.summary().longest();
+                longest = summary.longest();
             }
             if longest > best.0 {
                 best = (longest, number);
@@ -410,7 +410,7 @@ impl Search<'_> {
         number: GroupNo,
         choose: impl FnOnce(&FreeRuns) -> Option<Range<u32>>,
     ) -> Option<BusyRun> {
-        if self.allocator.group(number).summary().free() == 0 {
+        if self.allocator.summary(number).free() == 0 {
             return None;
         }
         let mut guard = match self.allocator.lock_with_blocks(self.instance, number) {

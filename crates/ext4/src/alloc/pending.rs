@@ -127,7 +127,7 @@ impl Allocator {
             let here = room.min(run.end - start);
             // As many as a group has blocks, at most.
             let len = here as u32;
-            if let Some(blocks) = self.group(number).lock().blocks_mut() {
+            if let Some(blocks) = self.lock(number).blocks_mut() {
                 blocks.pending -= len;
                 blocks.index.give(first..first + len);
             }

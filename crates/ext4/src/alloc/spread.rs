@@ -96,7 +96,7 @@ impl Allocator {
                 (step < count).then_some((first + 2 * step - 1) % count)
             })
             .map(|group| group as u32)
-            .filter(|group| self.group(GroupNo(*group)).summary().free() > 0);
+            .filter(|group| self.summary(GroupNo(*group)).free() > 0);
         std::iter::once(home)
             .chain(flex)
             .chain(jumps)
@@ -180,7 +180,7 @@ impl Allocator {
     fn flex(&self, flex: u32) -> Flex {
         self.groups_of_flex(flex)
             .map(|group| {
-                let summary = self.group(GroupNo(group)).summary();
+                let summary = self.summary(GroupNo(group));
                 Flex {
                     free_inodes: summary.inodes().into(),
                     free_blocks: summary.free().into(),

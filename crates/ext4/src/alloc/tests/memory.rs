@@ -7,7 +7,7 @@ use super::*;
 impl World {
     fn loaded(&self) -> usize {
         let is_loaded = |group: &GroupNo| {
-            let state = self.allocator.group(*group).lock();
+            let state = self.allocator.lock(*group);
             matches!(state.blocks, Bits::Loaded(_)) || matches!(state.inodes, Bits::Loaded(_))
         };
         self.superblock().groups().filter(is_loaded).count()
