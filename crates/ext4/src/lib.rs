@@ -22,7 +22,11 @@
 
 #[cfg_attr(
     not(test),
-    expect(dead_code, unused_imports, reason = "the live transactions that use it come next")
+    expect(
+        dead_code,
+        unused_imports,
+        reason = "the live transactions that use it come next"
+    )
 )]
 mod alloc;
 mod backing;
