@@ -19,6 +19,7 @@
 //! Invariant: a block number from disk is checked against the file system's limits before it is
 //! read, a checksum before the bytes it covers are believed.
 
+mod acl;
 mod backing;
 mod change;
 mod cookie;
