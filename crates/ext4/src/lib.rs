@@ -10,6 +10,7 @@
 //! backing                              what the page cache asks for
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
 //! system_zones                         blocks that no file may own
+//! alloc                                which blocks and inodes are free, promised, busy
 //! change                               what changes metadata
 //! mount  support  recovery  orphan     opening: checks, features, the journal, orphans
 //! info  journal_location               what an image is, told without opening it
@@ -20,6 +21,11 @@
 //! read, a checksum before the bytes it covers are believed.
 
 mod acl;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, unused_imports, reason = "the live transactions that use it come next")
+)]
+mod alloc;
 mod backing;
 mod change;
 mod cookie;
@@ -41,6 +47,7 @@ mod inode_cache;
 mod inode_tables;
 mod instance;
 mod journal_location;
+mod live;
 mod map_blocks;
 mod memory;
 pub mod mkfs;
@@ -53,6 +60,7 @@ mod read_dir;
 mod recovery;
 mod rename;
 mod set_xattr;
+mod simple_journal;
 mod setattr;
 mod statfs;
 mod support;
