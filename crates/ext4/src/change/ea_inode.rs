@@ -12,6 +12,7 @@ use pagefence_ext4_format::xattr::ea_inode_hash;
 use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_vfs::{Error, Result};
 
+use crate::alloc::{NewInode, NewNumber};
 use crate::change::append_block::append_block;
 use crate::change::extent_tree::ExtentTree;
 use crate::change::free_inode::free_inode;
@@ -20,7 +21,7 @@ use crate::change::transaction::Transaction;
 use crate::disk_inode::{DiskInode, kind_of};
 use crate::error::At;
 use crate::map_blocks::Target;
-use crate::setattr::now;
+use crate::recovery::timestamp;
 
 /// Extents that the 60 bytes of an inode hold.
 const ROOT_EXTENTS: u64 = 4;
@@ -49,19 +50,51 @@ pub(crate) fn blocks_of(superblock: &Superblock, len: u64) -> (u64, u64) {
     (data, map)
 }
 
-/// Makes an inode that holds `value`, for one user: an attribute of `owner`.
+/// Takes a free inode near `owner`, for [`fill`].
 ///
 /// # Errors
-/// `NoSpace` if there is no inode, and then nothing was changed; `Corrupt`, `Io`.
-pub(crate) fn create(
+/// `NoSpace` if there is none; `Unsupported` while the file system is being mounted; `Io`. Nothing
+/// was changed then.
+pub(crate) fn take(transaction: &mut Transaction<'_>, owner: InodeNo) -> Result<NewNumber> {
+    let instance = transaction.instance;
+    let Some((allocator, handle)) = transaction.allocation() else {
+        return Err(Error::Unsupported("new attribute inodes while mounting"));
+    };
+    let request = NewInode {
+        parent: owner,
+        is_directory: false,
+        is_top_level: false,
+        name: &[],
+    };
+    allocator.new_inode(instance, handle, request)
+}
+
+/// Gives back what [`take`] took.
+///
+/// # Errors
+/// `Corrupt`, `Io`.
+pub(crate) fn give_back(transaction: &mut Transaction<'_>, inode: InodeNo) -> Result<()> {
+    let instance = transaction.instance;
+    match transaction.allocation() {
+        Some((allocator, handle)) => allocator.free_inode(instance, handle, inode, false),
+        None => Ok(()),
+    }
+}
+
+/// Makes a new inode hold `value`, for one user: an attribute of `owner`.
+///
+/// # Errors
+/// `Corrupt`, `Io`; the transaction must then be dropped.
+pub(crate) fn fill(
     transaction: &mut Transaction<'_>,
+    new: NewNumber,
     owner: &InodeRecord,
     value: &[u8],
-) -> Result<InodeNo> {
+) -> Result<()> {
     let instance = transaction.instance;
     let superblock = &instance.superblock;
-    let (inode, generation) = transaction.new_value_inode(owner.ino())?;
-    let mut record = InodeRecord::create(inode, superblock, FileKind::Regular, 0o600, generation);
+    let (inode, kind) = (new.number, FileKind::Regular);
+    let mut record = InodeRecord::create(inode, superblock, kind, 0o600, new.generation);
     record.set_uid(owner.uid());
     record.set_gid(owner.gid());
     record.set_links(1);
@@ -74,7 +107,7 @@ pub(crate) fn create(
     if has_extents && ExtentNodeMut::init(record.block_area_mut(), 0).is_none() {
         return Err(instance.damaged(inode, None, "60 bytes hold no extent tree"));
     }
-    let now = now();
+    let (_, now) = timestamp();
     record.set_mtime(now);
     record.set_crtime(now);
     let block_size = superblock.block_size() as usize;
@@ -110,8 +143,7 @@ pub(crate) fn create(
     } else {
         record.set_ea_hash(hash);
     }
-    transaction.write_inode(&mut record)?;
-    Ok(inode)
+    transaction.write_inode(&mut record)
 }
 
 /// Adds users to an inode that holds a value.

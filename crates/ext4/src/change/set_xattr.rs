@@ -16,6 +16,7 @@ use pagefence_ext4_format::xattr::{
 use pagefence_ext4_format::{BlockNo, Corruption, InodeNo};
 use pagefence_vfs::{Error, Result};
 
+use crate::alloc::NewNumber;
 use crate::change::ea_inode;
 use crate::change::free_blocks::free_blocks;
 use crate::change::release_xattrs::give_up_share;
@@ -23,7 +24,7 @@ use crate::change::remove_blocks::Progress;
 use crate::change::transaction::Transaction;
 use crate::error::At;
 use crate::instance::Instance;
-use crate::setattr::now;
+use crate::recovery::timestamp;
 use crate::xattr::VALUE_MAX;
 
 /// Longest name behind its prefix, in bytes.
@@ -54,7 +55,8 @@ struct Places {
 /// A change of an inode's attributes, worked out and not yet made.
 ///
 /// Lifecycle: [`Self::of`] under the inode lock, which is held until [`Self::apply`] is done;
-/// [`Self::set`] and [`Self::remove`]; [`Self::cost`]; then [`Self::apply`].
+/// [`Self::set`] and [`Self::remove`]; [`Self::cost`]; then, in a transaction, [`Self::take_inodes`]
+/// and [`Self::apply`].
 #[derive(Debug)]
 pub(crate) struct XattrChange<'a> {
     instance: &'a Instance,
@@ -64,6 +66,8 @@ pub(crate) struct XattrChange<'a> {
     block: Option<BlockNo>,
     /// Values that get inodes of their own, by the numbers that stand for those meanwhile.
     large: Vec<(InodeNo, Vec<u8>)>,
+    /// Those inodes, once they are taken.
+    taken: Vec<NewNumber>,
     /// `i_extra_isize` as it becomes, if it changes.
     extra_isize: Option<u16>,
 }
@@ -127,6 +131,7 @@ impl<'a> XattrChange<'a> {
             before,
             block,
             large: Vec::new(),
+            taken: Vec::new(),
             extra_isize: None,
         })
     }
@@ -344,13 +349,40 @@ impl<'a> XattrChange<'a> {
         })
     }
 
+    /// Takes the inodes that values need. Done first in the transaction: the last step that finds
+    /// no space.
+    ///
+    /// # Errors
+    /// `NoSpace` if there are not enough; `Io`. What was taken was given back then, and the
+    /// transaction, if that has changed nothing else, is to be ended.
+    pub(crate) fn take_inodes(
+        &mut self,
+        transaction: &mut Transaction<'_>,
+        owner: InodeNo,
+    ) -> Result<()> {
+        let mut large = std::mem::take(&mut self.large);
+        large.retain(|(stand_in, _)| self.is_used(*stand_in));
+        for _ in &large {
+            match ea_inode::take(transaction, owner) {
+                Ok(new) => self.taken.push(new),
+                Err(error) => {
+                    for new in self.taken.drain(..) {
+                        ea_inode::give_back(transaction, new.number)?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        self.large = large;
+        Ok(())
+    }
+
     /// Makes the change. `record` is the inode's, with the attributes that the change was worked
     /// out for; it changes along, and the caller writes it. The caller holds the block map's lock
     /// for the block count, unless nobody else knows the inode.
     ///
     /// # Errors
-    /// `NoSpace` if an inode is needed and there is none: nothing was changed then. `Corrupt`,
-    /// `Io`: the transaction must be dropped.
+    /// `Corrupt`, `Io`; the transaction must then be dropped.
     pub(crate) fn apply(
         mut self,
         transaction: &mut Transaction<'_>,
@@ -386,9 +418,7 @@ impl<'a> XattrChange<'a> {
                 ea_inode::add_users(transaction, value, more)?;
             }
             for _ in more..0 {
-                let seconds = now().seconds.to_le_bytes();
-                let [a, b, c, d, ..] = seconds;
-                let deleted_at = u32::from_le_bytes([a, b, c, d]);
+                let deleted_at = timestamp().0;
                 if ea_inode::release(transaction, value, deleted_at)? == Progress::More {
                     let what = "a value takes more blocks than its length says";
                     return Err(instance.damaged(value, None, what));
@@ -408,18 +438,16 @@ impl<'a> XattrChange<'a> {
         transaction: &mut Transaction<'_>,
         record: &InodeRecord,
     ) -> Result<Vec<InodeNo>> {
+        debug_assert_eq!(self.large.len(), self.taken.len(), "inodes come first");
         let mut made = Vec::new();
-        for (stand_in, value) in std::mem::take(&mut self.large) {
-            if !self.is_used(stand_in) {
-                continue;
+        let values = std::mem::take(&mut self.large);
+        for ((stand_in, value), new) in values.into_iter().zip(self.taken.drain(..)) {
+            ea_inode::fill(transaction, new, record, &value)?;
+            let places = [&mut self.after.body, &mut self.after.block];
+            for place in places.into_iter().flatten() {
+                place.rename_inode(stand_in, new.number);
             }
-            let inode = ea_inode::create(transaction, record, &value)?;
-            for place in [&mut self.after.body, &mut self.after.block] {
-                if let Some(place) = place {
-                    place.rename_inode(stand_in, inode);
-                }
-            }
-            made.push(inode);
+            made.push(new.number);
         }
         Ok(made)
     }
@@ -521,8 +549,8 @@ pub(crate) fn cost_of_initial(
 /// of each. `record` changes along; the caller writes it.
 ///
 /// # Errors
-/// `NoSpace` if they do not fit, or need an inode and there is none: nothing was changed then, and
-/// [`cost_of_initial`] tells the first beforehand. `Corrupt`, `Io`.
+/// `NoSpace` if they do not fit ([`cost_of_initial`] tells beforehand), or one needs an inode of
+/// its own and there is none: this changed nothing then. `Corrupt`, `Io`.
 pub(crate) fn set_initial(
     transaction: &mut Transaction<'_>,
     record: &mut InodeRecord,
@@ -535,5 +563,6 @@ pub(crate) fn set_initial(
     for (index, name, value) in attributes {
         change.set(*index, name, value)?;
     }
+    change.take_inodes(transaction, record.ino())?;
     change.apply(transaction, record)
 }
