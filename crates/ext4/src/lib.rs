@@ -20,6 +20,7 @@
 //! Invariant: a block number from disk is checked against the file system's limits before it is
 //! read, a checksum before the bytes it covers are believed.
 
+mod acl;
 #[cfg_attr(
     not(test),
     expect(
