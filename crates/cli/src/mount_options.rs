@@ -20,6 +20,12 @@ pub struct VolumeOptions {
     pub no_load: bool,
     /// Whether the user asked for a read-only mount.
     pub read_only: bool,
+    /// A fresh file system of this many bytes, in memory; `image` is then only a name.
+    pub memory_bytes: Option<u64>,
+    /// Seconds after which changes are committed; `None`: the library's default.
+    pub commit_seconds: Option<u32>,
+    /// Whether the device is told of space that became free.
+    pub discard: bool,
     /// Where the backup superblock to use is, in KiB; `None`: the superblock itself is used.
     pub superblock: Option<u64>,
 }
@@ -148,6 +154,9 @@ impl MountOptions {
             ("cache" | "cache_size", Some(value)) => {
                 self.volume.cache_bytes = Some(size(name, value)?);
             }
+            ("commit", Some(value)) => self.volume.commit_seconds = Some(number(name, value)?),
+            ("discard", None) => self.volume.discard = true,
+            ("nodiscard", None) => self.volume.discard = false,
             ("allow_other", None) => self.allow_other = true,
             ("default_permissions", None) => self.default_permissions = true,
             ("uid", Some(value)) => self.uid = Some(number(name, value)?),

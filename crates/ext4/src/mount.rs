@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use pagefence_block_io::file_device::{Lock, Locked, OpenError, OpenOptions};
 use pagefence_block_io::image_users::{self, Mounted};
@@ -41,6 +42,10 @@ pub struct MountOptions {
     pub superblock: Option<u64>,
     /// Read ahead of sequential readers.
     pub read_ahead: bool,
+    /// How long a change may wait until it is durable; 5 seconds by default.
+    pub commit_interval: Option<Duration>,
+    /// Tell the device of space that became free.
+    pub discard: bool,
 }
 
 impl Default for MountOptions {
@@ -51,6 +56,8 @@ impl Default for MountOptions {
             cache: None,
             superblock: None,
             read_ahead: true,
+            commit_interval: None,
+            discard: false,
         }
     }
 }

@@ -101,6 +101,11 @@ pub trait FileSystem: Send + Sync + 'static {
     /// The root directory's inode.
     fn root(&self) -> InodeId;
 
+    /// Why nothing can be written, as a sentence's end (`because …`); nothing if it can.
+    fn read_only_because(&self) -> Option<String> {
+        Some("it was opened so".to_owned())
+    }
+
     /// Finds `name` in directory `parent`. `.` and `..` are found too.
     ///
     /// # Errors
