@@ -10,6 +10,7 @@
 //! backing                              what the page cache asks for
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
 //! system_zones                         blocks that no file may own
+//! alloc                                which blocks and inodes are free, promised, busy
 //! change                               what changes metadata
 //! mount  support  recovery  orphan     opening: checks, features, the journal, orphans
 //! info  journal_location               what an image is, told without opening it
@@ -19,6 +20,11 @@
 //! Invariant: a block number from disk is checked against the file system's limits before it is
 //! read, a checksum before the bytes it covers are believed.
 
+#[cfg_attr(
+    not(test),
+    expect(dead_code, unused_imports, reason = "the live transactions that use it come next")
+)]
+mod alloc;
 mod backing;
 mod change;
 mod cookie;
@@ -40,6 +46,7 @@ mod inode_cache;
 mod inode_tables;
 mod instance;
 mod journal_location;
+mod live;
 mod map_blocks;
 mod memory;
 pub mod mkfs;
@@ -52,6 +59,7 @@ mod read_dir;
 mod recovery;
 mod rename;
 mod set_xattr;
+mod simple_journal;
 mod setattr;
 mod statfs;
 mod support;

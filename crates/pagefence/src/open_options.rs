@@ -17,10 +17,10 @@ use crate::volume::Volume;
 /// use std::io::Write;
 /// use pagefence::{OpenOptions, Options, Volume};
 /// let volume = Volume::open(&image, Options::new().write(true))?;
-/// let mut log = OpenOptions::new().append(true).create(true).open(&volume, "/tmp/log")?;
+/// let mut log = OpenOptions::new().append(true).create(true).open(&volume, "/notes.txt")?;
 /// log.write_all(b"one line\n")?;
 /// log.sync_all()?;
-/// assert_eq!(volume.read("/tmp/log")?, b"one line\n");
+/// assert_eq!(volume.read("/notes.txt")?, b"one line\n");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
@@ -182,8 +182,8 @@ impl Volume {
     /// # let image = pagefence::doc_image();
     /// use pagefence::{Options, Volume};
     /// let volume = Volume::open(&image, Options::new().write(true))?;
-    /// volume.write("/tmp/greeting", "hello\n")?;
-    /// assert_eq!(volume.read_to_string("/tmp/greeting")?, "hello\n");
+    /// volume.write("/greeting", "hello\n")?;
+    /// assert_eq!(volume.read_to_string("/greeting")?, "hello\n");
     /// # Ok::<(), pagefence::Error>(())
     /// ```
     ///
