@@ -49,7 +49,7 @@ pub(crate) fn append_block(
 }
 
 /// Counts a block that the inode owns more.
-fn count_block(transaction: &Transaction<'_>, record: &mut InodeRecord) -> Result<()> {
+pub(crate) fn count_block(transaction: &Transaction<'_>, record: &mut InodeRecord) -> Result<()> {
     let instance = transaction.instance;
     let sectors = record.sectors() + u64::from(instance.superblock.block_size() / 512);
     record
