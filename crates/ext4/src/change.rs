@@ -16,6 +16,7 @@ pub(crate) mod extent_tree;
 pub(crate) mod free_blocks;
 pub(crate) mod free_inode;
 pub(crate) mod release_xattrs;
+pub(crate) mod inline_dir;
 mod remove_block_map;
 pub(crate) mod remove_blocks;
 mod remove_extents;

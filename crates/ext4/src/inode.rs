@@ -116,6 +116,11 @@ impl Inode {
         self.entries_version.load(Ordering::Acquire)
     }
 
+    /// Counts a change of a directory's entries; the caller holds the inode lock exclusively.
+    pub(crate) fn entries_changed(&self) {
+        self.entries_version.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Its attributes.
     pub(crate) fn attr(&self, instance: &Instance) -> Attr {
         self.core.attr(instance)
