@@ -20,7 +20,11 @@ fn values_up_to_64_kib() {
     let mounted = image.open();
     let blocks = mounted.attr("a").blocks_512;
     mounted.set("a", "user.large", &value(65536, 1)).unwrap();
-    assert_eq!(mounted.attr("a").blocks_512, blocks + 128, "as Linux counts");
+    assert_eq!(
+        mounted.attr("a").blocks_512,
+        blocks + 128,
+        "as Linux counts"
+    );
     let refused = mounted.set("a", "user.larger", &value(65537, 1));
     assert!(matches!(refused, Err(Error::TooLarge)));
     mounted.set("a", "user.second", &value(5000, 2)).unwrap();
@@ -135,7 +139,11 @@ fn a_full_block_is_no_space_without_inodes_for_values() {
     let mounted = image.open();
     mounted.set("a", "user.first", &value(700, 1)).unwrap();
     let before = mounted.xattrs("a");
-    for (name, len) in [("user.second", 300), ("user.first", 1100), ("user.z", 65536)] {
+    for (name, len) in [
+        ("user.second", 300),
+        ("user.first", 1100),
+        ("user.z", 65536),
+    ] {
         let refused = mounted.set("a", name, &value(len, 2));
         assert!(matches!(refused, Err(Error::NoSpace)), "{name} {len}");
     }

@@ -118,15 +118,23 @@ fn removed_to_the_last(options: &[&str]) {
     let image = Image::new(options);
     let free = |image: &Image| {
         let superblock = image.superblock();
-        (superblock.free_blocks_count(), superblock.free_inodes_count())
+        (
+            superblock.free_blocks_count(),
+            superblock.free_inodes_count(),
+        )
     };
     let before = free(&image);
     let mounted = image.open();
     let blocks = mounted.attr("a").blocks_512;
     for length in [0, 10, 100, 300] {
-        mounted.set("a", &format!("user.{length}"), &vec![1; length]).unwrap();
+        mounted
+            .set("a", &format!("user.{length}"), &vec![1; length])
+            .unwrap();
     }
-    assert!(mounted.attr("a").blocks_512 > blocks, "a block of attributes counts");
+    assert!(
+        mounted.attr("a").blocks_512 > blocks,
+        "a block of attributes counts"
+    );
     for length in [100, 0, 300, 10] {
         mounted.remove("a", &format!("user.{length}")).unwrap();
     }

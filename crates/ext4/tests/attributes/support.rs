@@ -152,7 +152,8 @@ impl Mounted {
 
     pub(crate) fn set(&self, file: &str, name: &str, value: &[u8]) -> Result<()> {
         let id = self.id(file);
-        self.fs.set_xattr(id, name.as_bytes(), value, XattrMode::Set)
+        self.fs
+            .set_xattr(id, name.as_bytes(), value, XattrMode::Set)
     }
 
     pub(crate) fn remove(&self, file: &str, name: &str) -> Result<()> {

@@ -49,7 +49,11 @@ fn what_is_free_is_discarded_and_nothing_else() {
         if free.contains(&block) {
             assert_eq!(after[range], [0; 1024], "block {block} is free");
         } else {
-            assert_eq!(after[range.clone()], before[range], "block {block} is in use");
+            assert_eq!(
+                after[range.clone()],
+                before[range],
+                "block {block} is in use"
+            );
         }
     }
     // Blocks can be had again at once.
