@@ -209,8 +209,7 @@ fn check(disk: &DiskInode, change: &SetAttr) -> Result<()> {
     // wrote had the file open before it became what it is.
     let brings_times = change.changed.is_some();
     let refused = changes_owner_or_mode || (times.iter().any(is_set) && !brings_times);
-    if flags.contains(InodeFlags::IMMUTABLE)
-        && (refused || change.size.is_some() || !brings_times)
+    if flags.contains(InodeFlags::IMMUTABLE) && (refused || change.size.is_some() || !brings_times)
     {
         return Err(Error::NotPermitted);
     }

@@ -79,7 +79,12 @@ impl Instance {
         Ok(None)
     }
 
-    pub(crate) fn xattr_value(&self, inode: &DiskInode, index: u8, rest: &[u8]) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn xattr_value(
+        &self,
+        inode: &DiskInode,
+        index: u8,
+        rest: &[u8],
+    ) -> Result<Option<Vec<u8>>> {
         self.find_xattr(inode, |entry| {
             (entry.index == index && entry.name == rest).then(|| self.value_of(inode, entry))
         })
@@ -186,7 +191,9 @@ impl Instance {
             .xattr_value(inode, index, rest)?
             .ok_or(Error::NoAttribute)?;
         if matches!(index, POSIX_ACL_ACCESS | POSIX_ACL_DEFAULT) {
-            let acl = self.parse_acl(&inode.record, &value)?.ok_or(Error::NoAttribute)?;
+            let acl = self
+                .parse_acl(&inode.record, &value)?
+                .ok_or(Error::NoAttribute)?;
             return Ok(acl.to_xattr());
         }
         Ok(value)

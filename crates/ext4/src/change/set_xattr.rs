@@ -261,12 +261,16 @@ impl<'a> XattrChange<'a> {
     pub(crate) fn grow_extra(&mut self, record: &InodeRecord) -> Result<()> {
         let known = size_of::<RawInodeExtra>();
         let superblock = &self.instance.superblock;
-        let room = superblock.inode_size().saturating_sub(size_of::<RawInode>());
+        let room = superblock
+            .inode_size()
+            .saturating_sub(size_of::<RawInode>());
         if record.extra_isize() >= known {
             return Ok(());
         }
         if room < known {
-            return Err(Error::Unsupported("a project number in an inode of that size"));
+            return Err(Error::Unsupported(
+                "a project number in an inode of that size",
+            ));
         }
         let wanted = usize::from(superblock.raw().s_want_extra_isize.get());
         let fits = wanted.is_multiple_of(4) && wanted <= room;
@@ -344,9 +348,9 @@ impl<'a> XattrChange<'a> {
     }
 
     fn is_used(&self, stand_in: InodeNo) -> bool {
-        self.after.entries().any(|entry| {
-            matches!(entry.value, Value::Inode { inode, .. } if inode == stand_in)
-        })
+        self.after
+            .entries()
+            .any(|entry| matches!(entry.value, Value::Inode { inode, .. } if inode == stand_in))
     }
 
     /// Takes the inodes that values need. Done first in the transaction: the last step that finds
@@ -397,8 +401,11 @@ impl<'a> XattrChange<'a> {
         let made = self.make_inodes(transaction, record)?;
         let is_shared = self.apply_block(transaction, record)?;
         if let Some(extra_isize) = self.extra_isize {
-            *record = with_extra(record, superblock, extra_isize)
-                .at(&instance.damage, Some(inode), None)?;
+            *record = with_extra(record, superblock, extra_isize).at(
+                &instance.damage,
+                Some(inode),
+                None,
+            )?;
         }
         if let (Some(body), Some(region)) = (&self.after.body, record.xattr_region_mut()) {
             wrong(body.write_to(region))?;

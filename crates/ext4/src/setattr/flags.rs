@@ -34,10 +34,12 @@ impl FileSystem {
     /// back from whoever read them. Takes the inode lock and a transaction.
     pub(crate) fn change_flags(&self, id: InodeId, flags: u32, who: &Credentials) -> Result<()> {
         let flags = InodeFlags::from_bits_retain(flags);
-        self.change_extra(id, who, |_| Ok(Wanted {
-            flags,
-            project: None,
-        }))
+        self.change_extra(id, who, |_| {
+            Ok(Wanted {
+                flags,
+                project: None,
+            })
+        })
     }
 
     /// Sets the flags that FS_IOC_FSSETXATTR knows, and the project.
@@ -104,7 +106,9 @@ impl FileSystem {
         if !self.instance.superblock.has_ro_compat(RoCompat::PROJECT) {
             return match project {
                 0 => Ok(None),
-                _ => Err(Error::Unsupported("projects without the feature of that name")),
+                _ => Err(Error::Unsupported(
+                    "projects without the feature of that name",
+                )),
             };
         }
         if project == u32::MAX {
@@ -128,7 +132,9 @@ fn new_flags(disk: &DiskInode, wanted: InodeFlags, who: &Credentials) -> Result<
         None => false,
     };
     if !kind {
-        return Err(Error::Unsupported("flags that files of that kind can't have"));
+        return Err(Error::Unsupported(
+            "flags that files of that kind can't have",
+        ));
     }
     let changed = (wanted ^ old) & InodeFlags::USER_MODIFIABLE;
     if changed.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND) && who.uid != 0 {

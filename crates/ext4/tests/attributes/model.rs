@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use pagefence_vfs::{Error, FileSystem as _, XattrMode};
 use proptest::prelude::*;
 
-use crate::kernel::KernelMount;
-use crate::support::{Image, Xattrs, shown_by_kernel};
+use crate::support::{Image, Xattrs, mount, shown_by_kernel};
 
 const FILES: [&str; 4] = ["a", "b", "dir", ""];
 
@@ -104,7 +103,7 @@ fn follow(options: &[&str], steps: &[Step]) -> Result<(), TestCaseError> {
     }
     mounted.close();
     image.assert_clean();
-    if let Some(kernel) = KernelMount::new(&image.path, "ro") {
+    if let Some(kernel) = mount(&image, "ro") {
         for (file, name) in FILES.iter().enumerate() {
             let due = model.get(&file).cloned().unwrap_or_default();
             prop_assert_eq!(shown_by_kernel(&kernel.path(name)), due, "{}", name);
@@ -118,15 +117,23 @@ fn removed_to_the_last(options: &[&str]) {
     let image = Image::new(options);
     let free = |image: &Image| {
         let superblock = image.superblock();
-        (superblock.free_blocks_count(), superblock.free_inodes_count())
+        (
+            superblock.free_blocks_count(),
+            superblock.free_inodes_count(),
+        )
     };
     let before = free(&image);
     let mounted = image.open();
     let blocks = mounted.attr("a").blocks_512;
     for length in [0, 10, 100, 300] {
-        mounted.set("a", &format!("user.{length}"), &vec![1; length]).unwrap();
+        mounted
+            .set("a", &format!("user.{length}"), &vec![1; length])
+            .unwrap();
     }
-    assert!(mounted.attr("a").blocks_512 > blocks, "a block of attributes counts");
+    assert!(
+        mounted.attr("a").blocks_512 > blocks,
+        "a block of attributes counts"
+    );
     for length in [100, 0, 300, 10] {
         mounted.remove("a", &format!("user.{length}")).unwrap();
     }
