@@ -15,6 +15,7 @@ pub(crate) mod ea_inode;
 pub(crate) mod extent_tree;
 pub(crate) mod free_blocks;
 pub(crate) mod free_inode;
+pub(crate) mod inline_dir;
 pub(crate) mod release_xattrs;
 mod remove_block_map;
 pub(crate) mod remove_blocks;

@@ -23,14 +23,20 @@
 mod acl;
 #[cfg_attr(
     not(test),
-    expect(dead_code, unused_imports, reason = "the live transactions that use it come next")
+    expect(
+        dead_code,
+        unused_imports,
+        reason = "the live transactions that use it come next"
+    )
 )]
 mod alloc;
 mod backing;
 mod change;
 mod cookie;
 mod delalloc;
+mod delete_inode;
 mod dir;
+mod dir_lock;
 mod disk_inode;
 mod error;
 mod extents;
@@ -42,6 +48,7 @@ mod group;
 mod htree;
 mod indirect;
 pub mod info;
+mod inherit_acl;
 mod inode;
 mod inode_cache;
 mod inode_tables;
@@ -52,16 +59,19 @@ mod map_blocks;
 mod memory;
 pub mod mkfs;
 mod mount;
+mod name_credits;
 mod name_index;
 mod namespace;
+mod new_inode;
 mod orphan;
 mod orphan_file;
+mod orphans;
 mod read_dir;
 mod recovery;
 mod rename;
 mod set_xattr;
-mod simple_journal;
 mod setattr;
+mod simple_journal;
 mod statfs;
 mod support;
 mod symlink;

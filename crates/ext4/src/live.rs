@@ -18,13 +18,14 @@ use pagefence_jbd2::{JournalError, JournalLocation};
 use pagefence_lock_order::levels::{self, Level};
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex};
-use pagefence_lock_order::{After, Held};
+use pagefence_lock_order::{After, Held, OrderedRwLock};
 use pagefence_vfs::{Error, Result};
 
 use crate::alloc::{Allocator, Seal, Sink};
 use crate::change::Transaction;
 use crate::instance::Instance;
 use crate::mount::MountError;
+use crate::orphans::Orphans;
 use crate::recovery::{blocks_of, mark_error, timestamp, write_superblock};
 use crate::simple_journal::{self as journal_crate, Client, Handle, Journal, Sealing, Tid};
 
@@ -47,6 +48,10 @@ pub(crate) struct Need {
 pub(crate) struct Live {
     pub(crate) journal: Arc<Journal>,
     pub(crate) allocator: Arc<Allocator>,
+    pub(crate) orphans: Orphans,
+    /// Held while a directory moves into another one: nothing else changes then which directory
+    /// lies in which.
+    pub(crate) renames: OrderedRwLock<levels::Rename, ()>,
     keeper: Arc<Keeper>,
     closed: AtomicBool,
 }
@@ -81,6 +86,7 @@ impl Live {
         let damaged = |error: Error| MountError::Damaged(error.to_string());
         let own = journal.as_ref().map(blocks_of).unwrap_or_default();
         let allocator = Allocator::new(instance, own).map_err(damaged)?;
+        let orphans = Orphans::open(instance).map_err(damaged)?;
         let mut superblock = instance.superblock.clone();
         let was_valid = superblock.state().contains(State::VALID);
         let mut features = superblock.features();
@@ -122,6 +128,8 @@ impl Live {
         Ok(Self {
             journal,
             allocator,
+            orphans,
+            renames: OrderedRwLock::new(0, ()),
             keeper,
             closed: AtomicBool::new(false),
         })
@@ -142,6 +150,14 @@ impl Live {
                 length: 0,
                 source,
             }));
+    }
+
+    /// Waits until transaction `tid` is durable. No lock that a commit needs is held.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn commit(&self, tid: u64) -> Result<()> {
+        self.journal.commit(Tid(tid)).map_err(journal_error)
     }
 
     /// Sets the head of the list of orphans; the transaction writes it.
