@@ -3,7 +3,7 @@
 use pagefence_ext4_format::xattr::acl::{Acl, AclEntry, AclTag};
 use pagefence_vfs::{Error, FileSystem as _, SetAttr, SetTime, Timestamp, XattrMode};
 
-use crate::support::{Image, root, user};
+use crate::support::{Image, mount, root, shown_by_kernel, user};
 
 fn image() -> Image {
     Image::new(&["-t", "ext4", "-b", "1024"])
@@ -268,4 +268,32 @@ fn ids_of_32_bits_and_groups() {
     assert_eq!(attr.permissions, 0o777, "not in that group");
     mounted.close();
     image.assert_clean();
+}
+
+/// A record as ext3 wrote it, with room behind it and no extra fields, gets them.
+#[test]
+fn a_record_without_extra_fields_gets_them() {
+    let image = image();
+    crate::support::debugfs_write(&image.path, "set_inode_field b extra_isize 0");
+    let mounted = image.open();
+    let time = SetAttr {
+        modified: Some(SetTime::To(Timestamp {
+            seconds: 5,
+            nanoseconds: 6,
+        })),
+        ..SetAttr::default()
+    };
+    let attr = mounted
+        .fs
+        .set_attr(mounted.id("b"), &time, &root())
+        .unwrap();
+    assert_eq!(attr.modified.nanoseconds, 6);
+    mounted.set("b", "user.x", &[1; 60]).unwrap();
+    assert_eq!(mounted.attr("b").blocks_512, 0, "in the record");
+    let before = mounted.xattrs("b");
+    mounted.close();
+    image.assert_clean();
+    if let Some(kernel) = mount(&image, "ro") {
+        assert_eq!(shown_by_kernel(&kernel.path("b")), before);
+    }
 }
