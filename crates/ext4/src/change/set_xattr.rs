@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use pagefence_ext4_format::features::Incompat;
-use pagefence_ext4_format::inode::{Inode as InodeRecord, RawInode, RawInodeExtra};
+use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, RawInode, RawInodeExtra};
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::xattr::{
     self, NewValue, Value, XattrEntry, XattrSet, ea_inode_hash, least_large_value, name,
@@ -550,4 +550,47 @@ fn with_extra(
         rest.fill(0);
     }
     InodeRecord::read(&bytes, record.ino(), superblock)
+}
+
+/// What [`set_initial`] needs at most for a new inode of that kind, the inode's own block
+/// included.
+///
+/// # Errors
+/// `NoSpace` if the attributes fit nowhere, so that the inode must not be made.
+pub(crate) fn cost_of_initial(
+    instance: &Instance,
+    kind: FileKind,
+    attributes: &[(u8, &[u8], &[u8])],
+) -> Result<Cost> {
+    if attributes.is_empty() {
+        return Ok(Cost::of_inode());
+    }
+    let record = InodeRecord::create(InodeNo(0), &instance.superblock, kind, 0, 0);
+    let mut change = XattrChange::of(instance, &record)?;
+    for (index, name, value) in attributes {
+        change.set(*index, name, value)?;
+    }
+    change.cost()
+}
+
+/// Gives a new inode, which nobody knows yet, its first attributes: prefix, rest of the name, value
+/// of each. `record` changes along; the caller writes it.
+///
+/// # Errors
+/// `NoSpace` if they do not fit ([`cost_of_initial`] tells beforehand), or one needs an inode of
+/// its own and there is none: this changed nothing then. `Corrupt`, `Io`.
+pub(crate) fn set_initial(
+    transaction: &mut Transaction<'_>,
+    record: &mut InodeRecord,
+    attributes: &[(u8, &[u8], &[u8])],
+) -> Result<()> {
+    if attributes.is_empty() {
+        return Ok(());
+    }
+    let mut change = XattrChange::of(transaction.instance, record)?;
+    for (index, name, value) in attributes {
+        change.set(*index, name, value)?;
+    }
+    change.take_inodes(transaction, record.ino())?;
+    change.apply(transaction, record)
 }
