@@ -335,7 +335,10 @@ impl Instance {
                     return Ok(None);
                 }
             }
-            if index.set_gap(block, self.gap(inode, block, &buffer)?).is_err() {
+            if index
+                .set_gap(block, self.gap(inode, block, &buffer)?)
+                .is_err()
+            {
                 return Ok(None);
             }
         }

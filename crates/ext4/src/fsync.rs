@@ -22,6 +22,7 @@ impl FileSystem {
     }
 
     pub(crate) fn unmount(&self) -> Result<()> {
+        self.delete_orphans();
         self.instance.live.as_ref().map_or(Ok(()), Live::close)
     }
 }

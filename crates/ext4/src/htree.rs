@@ -1,9 +1,7 @@
 //! The hash index of a directory: from a hash to the block of entries, and from block to block.
 
 use pagefence_block_io::Buffer;
-use pagefence_ext4_format::htree::{
-    self, DirHasher, DxNode, DxRoot, HtreeCorruption, HtreeFormat,
-};
+use pagefence_ext4_format::htree::{self, DirHasher, DxNode, DxRoot, HtreeCorruption, HtreeFormat};
 use pagefence_ext4_format::{BlockNo, Corruption, FileBlock};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
@@ -129,20 +127,22 @@ impl Instance {
     fn dx_head<'a>(&self, inode: &DiskInode, root: &'a Buffer) -> Result<DxRoot<'a>> {
         DxRoot::reopen(root)
             .ok_or_else(|| HtreeCorruption::NotANode.into())
-            .at(&self.damage, Some(inode.number), Some(BlockNo(root.block())))
+            .at(
+                &self.damage,
+                Some(inode.number),
+                Some(BlockNo(root.block())),
+            )
     }
 
     /// The hash function of the directory's index, if its root is sound.
     pub(crate) fn dx_hasher(&self, inode: &DiskInode) -> Result<DirHasher> {
         let buffer = self.dx_root(inode)?;
         let version = self.dx_head(inode, &buffer)?.hash_version;
-        self.dir_hasher(Some(version))
-            .map_err(Corruption::from)
-            .at(
-                &self.damage,
-                Some(inode.number),
-                Some(BlockNo(buffer.block())),
-            )
+        self.dir_hasher(Some(version)).map_err(Corruption::from).at(
+            &self.damage,
+            Some(inode.number),
+            Some(BlockNo(buffer.block())),
+        )
     }
 
     /// The way to the first block that may hold names of the hash `major`.

@@ -125,11 +125,11 @@ impl Instance {
     /// The default access list of a directory, if it has one.
     fn default_acl(&self, directory: &DiskInode) -> Result<Option<Acl>> {
         match self.xattr(directory, b"system.posix_acl_default") {
-            Ok(value) => {
-                Acl::from_xattr(&value)
-                    .map_err(Corruption::from)
-                    .at(&self.damage, Some(directory.number), None)
-            }
+            Ok(value) => Acl::from_xattr(&value).map_err(Corruption::from).at(
+                &self.damage,
+                Some(directory.number),
+                None,
+            ),
             Err(Error::NoAttribute) => Ok(None),
             Err(error) => Err(error),
         }

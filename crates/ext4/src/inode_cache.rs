@@ -310,7 +310,10 @@ mod tests {
         assert!(cache.get(InodeNo(5)).is_none());
         let again = load(&cache, 5);
         assert!(!Arc::ptr_eq(&again, &mine));
-        assert!(cache.remove_unused(InodeNo(5), &mine, 1), "it is in no cache");
+        assert!(
+            cache.remove_unused(InodeNo(5), &mine, 1),
+            "it is in no cache"
+        );
         assert!(cache.get(InodeNo(5)).is_some(), "another one stays");
     }
 

@@ -199,7 +199,10 @@ impl NameIndex {
 
     /// The first block that has room for `bytes`.
     pub(crate) fn first_gap(&self, bytes: usize) -> Option<FileBlock> {
-        let at = self.gaps.iter().position(|gap| usize::from(*gap) >= bytes)?;
+        let at = self
+            .gaps
+            .iter()
+            .position(|gap| usize::from(*gap) >= bytes)?;
         Some(FileBlock(at as u32))
     }
 

@@ -3,10 +3,10 @@
 //! Each operation locks, finds, checks everything, begins a transaction that has all it needs, and
 //! only then changes something ([`crate::dir_lock`], [`crate::name_credits`]).
 
+use pagefence_ext4_format::FileBlock;
 use pagefence_ext4_format::dir_entry::{EntryName, Role};
 use pagefence_ext4_format::features::RoCompat;
 use pagefence_ext4_format::inode::{Inode as InodeRecord, InodeFlags, Timestamp};
-use pagefence_ext4_format::FileBlock;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
@@ -91,10 +91,7 @@ impl FileSystem {
         let (_entries, mut held) = directory.lock.write(held);
         let disk = directory.disk();
         check_directory(&disk)?;
-        if instance
-            .find_named(directory, name.as_bytes())?
-            .is_some()
-        {
+        if instance.find_named(directory, name.as_bytes())?.is_some() {
             return Err(Error::Exists);
         }
         let now = now();
@@ -103,9 +100,11 @@ impl FileSystem {
             check_subdirectories(instance, &disk.record)?;
         }
         let new_name = instance.new_name(directory, &disk, *name)?;
-        let sum = unborn
-            .takes(Sum::default().change(RECORD))
-            .insert(instance, &disk.record, new_name.room);
+        let sum = unborn.takes(Sum::default().change(RECORD)).insert(
+            instance,
+            &disk.record,
+            new_name.room,
+        );
         let (mut transaction, _held) = instance.begin(&mut held, sum.need(who.uid == 0))?;
         let made = self.make_inode(&mut transaction, &unborn, name.as_bytes());
         let inode = match made {
@@ -342,9 +341,9 @@ impl<'a> Changes<'a> {
     ) -> Result<()> {
         let core = &inode.core;
         let kind = Some(entry_kind(core.kind));
-        let block =
-            self.edit(transaction)
-                .insert_at(new.room, &new.name, core.number, kind)?;
+        let block = self
+            .edit(transaction)
+            .insert_at(new.room, &new.name, core.number, kind)?;
         self.noted
             .push((new.name.as_bytes().to_vec(), block, Is::There));
         Ok(())
@@ -393,7 +392,11 @@ impl<'a> Changes<'a> {
     }
 
     /// Writes the directory's inode, with the times of a change of its entries.
-    pub(crate) fn finish(mut self, transaction: &mut Transaction<'_>, now: Timestamp) -> Result<()> {
+    pub(crate) fn finish(
+        mut self,
+        transaction: &mut Transaction<'_>,
+        now: Timestamp,
+    ) -> Result<()> {
         self.record.set_mtime(now);
         self.record.set_ctime(now);
         self.record
@@ -494,6 +497,3 @@ pub(crate) fn check_project(directory: &InodeRecord, inode: &InodeRecord) -> Res
     }
     Ok(())
 }
-
-#[cfg(test)]
-mod tests;

@@ -133,8 +133,8 @@ impl Instance {
         {
             return Err(Error::InvalidArgument);
         }
-        let is_top_level = directory.number == InodeNo::ROOT
-            || parent.flags().contains(InodeFlags::TOPDIR);
+        let is_top_level =
+            directory.number == InodeNo::ROOT || parent.flags().contains(InodeFlags::TOPDIR);
         Ok(Unborn {
             kind,
             new: new.kind,
@@ -230,9 +230,9 @@ impl FileSystem {
             record,
         };
         // Before it is in the table: whoever loaded it from there would have another object.
-        let inode = self.inodes.get_or_load(number.number, || {
-            Ok::<_, Error>(Inode::new(disk.clone()))
-        })?;
+        let inode = self
+            .inodes
+            .get_or_load(number.number, || Ok::<_, Error>(Inode::new(disk.clone())))?;
         debug_assert_eq!(inode.disk().record, disk.record, "nobody had it");
         inode.core.write(transaction, true)?;
         Ok(inode)

@@ -16,8 +16,8 @@
 //! buffers.
 
 use hashbrown::HashMap;
-use pagefence_ext4_format::features::Compat;
 use pagefence_ext4_format::InodeNo;
+use pagefence_ext4_format::features::Compat;
 use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::Result;

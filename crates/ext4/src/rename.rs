@@ -5,9 +5,9 @@
 //! other renames do without that lock. The inode locks are those of both directories, of what is
 //! renamed and of what is replaced ([`crate::dir_lock`]).
 
+use pagefence_ext4_format::InodeNo;
 use pagefence_ext4_format::dir_entry::EntryName;
 use pagefence_ext4_format::inode::Timestamp;
-use pagefence_ext4_format::InodeNo;
 use pagefence_lock_order::levels::{self, Level};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::{After, Held};
@@ -57,8 +57,7 @@ impl Rename<'_> {
     /// Whether a directory gets another parent.
     fn moves_directory(&self) -> bool {
         let target = self.target.as_ref().filter(|_| self.exchanges());
-        self.crosses()
-            && (self.source.is_directory() || target.is_some_and(Child::is_directory))
+        self.crosses() && (self.source.is_directory() || target.is_some_and(Child::is_directory))
     }
 }
 
@@ -207,12 +206,10 @@ impl FileSystem {
             return Ok(None);
         };
         let target = match &rename.target {
-            Some(target) => {
-                match self.still_named(to.directory, to.name.as_bytes(), target)? {
-                    Some(named) => Some((target, named)),
-                    None => return Ok(None),
-                }
-            }
+            Some(target) => match self.still_named(to.directory, to.name.as_bytes(), target)? {
+                Some(named) => Some((target, named)),
+                None => return Ok(None),
+            },
             None => {
                 let name = to.name.as_bytes();
                 if self.instance.find_named(to.directory, name)?.is_some() {
@@ -426,6 +423,3 @@ impl FileSystem {
         Ok(())
     }
 }
-
-#[cfg(test)]
-mod tests;

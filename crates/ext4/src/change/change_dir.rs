@@ -116,7 +116,11 @@ impl Instance {
                     .is_full(level)
                     .at(&self.damage, Some(disk.number), None)?;
             }
-            return if full { Err(Error::NoSpace) } else { Ok(Room::Split) };
+            return if full {
+                Err(Error::NoSpace)
+            } else {
+                Ok(Room::Split)
+            };
         }
         if disk.has_index() && self.checksums {
             return Err(Error::Unsupported("an index of a kind that is not written"));
@@ -309,9 +313,11 @@ impl Directory<'_, '_> {
         let instance = self.transaction.instance;
         let disk = self.disk()?;
         self.transaction.change(at, |bytes| {
-            edit(bytes)
-                .and_then(|()| seal(bytes, instance, &disk))
-                .at(&instance.damage, Some(disk.number), Some(at))
+            edit(bytes).and_then(|()| seal(bytes, instance, &disk)).at(
+                &instance.damage,
+                Some(disk.number),
+                Some(at),
+            )
         })
     }
 

@@ -197,10 +197,7 @@ fn in_directory<T>(
     )
 }
 
-fn edit(
-    directory: &mut Directory<'_, '_>,
-    edit: impl FnMut(usize, &mut [u8], &DirFormat) -> bool,
-) {
+fn edit(directory: &mut Directory<'_, '_>, edit: impl FnMut(usize, &mut [u8], &DirFormat) -> bool) {
     visit(directory.transaction.instance, directory.record, edit);
 }
 

@@ -34,10 +34,11 @@ pub(super) fn make_index(directory: &mut Directory<'_, '_>) -> Result<()> {
     let (_, parent) = view
         .dots()
         .at(&instance.damage, Some(disk.number), Some(at))?;
-    let entries: Vec<_> = view
-        .entries()
-        .collect::<std::result::Result<_, _>>()
-        .at(&instance.damage, Some(disk.number), Some(at))?;
+    let entries: Vec<_> = view.entries().collect::<std::result::Result<_, _>>().at(
+        &instance.damage,
+        Some(disk.number),
+        Some(at),
+    )?;
     let mut bytes = vec![0; buffer.len()];
     let mut fits = dir_entry::init_block(&mut bytes, &instance.dir_format);
     for entry in entries.iter().filter(|entry| entry.role == Role::Name) {
