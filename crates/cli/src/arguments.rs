@@ -101,7 +101,8 @@ Mount options:
   default_permissions  have permissions checked (the default, but with uid, gid, fakeroot)
   uid=N, gid=N         show this owner, this group
   umask=OCTAL          show permissions 0777 without these
-  fakeroot             no permission checks for whoever mounts
+  fakeroot             no permission checks for whoever mounts, who counts as root
+  writeback            let the kernel keep dirty pages (small writes cost less)
   suid, dev            honour set-uid bits, device nodes (root only)
   noexec               run no programs
   noacl                do not apply ACLs

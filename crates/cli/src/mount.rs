@@ -82,6 +82,8 @@ impl Plan {
             gid: self.options.gid,
             umask: self.options.umask,
             posix_acl: self.options.applies_acls(),
+            fakeroot: self.options.is_fakeroot(),
+            writeback: self.options.writeback,
             threads: self.single_thread.then_some(NonZeroUsize::MIN),
         }
     }

@@ -47,6 +47,8 @@ pub(crate) struct MountOptions {
     pub(crate) umask: Option<u16>,
     /// `fakeroot`.
     fakeroot: bool,
+    /// `writeback`.
+    pub(crate) writeback: bool,
     /// `noacl`.
     no_acl: bool,
     /// `suid`.
@@ -118,6 +120,11 @@ const IGNORED: &[&str] = &[
 const IGNORED_WITH_VALUE: &[&str] = &["comment", "user", "uhelper", "helper"];
 
 impl MountOptions {
+    /// Whether whoever asks counts as root.
+    pub(crate) fn is_fakeroot(&self) -> bool {
+        self.fakeroot
+    }
+
     /// Understands `image` and the lists given by `-o`, in order; the last word on something
     /// holds.
     ///
@@ -163,6 +170,8 @@ impl MountOptions {
             ("gid", Some(value)) => self.gid = Some(number(name, value)?),
             ("umask", Some(value)) => self.umask = Some(umask(value)?),
             ("fakeroot", None) => self.fakeroot = true,
+            ("writeback", None) => self.writeback = true,
+            ("nowriteback", None) => self.writeback = false,
             ("noacl", None) => self.no_acl = true,
             ("suid", None) => self.suid = true,
             ("nosuid", None) => self.suid = false,

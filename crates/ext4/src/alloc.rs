@@ -4,8 +4,8 @@
 //! reservation   blocks promised, nowhere in particular     counts      how many are left
 //! block_alloc   runs of blocks: busy, in use, free again   free_runs   the index of a group
 //! inode_alloc   inodes, and the groups they go to          spread      which groups those are
-//! group_state   the truth of one group, in memory          pending     what waits for a commit
-//! seal          that truth as the blocks of a commit
+//! group_state   the truth of one group, in memory          summary     numbers of it, for searches
+//! pending       what waits for a commit                    seal        the blocks of a commit
 //! ```
 //!
 //! A group has two views. Its *bitmap* is as of the running transaction: what the next commit
@@ -35,6 +35,7 @@ mod pending;
 pub(crate) mod reservation;
 mod seal;
 mod spread;
+mod summary;
 #[cfg(test)]
 mod tests;
 
@@ -53,11 +54,12 @@ use pagefence_vfs::{Error, Result};
 
 pub(crate) use block_alloc::BusyRun;
 use counts::Counts;
-use group_state::Group;
+use group_state::{Group, GroupGuard};
 pub(crate) use inode_alloc::{NewInode, NewNumber};
 use pending::Pending;
 pub(crate) use reservation::Reservation;
 use spread::Averages;
+use summary::Summary;
 
 use crate::error::At;
 use crate::instance::Instance;
@@ -106,6 +108,8 @@ pub(crate) struct Allocator {
     buffers: Arc<BufferCache>,
     zones: SystemZones,
     groups: Box<[Group]>,
+    /// Of each group.
+    summaries: Box<[Summary]>,
     counts: Arc<Counts>,
     pending: Mutex<Pending>,
     /// Groups to be sealed, in no order, each once.
@@ -132,13 +136,16 @@ impl Allocator {
     ) -> Result<Arc<Self>> {
         let superblock = &instance.superblock;
         if superblock.blocks_per_cluster() != 1 {
-            return Err(Error::Unsupported("writing with clusters of several blocks"));
+            return Err(Error::Unsupported(
+                "writing with clusters of several blocks",
+            ));
         }
         if superblock.group_count() > GROUPS_MAX {
             return Err(Error::OutOfMemory);
         }
         let zones = SystemZones::strict(instance, own)?;
         let mut groups = Vec::with_capacity(superblock.group_count() as usize);
+        let mut summaries = Vec::with_capacity(superblock.group_count() as usize);
         let mut free = 0;
         for number in superblock.groups() {
             let desc = instance.group_desc(number)?;
@@ -153,8 +160,12 @@ impl Allocator {
                 .check_counts(superblock)
                 .at(&instance.damage, None, Some(home));
             let group = Group::new(desc, counts.is_ok(), home, offset);
-            free += u64::from(group.summary().free());
+            let summary = Summary::default();
+            // Giving up the lock publishes the numbers.
+            drop(group.lock(&summary));
+            free += u64::from(summary.free());
             groups.push(group);
+            summaries.push(summary);
         }
         // A loaded group takes about four blocks: both views, the index, inodes.
         let resident_bytes = 4 * u64::from(superblock.block_size());
@@ -167,6 +178,7 @@ impl Allocator {
             buffers: Arc::clone(&instance.buffers),
             zones,
             groups: groups.into_boxed_slice(),
+            summaries: summaries.into_boxed_slice(),
             pending: Mutex::new(Pending::default()),
             dirty: Mutex::new(Vec::new()),
             resident: Mutex::new(VecDeque::new()),
@@ -188,8 +200,7 @@ impl Allocator {
             blocks_unreserved: self.counts.left() + self.with_pending(|pending| pending.blocks()),
             ..FreeCounts::default()
         };
-        for group in &self.groups {
-            let summary = group.summary();
+        for summary in &self.summaries {
             counts.blocks += u64::from(summary.free_blocks());
             counts.inodes += u64::from(summary.free_inodes());
             counts.directories += u64::from(summary.directories());
@@ -215,6 +226,16 @@ impl Allocator {
 
     fn group(&self, number: GroupNo) -> &Group {
         &self.groups[number.0 as usize]
+    }
+
+    /// Takes a group's lock, of the level Group.
+    fn lock(&self, number: GroupNo) -> GroupGuard<'_> {
+        self.group(number).lock(self.summary(number))
+    }
+
+    /// Numbers of a group, without its lock.
+    fn summary(&self, number: GroupNo) -> &Summary {
+        &self.summaries[number.0 as usize]
     }
 
     fn with_pending<T>(&self, visit: impl FnOnce(&mut Pending) -> T) -> T {

@@ -1,13 +1,12 @@
 //! What a new inode takes from its directory's default access list. Source: acl(5), "Object
 //! creation and default ACLs".
 
+use pagefence_ext4_format::BlockNo;
 use pagefence_ext4_format::inode::Inode as InodeRecord;
-use pagefence_ext4_format::xattr::acl::Acl;
-use pagefence_ext4_format::xattr::name::{POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT};
 use pagefence_ext4_format::xattr::{self, NewValue, XattrLimits, XattrSet};
-use pagefence_ext4_format::{BlockNo, Corruption};
 use pagefence_vfs::{Error, FileKind, Result};
 
+use crate::acl;
 use crate::change::Transaction;
 use crate::change::append_block::count_block;
 use crate::disk_inode::DiskInode;
@@ -86,17 +85,12 @@ impl Instance {
         if kind == FileKind::Symlink {
             return Ok(plain(0o777));
         }
-        let Some(default) = self.default_acl(directory)? else {
-            return Ok(plain(permissions & !(umask & 0o777)));
-        };
-        let access = default.inherited(permissions);
-        let mut inherited = plain(permissions & !0o777 | access.permissions());
-        let mut lists = Vec::new();
-        if kind == FileKind::Directory {
-            lists.push((POSIX_ACL_DEFAULT, default.to_disk()));
-        }
-        if !access.is_mode_only() {
-            lists.push((POSIX_ACL_ACCESS, access.to_disk()));
+        let default = self.default_acl(directory)?;
+        let is_directory = kind == FileKind::Directory;
+        let taken = acl::inherit(default.as_ref(), is_directory, permissions, umask);
+        let mut inherited = plain(taken.permissions);
+        if default.is_none() {
+            return Ok(inherited);
         }
         let limits = XattrLimits::from(&self.superblock);
         inherited.in_inode = template
@@ -105,10 +99,10 @@ impl Instance {
             .transpose()
             .at(&self.damage, Some(directory.number), None)?
             .flatten();
-        for (index, value) in &lists {
+        for (index, rest, value) in taken.xattrs() {
             let value = NewValue::Bytes(value);
             if let Some(set) = &mut inherited.in_inode
-                && set.set(*index, &[], value).is_ok()
+                && set.set(index, rest, value).is_ok()
             {
                 continue;
             }
@@ -116,22 +110,9 @@ impl Instance {
             inherited
                 .in_block
                 .get_or_insert_with(|| XattrSet::new_block(block_size, &limits))
-                .set(*index, &[], value)
+                .set(index, rest, value)
                 .map_err(|_| Error::NoSpace)?;
         }
         Ok(inherited)
-    }
-
-    /// The default access list of a directory, if it has one.
-    fn default_acl(&self, directory: &DiskInode) -> Result<Option<Acl>> {
-        match self.xattr(directory, b"system.posix_acl_default") {
-            Ok(value) => Acl::from_xattr(&value).map_err(Corruption::from).at(
-                &self.damage,
-                Some(directory.number),
-                None,
-            ),
-            Err(Error::NoAttribute) => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 }

@@ -20,9 +20,14 @@
 //! Invariant: a block number from disk is checked against the file system's limits before it is
 //! read, a checksum before the bytes it covers are believed.
 
+mod acl;
 #[cfg_attr(
     not(test),
-    expect(dead_code, unused_imports, reason = "the live transactions that use it come next")
+    expect(
+        dead_code,
+        unused_imports,
+        reason = "the live transactions that use it come next"
+    )
 )]
 mod alloc;
 mod backing;
@@ -42,8 +47,8 @@ mod fsync;
 mod group;
 mod htree;
 mod indirect;
-mod inherit_acl;
 pub mod info;
+mod inherit_acl;
 mod inode;
 mod inode_cache;
 mod inode_tables;
@@ -65,8 +70,8 @@ mod read_dir;
 mod recovery;
 mod rename;
 mod set_xattr;
-mod simple_journal;
 mod setattr;
+mod simple_journal;
 mod statfs;
 mod support;
 mod symlink;

@@ -57,7 +57,8 @@ impl BusyRun {
     ///
     /// Takes the group's lock.
     pub(crate) fn give_back(mut self, reservation: &mut Reservation) {
-        reservation.refund(self.release());
+        let allocator = Arc::clone(&self.allocator);
+        reservation.refund(&allocator, self.release());
     }
 
     fn release(&mut self) -> u32 {
@@ -131,11 +132,12 @@ impl Allocator {
     /// Takes the group's lock. A transaction needs credits for three blocks: the bitmap, the
     /// descriptor's block, the superblock.
     pub(crate) fn use_run(&self, tx: &mut impl Sink, mut run: BusyRun) -> (BlockNo, u32) {
+        debug_assert!(std::ptr::eq(self, &*run.allocator), "one file system");
         let (start, len) = (run.start, std::mem::take(&mut run.len));
         let Ok((number, first)) = self.superblock.group_of_block(start) else {
             return (start, 0);
         };
-        let mut guard = self.group(number).lock();
+        let mut guard = self.lock(number);
         let bitmap = guard.desc.block_bitmap();
         if let Some(blocks) = guard.blocks_mut() {
             let changed = bitmap::set_range(&mut blocks.bits, first..first + len);
@@ -253,7 +255,7 @@ impl Allocator {
             return Ok(None);
         };
         let least = least.max(1);
-        if self.group(number).summary().longest() < least {
+        if self.summary(number).longest() < least {
             return Ok(None);
         }
         let most = u32::try_from(self.counts.left() / 2).unwrap_or(u32::MAX);
@@ -304,7 +306,7 @@ impl Allocator {
         let Ok((number, first)) = self.superblock.group_of_block(start) else {
             return;
         };
-        if let Some(blocks) = self.group(number).lock().blocks_mut() {
+        if let Some(blocks) = self.lock(number).blocks_mut() {
             blocks.busy -= len;
             blocks.index.give(first..first + len);
         }
@@ -318,20 +320,23 @@ impl Allocator {
 
     /// Locks the groups of all pieces, their bitmaps in memory or damaged.
     fn lock_pieces(&self, instance: &Instance, pieces: &[Piece]) -> Result<Vec<GroupGuard<'_>>> {
-        loop {
-            for piece in pieces {
-                drop(self.lock_with_blocks(instance, piece.group)?);
-            }
-            // Ascending, as locks of one level are to be taken.
-            let guards: Vec<_> = pieces
-                .iter()
-                .map(|piece| self.group(piece.group).lock())
-                .collect();
-            // Nothing may have been dropped from memory meanwhile.
-            if guards.iter().all(|guard| !guard.blocks.is_absent()) {
-                return Ok(guards);
-            }
-        }
+        let mut pinned = 0;
+        let loaded = pieces.iter().try_for_each(|piece| {
+            self.lock_with_blocks(instance, piece.group)?.pins += 1;
+            pinned += 1;
+            Ok(())
+        });
+        // Ascending, as locks of one level are to be taken.
+        let guards: Vec<_> = pieces
+            .iter()
+            .take(pinned)
+            .map(|piece| {
+                let mut guard = self.lock(piece.group);
+                guard.pins -= 1;
+                guard
+            })
+            .collect();
+        loaded.map(|()| guards)
     }
 }
 
@@ -363,18 +368,20 @@ impl Search<'_> {
         let mut reads = 0;
         let mut best = (0, home);
         for number in self.groups_from(home) {
-            let group = self.allocator.group(number);
-            let mut longest = group.summary().longest();
+            let summary = self.allocator.summary(number);
+            let mut longest = summary.longest();
             if longest >= want && number != home {
-                reads += u32::from(group.lock().blocks.is_absent());
-                if reads > READS_MAX {
-                    continue;
+                if self.allocator.lock(number).blocks.is_absent() {
+                    if reads == READS_MAX {
+                        continue;
+                    }
+                    reads += 1;
                 }
                 let found = self.take(number, |runs| runs.first_fit(0, want));
                 if found.is_some() {
                     return found;
                 }
-                longest = group.summary().longest();
+                longest = summary.longest();
             }
             if longest > best.0 {
                 best = (longest, number);
@@ -391,9 +398,7 @@ impl Search<'_> {
 
     fn take_longest(&mut self, number: GroupNo) -> Option<BusyRun> {
         let want = self.want;
-        self.take(number, |runs| {
-            runs.first_fit(0, runs.longest().min(want))
-        })
+        self.take(number, |runs| runs.first_fit(0, runs.longest().min(want)))
     }
 
     fn groups_from(&self, home: GroupNo) -> impl Iterator<Item = GroupNo> + use<> {
@@ -407,7 +412,7 @@ impl Search<'_> {
         number: GroupNo,
         choose: impl FnOnce(&FreeRuns) -> Option<Range<u32>>,
     ) -> Option<BusyRun> {
-        if self.allocator.group(number).summary().free() == 0 {
+        if self.allocator.summary(number).free() == 0 {
             return None;
         }
         let mut guard = match self.allocator.lock_with_blocks(self.instance, number) {

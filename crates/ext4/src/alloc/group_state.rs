@@ -8,13 +8,13 @@ use pagefence_ext4_format::group_desc::{GroupDesc, GroupFlags};
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::{BlockNo, GroupNo};
 use pagefence_lock_order::levels::{self, Counters};
-use pagefence_lock_order::primitives::atomic::{AtomicU32, Ordering};
 use pagefence_lock_order::primitives::{Mutex, MutexGuard};
 use pagefence_lock_order::rank::{self, RankGuard};
 use pagefence_vfs::{Error, Result};
 
 use crate::alloc::Allocator;
 use crate::alloc::free_runs::FreeRuns;
+use crate::alloc::summary::Summary;
 use crate::change::free_blocks::verified_bitmap;
 use crate::error::{At, place};
 use crate::instance::Instance;
@@ -22,7 +22,7 @@ use crate::instance::Instance;
 /// Groups that are looked at for one to be dropped from memory, at most, for each that comes.
 const DROP_TRIES: usize = 8;
 
-/// A group: its state, and numbers of it that are read without its lock.
+/// A group: its state, and where its descriptor lies.
 #[derive(Debug)]
 pub(super) struct Group {
     number: GroupNo,
@@ -30,18 +30,6 @@ pub(super) struct Group {
     home: BlockNo,
     offset: usize,
     state: Mutex<GroupState>,
-    summary: Summary,
-}
-
-/// Numbers of a group, as they were when its lock was last given up.
-#[derive(Debug, Default)]
-pub(super) struct Summary {
-    free: AtomicU32,
-    longest: AtomicU32,
-    free_blocks: AtomicU32,
-    free_inodes: AtomicU32,
-    inodes: AtomicU32,
-    directories: AtomicU32,
 }
 
 /// What is known of a bitmap.
@@ -71,6 +59,8 @@ pub(super) struct GroupState {
     /// Changes when a bitmap is dropped from memory: what was read before may be old.
     stamp: u64,
     is_resident: bool,
+    /// Threads that need the block bitmap in memory when they have locked other groups too.
+    pub(super) pins: u32,
     /// Asked for since it was last considered to be dropped.
     is_recent: bool,
 }
@@ -110,7 +100,7 @@ pub(super) struct InodeBits {
 #[derive(Debug)]
 pub(super) struct GroupGuard<'a> {
     state: MutexGuard<'a, GroupState>,
-    group: &'a Group,
+    summary: &'a Summary,
     _rank: RankGuard,
 }
 
@@ -129,27 +119,24 @@ impl Group {
             excluded: 0,
             stamp: 0,
             is_resident: false,
+            pins: 0,
             is_recent: false,
             desc,
         };
-        let group = Self {
+        Self {
             number: state.desc.group(),
             home,
             offset,
-            summary: Summary::default(),
             state: Mutex::new(state),
-        };
-        // Giving up the lock publishes the numbers.
-        drop(group.lock());
-        group
+        }
     }
 
-    /// Takes the group's lock, of the level Group.
-    pub(super) fn lock(&self) -> GroupGuard<'_> {
+    /// Takes the group's lock, of the level Group; `summary` is the group's.
+    pub(super) fn lock<'a>(&'a self, summary: &'a Summary) -> GroupGuard<'a> {
         let rank = rank::enter::<levels::Group>(u64::from(self.number.0));
         GroupGuard {
             state: self.state.lock(),
-            group: self,
+            summary,
             _rank: rank,
         }
     }
@@ -162,68 +149,6 @@ impl Group {
     /// Offset of its descriptor in that block.
     pub(super) fn offset(&self) -> usize {
         self.offset
-    }
-
-    pub(super) fn summary(&self) -> &Summary {
-        &self.summary
-    }
-}
-
-impl Summary {
-    /// Blocks in the index; those that are free by the descriptor while the bitmap is not in
-    /// memory.
-    pub(super) fn free(&self) -> u32 {
-        self.free.load(Ordering::Acquire)
-    }
-
-    /// The longest run in the index; as many as can be if that is not known.
-    pub(super) fn longest(&self) -> u32 {
-        self.longest.load(Ordering::Acquire)
-    }
-
-    /// Blocks not in use in the running transaction.
-    pub(super) fn free_blocks(&self) -> u32 {
-        self.free_blocks.load(Ordering::Relaxed)
-    }
-
-    /// Inodes not in use in the running transaction.
-    pub(super) fn free_inodes(&self) -> u32 {
-        self.free_inodes.load(Ordering::Relaxed)
-    }
-
-    /// Inodes that can be had, as far as is known.
-    pub(super) fn inodes(&self) -> u32 {
-        self.inodes.load(Ordering::Relaxed)
-    }
-
-    /// Directories.
-    pub(super) fn directories(&self) -> u32 {
-        self.directories.load(Ordering::Relaxed)
-    }
-
-    fn publish(&self, state: &GroupState) {
-        let desc = &state.desc;
-        let (free, longest) = match &state.blocks {
-            Bits::Absent => {
-                let free = desc.free_clusters().saturating_sub(state.excluded);
-                (free, state.longest.unwrap_or(free))
-            }
-            Bits::Damaged => (0, 0),
-            Bits::Loaded(blocks) => (blocks.index.free(), blocks.index.longest()),
-        };
-        let inodes = match &state.inodes {
-            Bits::Absent => desc.free_inodes(),
-            Bits::Damaged => 0,
-            Bits::Loaded(inodes) => inodes.available,
-        };
-        self.free.store(free, Ordering::Release);
-        self.longest.store(longest, Ordering::Release);
-        self.free_blocks
-            .store(desc.free_clusters(), Ordering::Relaxed);
-        self.free_inodes
-            .store(desc.free_inodes(), Ordering::Relaxed);
-        self.inodes.store(inodes, Ordering::Relaxed);
-        self.directories.store(desc.used_dirs(), Ordering::Relaxed);
     }
 }
 
@@ -242,11 +167,21 @@ impl DerefMut for GroupGuard<'_> {
 
 impl Drop for GroupGuard<'_> {
     fn drop(&mut self) {
-        self.group.summary.publish(&self.state);
+        self.summary.publish(&self.state);
     }
 }
 
 impl GroupState {
+    /// The longest free run when the block bitmap was in memory last; it has not changed since.
+    pub(super) fn longest_known(&self) -> Option<u32> {
+        self.longest
+    }
+
+    /// Blocks that are free by the bitmap and are not to be had.
+    pub(super) fn excluded(&self) -> u32 {
+        self.excluded
+    }
+
     /// The block bitmap, unless it is not in memory.
     pub(super) fn blocks_mut(&mut self) -> Option<&mut BlockBits> {
         match &mut self.blocks {
@@ -266,6 +201,7 @@ impl GroupState {
     /// Drops the bitmaps that nothing but memory would lose; whether none is left.
     fn drop_bitmaps(&mut self) -> bool {
         if let Bits::Loaded(blocks) = &self.blocks
+            && self.pins == 0
             && !blocks.is_dirty
             && blocks.busy == 0
             && blocks.pending == 0
@@ -310,7 +246,7 @@ impl Allocator {
             let (stamp, desc) = (guard.stamp, guard.desc.clone());
             drop(guard);
             let loaded = self.read_blocks(instance, &desc);
-            guard = self.group(number).lock();
+            guard = self.lock(number);
             if guard.stamp != stamp || !guard.blocks.is_absent() {
                 continue;
             }
@@ -349,7 +285,7 @@ impl Allocator {
             let (stamp, desc) = (guard.stamp, guard.desc.clone());
             drop(guard);
             let loaded = self.read_inodes(instance, &desc);
-            guard = self.group(number).lock();
+            guard = self.lock(number);
             if guard.stamp != stamp || !guard.inodes.is_absent() {
                 continue;
             }
@@ -457,14 +393,14 @@ impl Allocator {
         number: GroupNo,
         absent: impl Fn(&GroupState) -> bool,
     ) -> GroupGuard<'_> {
-        let mut guard = self.group(number).lock();
+        let mut guard = self.lock(number);
         guard.is_recent = true;
         if !absent(&guard) || !self.is_full() {
             return guard;
         }
         drop(guard);
-        self.make_room();
-        self.group(number).lock()
+        self.make_room(DROP_TRIES);
+        self.lock(number)
     }
 
     fn is_full(&self) -> bool {
@@ -472,9 +408,21 @@ impl Allocator {
         self.resident.lock().len() >= self.resident_max
     }
 
+    /// Drops bitmaps of a commit, and others, until there are as many as there may be, or all were
+    /// looked at. No group is locked.
+    pub(super) fn shrink(&self) {
+        let len = {
+            let _rank = rank::enter::<Counters>(2);
+            self.resident.lock().len()
+        };
+        if len > self.resident_max {
+            self.make_room(len);
+        }
+    }
+
     /// Drops bitmaps that were not asked for lately, if there are too many. No group is locked.
-    fn make_room(&self) {
-        for _ in 0..DROP_TRIES {
+    fn make_room(&self, tries: usize) {
+        for _ in 0..tries {
             let oldest = {
                 let _rank = rank::enter::<Counters>(2);
                 let mut resident = self.resident.lock();
@@ -484,7 +432,7 @@ impl Allocator {
                 resident.pop_front()
             };
             let Some(number) = oldest else { return };
-            let mut guard = self.group(number).lock();
+            let mut guard = self.lock(number);
             if std::mem::take(&mut guard.is_recent) || !guard.drop_bitmaps() {
                 let _rank = rank::enter::<Counters>(2);
                 self.resident.lock().push_back(number);
@@ -497,7 +445,7 @@ impl Allocator {
     fn note_resident(&self, guard: &mut GroupGuard<'_>) {
         if !std::mem::replace(&mut guard.is_resident, true) {
             let _rank = rank::enter::<Counters>(2);
-            self.resident.lock().push_back(guard.group.number);
+            self.resident.lock().push_back(guard.desc.group());
         }
     }
 }

@@ -60,7 +60,7 @@ impl Allocator {
             self.take_inode(instance, self.groups_of_file(request.parent), false)?
         };
         let (group, number) = found;
-        let bitmap = self.group(group).lock().desc.inode_bitmap();
+        let bitmap = self.lock(group).desc.inode_bitmap();
         self.defer(tx, group, bitmap);
         Ok(NewNumber {
             number,
@@ -146,7 +146,7 @@ impl Allocator {
     ) -> Result<(GroupNo, InodeNo)> {
         let mut failure = None;
         for number in groups {
-            if self.group(number).summary().inodes() == 0 {
+            if self.summary(number).inodes() == 0 {
                 continue;
             }
             let mut guard = match self.lock_with_inodes(instance, number) {
@@ -198,7 +198,7 @@ impl Allocator {
         let Ok(place) = self.superblock.locate_inode(inode) else {
             return;
         };
-        if let Some(inodes) = self.group(place.group).lock().inodes_mut() {
+        if let Some(inodes) = self.lock(place.group).inodes_mut() {
             bitmap::clear_range(&mut inodes.taken, place.index..place.index + 1);
             inodes.available += 1;
             inodes.pending -= 1;
@@ -210,7 +210,7 @@ impl Allocator {
         let Ok(place) = self.superblock.locate_inode(inode) else {
             return;
         };
-        if let Some(inodes) = self.group(place.group).lock().inodes_mut()
+        if let Some(inodes) = self.lock(place.group).inodes_mut()
             && !bitmap::test(&inodes.taken, place.index)
         {
             bitmap::clear_range(&mut inodes.avoided, place.index..place.index + 1);

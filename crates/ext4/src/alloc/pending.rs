@@ -22,7 +22,9 @@ struct Batch {
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     batches: VecDeque<Batch>,
-    /// Blocks of all batches.
+    /// The transaction whose batch is being let go: what it freed is on its way.
+    releasing: Option<u64>,
+    /// Blocks of all batches, and of that one.
     blocks: u64,
     /// Inodes of the last batch that became durable: used again only if there are no others.
     recent: Vec<InodeNo>,
@@ -34,7 +36,8 @@ impl Pending {
     }
 
     pub(super) fn newest(&self) -> Option<u64> {
-        self.batches.back().map(|batch| batch.tid)
+        let waiting = self.batches.back().map(|batch| batch.tid);
+        waiting.or(self.releasing)
     }
 
     pub(super) fn add_blocks(&mut self, tid: u64, run: Range<u64>) {
@@ -53,7 +56,7 @@ impl Pending {
     }
 
     fn batch(&mut self, tid: u64) -> &mut Batch {
-        if self.newest() != Some(tid) {
+        if self.batches.back().is_none_or(|batch| batch.tid != tid) {
             self.batches.push_back(Batch {
                 tid,
                 ..Batch::default()
@@ -67,6 +70,7 @@ impl Pending {
     fn committed(&mut self, tid: u64) -> Option<Batch> {
         let last = self.batches.iter().rposition(|batch| batch.tid == tid)?;
         let mut all = Batch::default();
+        self.releasing = Some(tid);
         for batch in self.batches.drain(..=last) {
             all.blocks.extend(batch.blocks);
             all.inodes.extend(batch.inodes);
@@ -106,8 +110,10 @@ impl Allocator {
         }
         self.with_pending(|pending| {
             pending.blocks -= count;
+            pending.releasing = None;
             pending.recent = batch.inodes;
         });
+        self.shrink();
     }
 
     /// Puts blocks that no durable state refers to any more into the indexes of their groups.
@@ -121,7 +127,7 @@ impl Allocator {
             let here = room.min(run.end - start);
             // As many as a group has blocks, at most.
             let len = here as u32;
-            if let Some(blocks) = self.group(number).lock().blocks_mut() {
+            if let Some(blocks) = self.lock(number).blocks_mut() {
                 blocks.pending -= len;
                 blocks.index.give(first..first + len);
             }

@@ -2,6 +2,7 @@
 //! each checksummed once.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use pagefence_ext4_format::group_desc::GroupDesc;
 use pagefence_ext4_format::superblock::{SUPERBLOCK_OFFSET, Superblock};
@@ -71,9 +72,9 @@ impl Allocator {
     fn free_counts(&self) -> (u64, u32) {
         let mut blocks = 0;
         let mut inodes = 0_u32;
-        for group in &self.groups {
-            blocks += u64::from(group.summary().free_blocks());
-            inodes = inodes.saturating_add(group.summary().free_inodes());
+        for summary in &self.summaries {
+            blocks += u64::from(summary.free_blocks());
+            inodes = inodes.saturating_add(summary.free_inodes());
         }
         (
             blocks.min(self.superblock.blocks_count()),
@@ -88,7 +89,7 @@ impl Allocator {
         homes: &mut BTreeMap<BlockNo, Vec<u8>>,
     ) -> Result<()> {
         let group = self.group(number);
-        let sealed = self.serialise(&mut group.lock());
+        let sealed = self.serialise(&mut self.lock(number));
         if let Some(bits) = &sealed.block_bits {
             sealing.set(sealed.desc.block_bitmap(), bits);
         }
@@ -96,17 +97,16 @@ impl Allocator {
             sealing.set(sealed.desc.inode_bitmap(), bits);
         }
         let block = group.home();
-        if !homes.contains_key(&block) {
-            let bytes = self.buffers.read(block.0).map_err(device)?.to_vec();
-            homes.insert(block, bytes);
-        }
-        let to = homes
-            .get_mut(&block)
-            .and_then(|bytes| bytes.get_mut(group.offset()..))
-            .unwrap_or_default();
+        let bytes = match homes.entry(block) {
+            Entry::Occupied(bytes) => bytes.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(self.buffers.read(block.0).map_err(device)?.to_vec())
+            }
+        };
+        let to = bytes.get_mut(group.offset()..).unwrap_or_default();
         sealed.desc.write_to(to).map_err(|_| misplaced(block))?;
         // Only now: what is not dirty may be dropped from memory and be read again.
-        let mut guard = group.lock();
+        let mut guard = self.lock(number);
         guard.is_dirty = false;
         if let Some(blocks) = guard.blocks_mut() {
             blocks.is_dirty = false;

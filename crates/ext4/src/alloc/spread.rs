@@ -2,7 +2,8 @@
 //! near their parent unless it is crowded there), the parent's group for all else.
 //!
 //! The rules look at flex groups: their groups share what holds their bitmaps and tables. Limits
-//! are drawn around the averages, as Linux draws them; averages are those of the last commit.
+//! are drawn around the averages, as Linux draws them; averages are those of the last commit, or of
+//! a few directories ago.
 
 use std::ops::Range;
 
@@ -11,12 +12,17 @@ use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
 
 use crate::alloc::Allocator;
 
+/// Directories that are made before averages are taken anew.
+const AVERAGES_HOLD: u64 = 64;
+
 /// Averages over all flex groups.
 #[derive(Debug, Default)]
 pub(super) struct Averages {
     free_inodes: AtomicU64,
     free_blocks: AtomicU64,
     directories: AtomicU64,
+    /// Directories made.
+    made: AtomicU64,
 }
 
 /// Numbers of a flex group.
@@ -59,18 +65,18 @@ impl Allocator {
         is_top_level: bool,
         hash: u32,
     ) -> impl Iterator<Item = GroupNo> + '_ {
+        let made = self.averages.made.fetch_add(1, Ordering::Relaxed);
+        if made % AVERAGES_HOLD == AVERAGES_HOLD - 1 {
+            self.renew_averages();
+        }
         let preferred = if is_top_level {
             self.flex_far_apart(hash)
         } else {
             None
         };
-        let preferred = preferred.or_else(|| self.flex_near(parent));
-        let enough = preferred
-            .is_none()
-            .then(|| self.flex_with_average(parent))
-            .flatten();
-        let chosen = preferred.or(enough);
-        chosen
+        preferred
+            .or_else(|| self.flex_near(parent))
+            .or_else(|| self.flex_with_average(parent))
             .into_iter()
             .flat_map(|flex| self.groups_of_flex(flex))
             .map(GroupNo)
@@ -80,7 +86,9 @@ impl Allocator {
     /// Groups for a file below `parent`, best first; each group there is comes at least once.
     pub(super) fn groups_of_file(&self, parent: InodeNo) -> impl Iterator<Item = GroupNo> + '_ {
         let home = self.group_of_parent(parent);
-        let flex = self.groups_of_flex(home / self.superblock.groups_per_flex());
+        let flex = self
+            .groups_of_flex(home / self.superblock.groups_per_flex())
+            .filter(move |group| *group != home);
         // Files of one directory follow each other, those of directories in one group do not.
         let count = u64::from(self.superblock.group_count());
         let first = (u64::from(home) + u64::from(parent.0)) % count;
@@ -90,7 +98,7 @@ impl Allocator {
                 (step < count).then_some((first + 2 * step - 1) % count)
             })
             .map(|group| group as u32)
-            .filter(|group| self.group(GroupNo(*group)).summary().free() > 0);
+            .filter(|group| self.summary(GroupNo(*group)).free() > 0);
         std::iter::once(home)
             .chain(flex)
             .chain(jumps)
@@ -174,7 +182,7 @@ impl Allocator {
     fn flex(&self, flex: u32) -> Flex {
         self.groups_of_flex(flex)
             .map(|group| {
-                let summary = self.group(GroupNo(group)).summary();
+                let summary = self.summary(GroupNo(group));
                 Flex {
                     free_inodes: summary.inodes().into(),
                     free_blocks: summary.free().into(),
