@@ -1,7 +1,7 @@
 //! What a new inode takes from its directory.
 
-use pagefence_ext4::mkfs::{Contents, Kind, NodeMeta, Parameters, Tree};
-use pagefence_vfs::{Credentials, FileSystem as _, NewKind};
+use pagefence_ext4::mkfs::{Contents, Kind, Parameters};
+use pagefence_vfs::{Credentials, FileSystem as _, NewKind, XattrMode};
 
 use crate::kit::{self, Paths, close, new, open, root, user};
 
@@ -54,27 +54,22 @@ fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
 
 const NONE: u32 = u32::MAX;
 
-/// A file system whose directory `r` has this default access list, in the form that ext4 stores.
+/// A file system whose directory `r` has this default access list.
 fn with_default(
     entries: &[(u16, u16, u32)],
     inode_size: u16,
 ) -> std::sync::Arc<pagefence_block_io::MemoryDevice> {
-    use pagefence_ext4_format::xattr::acl::Acl;
-    let list = Acl::from_xattr(&acl(entries)).unwrap().unwrap();
-    let mut meta = NodeMeta {
-        permissions: Some(0o755),
-        ..NodeMeta::default()
-    };
-    meta.xattrs
-        .insert(b"system.posix_acl_default".to_vec(), list.to_disk());
     let mut parameters = Parameters::new(Kind::Ext4);
     parameters.block_size = Some(4096);
     parameters.inode_size = Some(inode_size);
     parameters.contents = Contents::Zeros;
-    let device = std::sync::Arc::new(pagefence_block_io::MemoryDevice::new(16 << 20));
-    let mut tree = Tree::default();
-    tree.directory(b"r", meta).unwrap();
-    pagefence_ext4::mkfs::format(&*device, &parameters, &tree).unwrap();
+    let device = kit::format(&parameters, 16 << 20);
+    let fs = open(&device);
+    let dir = fs.mkdir("r").unwrap().id;
+    let list = acl(entries);
+    fs.set_xattr(dir, b"system.posix_acl_default", &list, XattrMode::Create)
+        .unwrap();
+    close(fs, &device);
     device
 }
 
@@ -92,11 +87,7 @@ fn a_default_list_takes_the_place_of_the_umask() {
     let users = (0..60).map(|user| (0x02, 6, 2000 + user));
     many.splice(2..2, users);
     for (entries, inode_size) in [(named.to_vec(), 256), (many, 256), (named.to_vec(), 512)] {
-        let device = match inode_size {
-            // Only what fits into the directory's inode can be there from the start.
-            256 if entries.len() > 10 => with_default(&entries, 1024),
-            size => with_default(&entries, size),
-        };
+        let device = with_default(&entries, inode_size);
         let fs = open(&device);
         let file = fs.make("r/f", NewKind::Regular).unwrap();
         assert_eq!(file.permissions, 0o775, "the mask is the group's");

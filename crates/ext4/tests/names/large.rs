@@ -50,9 +50,8 @@ fn grow_and_shrink(kind: Kind, block_size: u32, features: &str, count: u32, name
             fs.unlink(dir, name(at).as_bytes()).unwrap();
         } else {
             fs.touch(&format!("d/{}", name(at))).unwrap();
-            fs.unlink(dir, name(at).as_bytes()).unwrap();
+            fs.rm(&format!("d/{}", name(at))).unwrap();
         }
-        fs.forget(id);
     }
     fs.rmd("d").unwrap();
     close(fs, &device);

@@ -280,7 +280,7 @@ fn generations_differ_between_lives_of_a_number() {
     let first = fs.touch("f").unwrap();
     fs.rm("f").unwrap();
     fs.sync().unwrap();
-    let again = (0..64)
+    let again = (0..fs.stat_fs().unwrap().inodes)
         .map(|at| fs.touch(&format!("g{at}")).unwrap())
         .find(|attr| attr.id == first.id);
     let again = again.expect("a number that is free after a commit is used again");
