@@ -222,6 +222,15 @@ impl Inode {
         inode
     }
 
+    /// The same record for another inode of the file system, and for another life of it.
+    #[must_use]
+    pub fn renumbered(&self, ino: InodeNo, generation: u32) -> Self {
+        let mut inode = self.clone();
+        inode.ino = ino;
+        inode.base.i_generation = generation.into();
+        inode
+    }
+
     /// Its number.
     #[must_use]
     pub fn ino(&self) -> InodeNo {
@@ -242,6 +251,25 @@ impl Inode {
             *to = *from;
         }
         extra
+    }
+
+    /// Takes over what changed between `before` and `after`, two states of this inode: bytes that
+    /// are equal in both stay as they are here.
+    pub fn adopt(&mut self, before: &Self, after: &Self) {
+        let merge = |here: &mut [u8], before: &[u8], after: &[u8]| {
+            for ((here, before), after) in here.iter_mut().zip(before).zip(after) {
+                if before != after {
+                    *here = *after;
+                }
+            }
+        };
+        merge(
+            self.base.as_mut_bytes(),
+            before.base.as_bytes(),
+            after.base.as_bytes(),
+        );
+        merge(&mut self.rest, &before.rest, &after.rest);
+        self.extra_isize = after.extra_isize;
     }
 
     /// Writes the record, all of its `s_inode_size` bytes, to the start of `out`.

@@ -3,14 +3,14 @@
 use std::io::IoSliceMut;
 
 use pagefence_ext4_format::FileBlock;
-use pagefence_lock_order::Held;
-use pagefence_lock_order::levels::{Invalidate, PageLock};
+use pagefence_lock_order::levels::{BlockMap, Invalidate, Level, PageLock, Writepages};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_page_cache::{Backing, FrameMut, PAGE_SIZE, Segment};
+use pagefence_lock_order::{After, Held};
+use pagefence_page_cache::{Backing, FrameMut, PAGE_SIZE, Segment, WriteBacking, WriteBatch};
 use pagefence_vfs::Result;
 
 use crate::error::{FillError, device};
-use crate::inode::DiskInode;
+use crate::inode::InodeCore;
 use crate::instance::Instance;
 use crate::map_blocks::{Run, Target};
 
@@ -18,30 +18,42 @@ use crate::map_blocks::{Run, Target};
 #[derive(Debug)]
 pub(crate) struct FileData {
     instance: Arc<Instance>,
-    inode: Arc<DiskInode>,
+    pub(crate) inode: Arc<InodeCore>,
 }
 
 impl FileData {
-    pub(crate) fn new(instance: Arc<Instance>, inode: Arc<DiskInode>) -> Self {
+    pub(crate) fn new(instance: Arc<Instance>, inode: Arc<InodeCore>) -> Self {
         Self { instance, inode }
     }
 
     /// The run that holds byte `offset`, and how many bytes of it follow, at least 1.
-    fn run_at(&self, offset: u64) -> Result<(Run, u64)> {
+    fn run_at<P: Level>(&self, held: &mut Held<'_, P>, offset: u64) -> Result<(Run, u64)>
+    where
+        BlockMap: After<P>,
+    {
         let bits = self.instance.superblock.block_size_bits();
         let Ok(block) = u32::try_from(offset >> bits) else {
             return Ok((Run::hole(1), u64::MAX - offset));
         };
-        let run = self.instance.map_blocks(&self.inode, FileBlock(block))?;
+        let (_map, _held) = self.inode.block_map.read(held);
+        let run = self
+            .instance
+            .map_blocks(&self.inode.disk(), FileBlock(block))?;
         let within = offset & ((1 << bits) - 1);
         Ok((run, (u64::from(run.len) << bits) - within))
     }
 
-    fn fill(&self, first: u64, pages: &mut [FrameMut]) -> Result<()> {
+    fn fill(
+        &self,
+        held: &mut Held<'_, PageLock>,
+        first: u64,
+        pages: &mut [FrameMut],
+    ) -> Result<()> {
         let start = first * PAGE_SIZE as u64;
         let mut memory = Scatter::new(FrameMut::runs(pages));
-        if self.inode.has_inline_data() {
-            let data = self.instance.inline_data(&self.inode)?;
+        let disk = self.inode.disk();
+        if disk.has_inline_data() {
+            let data = self.instance.inline_data(&disk)?;
             let from = usize::try_from(start).unwrap_or(usize::MAX).min(data.len());
             let to = usize::try_from(self.inode.size())
                 .unwrap_or(usize::MAX)
@@ -61,7 +73,7 @@ impl FileData {
                 memory.zero_rest();
                 break;
             }
-            let (run, run_bytes) = self.run_at(offset)?;
+            let (run, run_bytes) = self.run_at(held, offset)?;
             let bytes = run_bytes.min(size - offset).min(memory.left() as u64) as usize;
             match run.target {
                 Target::Hole | Target::Unwritten(_) => memory.zero(bytes),
@@ -100,13 +112,13 @@ impl Backing for FileData {
 
     fn segment(
         &self,
-        _held: &mut Held<'_, Invalidate>,
+        held: &mut Held<'_, Invalidate>,
         offset: u64,
     ) -> Result<(Segment, u64), FillError> {
-        if self.inode.has_inline_data() {
+        if self.inode.disk().has_inline_data() {
             return Ok((Segment::Data, u64::MAX - offset));
         }
-        let (run, bytes) = self.run_at(offset)?;
+        let (run, bytes) = self.run_at(held, offset)?;
         Ok(match run.target {
             Target::Written(_) => (Segment::Data, bytes),
             Target::Hole | Target::Unwritten(_) => (Segment::Hole, bytes),
@@ -115,11 +127,35 @@ impl Backing for FileData {
 
     fn read_pages(
         &self,
-        _held: &mut Held<'_, PageLock>,
+        held: &mut Held<'_, PageLock>,
         first: u64,
         pages: &mut [FrameMut],
     ) -> Result<(), FillError> {
-        Ok(self.fill(first, pages)?)
+        Ok(self.fill(held, first, pages)?)
+    }
+}
+
+impl WriteBacking for FileData {
+    fn block_size(&self) -> u32 {
+        self.instance.superblock.block_size()
+    }
+
+    fn reserve(
+        &self,
+        _held: &mut Held<'_, PageLock>,
+        _range: std::ops::Range<u64>,
+    ) -> Result<(), FillError> {
+        Err(pagefence_vfs::Error::ReadOnly.into())
+    }
+
+    fn grow(&self, _held: &mut Held<'_, PageLock>, _end: u64) {}
+
+    fn write_pages(
+        &self,
+        _held: &mut Held<'_, Writepages>,
+        _batch: &WriteBatch<'_>,
+    ) -> Result<(), FillError> {
+        Err(pagefence_vfs::Error::ReadOnly.into())
     }
 }
 

@@ -7,8 +7,8 @@ use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
 
+use crate::disk_inode::DiskInode;
 use crate::error::At;
-use crate::inode::DiskInode;
 use crate::instance::{Instance, checked};
 use crate::map_blocks::{Run, Target};
 

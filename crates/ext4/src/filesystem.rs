@@ -7,16 +7,21 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_page_cache::{Mapping, PageCache, ReadError, Readahead};
 use pagefence_vfs::{
-    Access, Attr, Cookie, Credentials, DirSink, Entry, Error, ExtentInfo, ExtentState, FileKind,
-    FileSystemStat, Fsxattr, InodeId, Result, Whence, XattrName,
+    Access, Attr, Cookie, Credentials, DirSink, Entry, Error, ExtentInfo, ExtentState,
+    FallocateMode, FileKind, FileSystemStat, Fsxattr, InodeId, New, RenameMode, Result, SetAttr,
+    Whence, WriteMode, XattrMode, XattrName,
 };
 
 use crate::backing::FileData;
-use crate::inode::{DiskInode, Inode};
+use crate::disk_inode::DiskInode;
+use crate::inode::Inode;
 use crate::inode_cache::InodeCache;
 use crate::instance::Instance;
 use crate::map_blocks::Target;
 use crate::read_dir::Directory;
+
+/// How a note begins that says why a file system is read-only.
+pub(crate) const READ_ONLY: &str = "opened read-only, because ";
 
 /// Flags of FS_IOC_FSGETXATTR, from inode flags.
 const XFLAGS: [(InodeFlags, u32); 7] = [
@@ -37,7 +42,7 @@ const XFLAGS: [(InodeFlags, u32); 7] = [
 pub struct FileSystem {
     pub(crate) instance: Arc<Instance>,
     pub(crate) cache: Arc<PageCache>,
-    inodes: InodeCache<Inode>,
+    pub(crate) inodes: InodeCache<Inode>,
     stat: Mutex<Option<FileSystemStat>>,
     notes: Vec<String>,
 }
@@ -45,8 +50,8 @@ pub struct FileSystem {
 /// An open regular file.
 #[derive(Debug)]
 pub struct File {
-    inode: Arc<Inode>,
-    mapping: Arc<Mapping<FileData>>,
+    pub(crate) inode: Arc<Inode>,
+    pub(crate) mapping: Arc<Mapping<FileData>>,
     readahead: Readahead,
 }
 
@@ -74,14 +79,8 @@ impl FileSystem {
         &self.notes
     }
 
-    /// Makes sure that the root directory can be read.
-    pub(crate) fn check_root(&self) -> Result<()> {
-        let root = self.dir_inode(InodeId(u64::from(InodeNo::ROOT.0)))?;
-        self.instance.dot_dot(&root.disk).map(|_| ())
-    }
-
     /// The number of an inode that users may reach: the root, or one for files.
-    fn user_inode(&self, id: InodeId) -> Result<InodeNo> {
+    pub(crate) fn user_inode(&self, id: InodeId) -> Result<InodeNo> {
         let superblock = &self.instance.superblock;
         u32::try_from(id.0)
             .ok()
@@ -91,7 +90,7 @@ impl FileSystem {
             .ok_or(Error::Stale)
     }
 
-    fn inode(&self, id: InodeId) -> Result<Arc<Inode>> {
+    pub(crate) fn inode(&self, id: InodeId) -> Result<Arc<Inode>> {
         let number = self.user_inode(id)?;
         self.inodes.get_or_load(number, || {
             Ok(Inode::new(DiskInode::read(&self.instance, number)?))
@@ -101,25 +100,30 @@ impl FileSystem {
     /// What the disk says of an inode, without bringing it into core.
     fn disk_inode(&self, number: InodeNo) -> Result<Arc<DiskInode>> {
         match self.inodes.get(number) {
-            Some(inode) => Ok(Arc::clone(&inode.disk)),
+            Some(inode) => Ok(inode.disk()),
             None => Ok(Arc::new(DiskInode::read(&self.instance, number)?)),
         }
     }
 
+    /// The attributes of an inode, which stays out of core if it is.
+    fn attr_of_inode(&self, number: InodeNo) -> Result<Attr> {
+        if let Some(inode) = self.inodes.get(number) {
+            return Ok(inode.attr(&self.instance));
+        }
+        let disk = DiskInode::read(&self.instance, number)?;
+        if disk.is_ea_inode() {
+            return Err(Error::Stale);
+        }
+        Ok(disk.attr(&self.instance))
+    }
+
     /// Attributes of an inode that a directory entry names.
     pub(crate) fn attr_by_number(&self, number: InodeNo) -> Result<Attr> {
-        let disk = self
+        let attr = self
             .user_inode(InodeId(u64::from(number.0)))
-            .and_then(|number| self.disk_inode(number))
-            .and_then(|disk| {
-                if disk.is_ea_inode() {
-                    Err(Error::Stale)
-                } else {
-                    Ok(disk)
-                }
-            });
-        match disk {
-            Ok(disk) => Ok(disk.attr(&self.instance)),
+            .and_then(|number| self.attr_of_inode(number));
+        match attr {
+            Ok(attr) => Ok(attr),
             Err(Error::Stale) => {
                 let what = "a directory entry names an inode that is not in use, or not for files";
                 Err(self.instance.damaged(number, None, what))
@@ -128,9 +132,9 @@ impl FileSystem {
         }
     }
 
-    fn dir_inode(&self, id: InodeId) -> Result<Arc<Inode>> {
+    pub(crate) fn dir_inode(&self, id: InodeId) -> Result<Arc<Inode>> {
         let inode = self.inode(id)?;
-        if inode.disk.kind == FileKind::Directory {
+        if inode.core.kind == FileKind::Directory {
             Ok(inode)
         } else {
             Err(Error::NotDirectory)
@@ -223,6 +227,15 @@ impl FileSystem {
     }
 }
 
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        // Who wants to know how it went shuts down first.
+        if let Err(error) = self.unmount() {
+            tracing::error!(%error, "the file system was not closed");
+        }
+    }
+}
+
 impl pagefence_vfs::FileSystem for FileSystem {
     type File = File;
     type Directory = Directory;
@@ -231,20 +244,33 @@ impl pagefence_vfs::FileSystem for FileSystem {
         InodeId(u64::from(InodeNo::ROOT.0))
     }
 
+    fn read_only_because(&self) -> Option<String> {
+        let reason = || {
+            let notes = self.notes.iter();
+            let said = notes.filter_map(|note| note.strip_prefix(READ_ONLY)).next();
+            said.unwrap_or("it was opened so").to_owned()
+        };
+        self.instance.live.is_none().then(reason)
+    }
+
     fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Entry> {
         if name.len() > MAX_NAME_LEN {
             return Err(Error::NameTooLong);
         }
         let dir = self.dir_inode(parent)?;
-        let number = match name {
-            b"." => dir.disk.number,
-            b".." => self.instance.dot_dot(&dir.disk)?,
-            _ => match self.instance.find_entry(&dir, name)? {
-                Some(number) => number,
-                // Stored names are ciphertext: what is asked for may well be there.
-                None if dir.disk.is_encrypted() => return Err(Error::NoKey),
-                None => return Err(Error::NotFound),
-            },
+        let mut held = Held::at_entry();
+        let number = {
+            let (_entries, _held) = dir.lock.read(&mut held);
+            match name {
+                b"." => dir.core.number,
+                b".." => self.instance.dot_dot(&dir.disk())?,
+                _ => match self.instance.find_entry(&dir, name)? {
+                    Some(number) => number,
+                    // Stored names are ciphertext: what is asked for may well be there.
+                    None if dir.disk().is_encrypted() => return Err(Error::NoKey),
+                    None => return Err(Error::NotFound),
+                },
+            }
         };
         Ok(Entry {
             attr: self.attr_by_number(number)?,
@@ -253,7 +279,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
 
     fn attr(&self, id: InodeId) -> Result<Attr> {
         let number = self.user_inode(id)?;
-        Ok(self.disk_inode(number)?.attr(&self.instance))
+        self.attr_of_inode(number)
     }
 
     fn read_link(&self, id: InodeId) -> Result<Vec<u8>> {
@@ -269,23 +295,23 @@ impl pagefence_vfs::FileSystem for FileSystem {
             FileKind::Regular | FileKind::Directory | FileKind::Symlink
         );
         if access.contains(Access::WRITE) && !is_special {
-            return Err(Error::ReadOnly);
+            self.instance.live()?;
         }
         self.instance.check_access(&disk, access, who)
     }
 
     fn open(&self, id: InodeId, write: bool) -> Result<File> {
         let inode = self.inode(id)?;
-        match inode.disk.kind {
+        match inode.core.kind {
             FileKind::Regular => {}
             FileKind::Directory => return Err(Error::IsDirectory),
             _ => return Err(Error::InvalidArgument),
         }
-        if inode.disk.is_encrypted() {
+        if inode.disk().is_encrypted() {
             return Err(Error::NoKey);
         }
         if write {
-            return Err(Error::ReadOnly);
+            self.instance.live()?;
         }
         Ok(File {
             mapping: inode.mapping(&self.instance, &self.cache),
@@ -307,7 +333,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
     }
 
     fn seek(&self, file: &File, offset: u64, whence: Whence) -> Result<u64> {
-        self.seek_run(&file.inode.disk, offset, whence)
+        self.seek_run(&file.inode.disk(), offset, whence)
     }
 
     fn extents(
@@ -327,7 +353,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
 
     fn open_dir(&self, id: InodeId) -> Result<Directory> {
         let inode = self.dir_inode(id)?;
-        if inode.disk.is_encrypted() {
+        if inode.disk().is_encrypted() {
             return Err(Error::NoKey);
         }
         self.directory(inode)
@@ -344,11 +370,21 @@ impl pagefence_vfs::FileSystem for FileSystem {
     }
 
     fn stat_fs(&self) -> Result<FileSystemStat> {
-        let mut stat = self.stat.lock();
-        match *stat {
-            Some(stat) => Ok(stat),
-            None => Ok(*stat.insert(self.instance.stat_fs()?)),
+        let mut stat = {
+            let mut known = self.stat.lock();
+            match *known {
+                Some(stat) => stat,
+                None => *known.insert(self.instance.stat_fs()?),
+            }
+        };
+        if let Some(live) = &self.instance.live {
+            let counts = live.allocator.counts();
+            let kept = self.instance.superblock.reserved_blocks_count();
+            stat.blocks_free = counts.blocks_unreserved;
+            stat.blocks_available = counts.blocks_unreserved.saturating_sub(kept);
+            stat.inodes_free = counts.inodes;
         }
+        Ok(stat)
     }
 
     fn xattr(&self, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {
@@ -374,5 +410,101 @@ impl pagefence_vfs::FileSystem for FileSystem {
             extents: 0,
             project: disk.record.project().unwrap_or(0),
         })
+    }
+
+    fn forget(&self, id: InodeId) {
+        self.forget_inode(id);
+    }
+
+    fn create(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        new: &New<'_>,
+        who: &Credentials,
+    ) -> Result<Entry> {
+        self.create_entry(parent, name, new, who)
+    }
+
+    fn link(&self, id: InodeId, parent: InodeId, name: &[u8]) -> Result<Entry> {
+        self.link_entry(id, parent, name)
+    }
+
+    fn unlink(&self, parent: InodeId, name: &[u8]) -> Result<()> {
+        self.unlink_entry(parent, name)
+    }
+
+    fn rmdir(&self, parent: InodeId, name: &[u8]) -> Result<()> {
+        self.remove_dir(parent, name)
+    }
+
+    fn rename(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        new_parent: InodeId,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
+        self.rename_entry(parent, name, new_parent, new_name, mode)
+    }
+
+    fn set_attr(&self, id: InodeId, change: &SetAttr, who: &Credentials) -> Result<Attr> {
+        self.change_attr(id, change, who)
+    }
+
+    fn write(&self, file: &File, offset: u64, data: &[u8], mode: WriteMode) -> Result<usize> {
+        self.write_file(file, offset, data, mode)
+    }
+
+    fn allocate(&self, file: &File, offset: u64, length: u64, mode: FallocateMode) -> Result<()> {
+        self.fallocate(file, offset, length, mode)
+    }
+
+    fn copy_range(
+        &self,
+        from: &File,
+        from_offset: u64,
+        to: &File,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        self.copy_file_range((from, from_offset), (to, to_offset), length)
+    }
+
+    fn sync_file(&self, file: &File, data_only: bool) -> Result<()> {
+        self.fsync(file, data_only)
+    }
+
+    fn sync_dir(&self, dir: &Directory) -> Result<()> {
+        self.fsync_dir(dir)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.sync_all()
+    }
+
+    fn set_xattr(&self, id: InodeId, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        self.change_xattr(id, name, Some(value), mode)
+    }
+
+    fn remove_xattr(&self, id: InodeId, name: &[u8]) -> Result<()> {
+        self.change_xattr(id, name, None, XattrMode::Replace)
+    }
+
+    fn set_flags(&self, id: InodeId, flags: u32, who: &Credentials) -> Result<()> {
+        self.change_flags(id, flags, who)
+    }
+
+    fn set_fsxattr(&self, id: InodeId, attributes: &Fsxattr, who: &Credentials) -> Result<()> {
+        self.change_fsxattr(id, attributes, who)
+    }
+
+    fn trim(&self, offset: u64, length: u64, least: u64) -> Result<u64> {
+        self.trim_free_space(offset, length, least)
+    }
+
+    fn shut_down(&self) -> Result<()> {
+        self.unmount()
     }
 }

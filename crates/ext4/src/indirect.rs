@@ -4,8 +4,8 @@ use pagefence_ext4_format::indirect::{MapPath, Pointers, Run as PointerRun};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
+use crate::disk_inode::DiskInode;
 use crate::error::At;
-use crate::inode::DiskInode;
 use crate::instance::Instance;
 use crate::map_blocks::{Run, Target};
 

@@ -1,139 +1,96 @@
-//! Inodes in core, and what their records say.
+//! Inodes in core.
 
-use pagefence_ext4_format::checksum::ChecksumSeed;
-use pagefence_ext4_format::inode::{self as format, InodeFlags};
-use pagefence_ext4_format::{InodeNo, inode::Timestamp as DiskTime};
-use pagefence_lock_order::primitives::{Arc, Mutex};
+use pagefence_ext4_format::InodeNo;
+use pagefence_ext4_format::inode as format;
+use pagefence_lock_order::OrderedRwLock;
+use pagefence_lock_order::levels::{self, BlockMap};
+use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use pagefence_lock_order::primitives::{Arc, Mutex, RwLock};
 use pagefence_page_cache::{Mapping, PageCache};
-use pagefence_vfs::{Attr, FileKind, InodeId, Result, Timestamp};
+use pagefence_vfs::{Attr, FileKind, Result};
 
 use crate::backing::FileData;
+use crate::change::Transaction;
+use crate::delalloc::Delayed;
+use crate::disk_inode::DiskInode;
+use crate::inode_cache::Idle;
 use crate::instance::Instance;
 use crate::name_index::KnownNames;
 
-/// What the disk says of one inode.
-#[derive(Debug)]
-pub(crate) struct DiskInode {
-    pub(crate) number: InodeNo,
-    pub(crate) record: format::Inode,
-    pub(crate) kind: FileKind,
-    /// Seed of the checksums of what belongs to it.
-    pub(crate) seed: ChecksumSeed,
-}
-
-impl DiskInode {
-    /// Reads and checks an inode that is in use.
-    ///
-    /// # Errors
-    /// `Stale` if it is not in use; `Corrupt`, `Io`.
-    pub(crate) fn read(instance: &Instance, number: InodeNo) -> Result<Self> {
-        let record = instance.read_inode(number)?;
-        let kind = match record.kind() {
-            Some(kind) if record.links() > 0 => kind_of(kind),
-            _ => return Err(pagefence_vfs::Error::Stale),
-        };
-        let both = InodeFlags::INLINE_DATA | InodeFlags::EXTENTS;
-        if record.flags().contains(both) {
-            return Err(instance.damaged(number, None, "both inline data and an extent tree"));
-        }
-        Ok(Self {
-            number,
-            kind,
-            seed: record.checksum_seed(),
-            record,
-        })
-    }
-
-    pub(crate) fn size(&self) -> u64 {
-        self.record.size()
-    }
-
-    /// The 60 bytes that map its blocks, or hold its data.
-    pub(crate) fn i_block(&self) -> &[u8] {
-        self.record.block_area()
-    }
-
-    fn has(&self, flag: InodeFlags) -> bool {
-        self.record.flags().contains(flag)
-    }
-
-    pub(crate) fn has_extents(&self) -> bool {
-        self.has(InodeFlags::EXTENTS)
-    }
-
-    pub(crate) fn has_inline_data(&self) -> bool {
-        self.has(InodeFlags::INLINE_DATA)
-    }
-
-    pub(crate) fn has_index(&self) -> bool {
-        self.has(InodeFlags::INDEX)
-    }
-
-    pub(crate) fn is_encrypted(&self) -> bool {
-        self.has(InodeFlags::ENCRYPT)
-    }
-
-    pub(crate) fn is_casefolded(&self) -> bool {
-        self.has(InodeFlags::CASEFOLD)
-    }
-
-    /// Whether it holds the value of an extended attribute.
-    pub(crate) fn is_ea_inode(&self) -> bool {
-        self.has(InodeFlags::EA_INODE)
-    }
-
-    /// What Linux counts for the data of an inline file, so that it does not look like a hole.
-    fn inline_sectors(&self) -> u64 {
-        if self.has_inline_data() && self.kind == FileKind::Regular {
-            self.size().div_ceil(512)
-        } else {
-            0
-        }
-    }
-
-    /// Its attributes as stat shows them.
-    pub(crate) fn attr(&self, instance: &Instance) -> Attr {
-        let record = &self.record;
-        let device = record.device();
-        Attr {
-            id: InodeId(u64::from(self.number.0)),
-            generation: record.generation(),
-            kind: self.kind,
-            permissions: record.mode() & 0o7777,
-            links: u32::from(record.links()),
-            uid: record.uid(),
-            gid: record.gid(),
-            size: record.size(),
-            blocks_512: record.sectors() + self.inline_sectors(),
-            block_size: instance.superblock.block_size(),
-            device_major: device.map_or(0, |device| device.major),
-            device_minor: device.map_or(0, |device| device.minor),
-            accessed: time(record.atime()),
-            modified: time(record.mtime()),
-            changed: time(record.ctime()),
-            created: record.crtime().map(time),
-            flags: record.flags().intersection(InodeFlags::USER_VISIBLE).bits(),
-        }
-    }
-}
-
-/// An inode in core.
+/// An inode in core: at most one per number.
 ///
-/// Owns: its pages, and for a directory the index of its names, both made when first needed.
+/// - Owns: the inode lock; its core; its pages, and for a directory the index of its names, both
+///   made when first needed; how often it is open.
+/// - Outside: whether the kernel or a library knows its number (whoever serves us counts that).
+/// - Lifecycle: loaded by number, kept by the inode cache while it is used or not idle. Without
+///   names left it is kept by the list of orphans until it is deleted.
 #[derive(Debug)]
 pub(crate) struct Inode {
-    pub(crate) disk: Arc<DiskInode>,
+    /// The inode lock (Linux: `i_rwsem`): exclusive for changes of a file's data, size and
+    /// attributes and of a directory's entries; shared for finding entries.
+    pub(crate) lock: OrderedRwLock<levels::Inode, ()>,
+    pub(crate) core: Arc<InodeCore>,
     mapping: Mutex<Option<Arc<Mapping<FileData>>>>,
     pub(crate) names: Mutex<KnownNames>,
+    /// Counts changes of a directory's entries.
+    entries_version: AtomicU64,
+    /// Open files of it.
+    pub(crate) opens: AtomicU32,
+}
+
+/// What an inode and the backing of its pages share.
+///
+/// Its attributes are a snapshot that is replaced by each change: who reads holds nothing.
+#[derive(Debug)]
+pub(crate) struct InodeCore {
+    pub(crate) number: InodeNo,
+    pub(crate) kind: FileKind,
+    /// The block map's lock (Linux: `i_data_sem`): shared to look up blocks, exclusive to change
+    /// the map, the record's map, its block count and the blocks that are delayed.
+    pub(crate) block_map: OrderedRwLock<BlockMap, Delayed>,
+    /// Blocks that are delayed, for those who hold no lock.
+    pub(crate) delayed_blocks: AtomicU64,
+    /// A leaf: held for moments.
+    disk: RwLock<Arc<DiskInode>>,
+    /// The size as users see it (i_size). The record has the size up to which blocks are mapped
+    /// (i_disksize), which is not larger, but for what is between two transactions.
+    size: AtomicU64,
+    /// The record says more than the inode table.
+    dirty: AtomicBool,
+    /// Held from the record's copy until it is in its block, so that copies get there in order.
+    writing: Mutex<()>,
+    /// The last transaction that changed the inode, and the last that changed what its data needs.
+    sync_tid: AtomicU64,
+    data_sync_tid: AtomicU64,
 }
 
 impl Inode {
     pub(crate) fn new(disk: DiskInode) -> Self {
+        let number = disk.number;
         Self {
-            disk: Arc::new(disk),
+            lock: OrderedRwLock::new(u64::from(number.0), ()),
+            core: Arc::new(InodeCore {
+                number,
+                kind: disk.kind,
+                block_map: OrderedRwLock::new(u64::from(number.0), Delayed::default()),
+                delayed_blocks: AtomicU64::new(0),
+                size: AtomicU64::new(disk.size()),
+                disk: RwLock::new(Arc::new(disk)),
+                dirty: AtomicBool::new(false),
+                writing: Mutex::new(()),
+                sync_tid: AtomicU64::new(0),
+                data_sync_tid: AtomicU64::new(0),
+            }),
             mapping: Mutex::new(None),
             names: Mutex::new(KnownNames::default()),
+            entries_version: AtomicU64::new(0),
+            opens: AtomicU32::new(0),
         }
+    }
+
+    /// What is on record of it now.
+    pub(crate) fn disk(&self) -> Arc<DiskInode> {
+        self.core.disk()
     }
 
     /// The pages of its data.
@@ -144,27 +101,128 @@ impl Inode {
     ) -> Arc<Mapping<FileData>> {
         let mut mapping = self.mapping.lock();
         Arc::clone(mapping.get_or_insert_with(|| {
-            let data = FileData::new(Arc::clone(instance), Arc::clone(&self.disk));
-            Mapping::new(cache, u64::from(self.disk.number.0), data)
+            let data = FileData::new(Arc::clone(instance), Arc::clone(&self.core));
+            Mapping::new(cache, u64::from(self.core.number.0), data)
         }))
     }
-}
 
-fn time(time: DiskTime) -> Timestamp {
-    Timestamp {
-        seconds: time.seconds,
-        nanoseconds: time.nanoseconds,
+    /// The pages of its data, if it has any.
+    pub(crate) fn existing_mapping(&self) -> Option<Arc<Mapping<FileData>>> {
+        self.mapping.lock().clone()
+    }
+
+    /// How often a directory's entries changed. Changes happen under the inode lock.
+    pub(crate) fn entries_version(&self) -> u64 {
+        self.entries_version.load(Ordering::Acquire)
+    }
+
+    /// Counts a change of a directory's entries; the caller holds the inode lock exclusively.
+    pub(crate) fn entries_changed(&self) {
+        self.entries_version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Its attributes.
+    pub(crate) fn attr(&self, instance: &Instance) -> Attr {
+        self.core.attr(instance)
     }
 }
 
-pub(crate) fn kind_of(kind: format::FileKind) -> FileKind {
-    match kind {
-        format::FileKind::Regular => FileKind::Regular,
-        format::FileKind::Directory => FileKind::Directory,
-        format::FileKind::Symlink => FileKind::Symlink,
-        format::FileKind::BlockDevice => FileKind::BlockDevice,
-        format::FileKind::CharDevice => FileKind::CharDevice,
-        format::FileKind::Fifo => FileKind::Fifo,
-        format::FileKind::Socket => FileKind::Socket,
+impl Idle for Inode {
+    /// Whether nothing is lost if it is dropped: the next load finds the same on disk, and the
+    /// same pages are in nobody's hands.
+    fn is_idle(&self) -> bool {
+        let mapping_is_idle = self
+            .mapping
+            .lock()
+            .as_ref()
+            .is_none_or(|mapping| Arc::strong_count(mapping) == 1 && mapping.is_idle());
+        mapping_is_idle && !self.core.is_dirty() && Arc::strong_count(&self.core) <= 2
+    }
+}
+
+impl InodeCore {
+    /// What is on record of it now.
+    pub(crate) fn disk(&self) -> Arc<DiskInode> {
+        Arc::clone(&self.disk.read())
+    }
+
+    /// Its size in bytes (i_size).
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Sets its size (i_size); the caller holds the inode lock exclusively.
+    pub(crate) fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
+    }
+
+    /// Its attributes, as users see them.
+    pub(crate) fn attr(&self, instance: &Instance) -> Attr {
+        let disk = self.disk();
+        let mut attr = disk.attr(instance);
+        if self.kind == FileKind::Regular {
+            attr.size = self.size();
+            let delayed = self.delayed_blocks.load(Ordering::Relaxed);
+            attr.blocks_512 += delayed * u64::from(attr.block_size / 512);
+        }
+        attr
+    }
+
+    /// Changes the record in core; [`Self::write`] brings it to the inode table. Whoever changes
+    /// the block area, the block count or flags that say how blocks are mapped holds the block
+    /// map's lock exclusively; other fields need the inode lock.
+    pub(crate) fn update<T>(&self, change: impl FnOnce(&mut format::Inode) -> T) -> T {
+        let mut disk = self.disk.write();
+        let mut new = DiskInode::clone(&disk);
+        let result = change(&mut new.record);
+        *disk = Arc::new(new);
+        self.dirty.store(true, Ordering::Release);
+        result
+    }
+
+    /// Takes over into the record in core what changed from `before` to `after`.
+    pub(crate) fn adopt(&self, before: &format::Inode, after: &format::Inode) {
+        self.update(|record| record.adopt(before, after));
+    }
+
+    /// Whether the record in core says more than the inode table.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Acquire)
+    }
+
+    /// Writes the record into the inode table. `data` says that it has what the data needs
+    /// (the map, or the size), so that fdatasync waits for this transaction.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn write(&self, transaction: &mut Transaction<'_>, data: bool) -> Result<()> {
+        let _in_order = self.writing.lock();
+        self.dirty.store(false, Ordering::Release);
+        let mut record = self.disk().record.clone();
+        let written = transaction.write_inode(&mut record);
+        if written.is_err() {
+            self.dirty.store(true, Ordering::Release);
+        }
+        self.note_transaction(transaction, data);
+        written
+    }
+
+    /// Notes that the transaction changed something that fsync has to wait for.
+    pub(crate) fn note_transaction(&self, transaction: &Transaction<'_>, data: bool) {
+        let tid = transaction.tid();
+        self.sync_tid.fetch_max(tid, Ordering::AcqRel);
+        if data {
+            self.data_sync_tid.fetch_max(tid, Ordering::AcqRel);
+        }
+    }
+
+    /// The transaction that must be durable for the inode to be; for its data alone with
+    /// `data_only`.
+    pub(crate) fn sync_tid(&self, data_only: bool) -> u64 {
+        if data_only {
+            self.data_sync_tid.load(Ordering::Acquire)
+        } else {
+            self.sync_tid.load(Ordering::Acquire)
+        }
     }
 }

@@ -6,12 +6,20 @@ use pagefence_lock_order::primitives::{Arc, Mutex};
 
 const SHARDS: usize = 16;
 
+/// What may be dropped, or not.
+pub(crate) trait Idle {
+    /// Whether nothing is lost if it is dropped. Asked when nobody else has it.
+    fn is_idle(&self) -> bool;
+}
+
 /// One shard: a clock over the objects it holds.
 #[derive(Debug)]
 struct Shard<T> {
     slots: Vec<Slot<T>>,
     index: HashMap<InodeNo, usize>,
     hand: usize,
+    /// Objects that were dropped so far.
+    evicted: u64,
 }
 
 #[derive(Debug)]
@@ -23,8 +31,8 @@ struct Slot<T> {
 
 /// Objects by inode number.
 ///
-/// Owns one reference to each; an object somebody else holds too is never dropped, so two objects
-/// of one inode can't exist. Beyond `capacity` the ones not used lately go (second chance). Each
+/// Owns one reference to each; an object that somebody else holds too, or that is not idle, is
+/// never dropped, so two objects of one inode can't exist. Beyond `capacity` the ones not used lately go (second chance). Each
 /// shard's mutex is a leaf: nothing is taken under it.
 #[derive(Debug)]
 pub(crate) struct InodeCache<T> {
@@ -32,13 +40,14 @@ pub(crate) struct InodeCache<T> {
     capacity_per_shard: usize,
 }
 
-impl<T> InodeCache<T> {
+impl<T: Idle> InodeCache<T> {
     /// A cache that keeps about `capacity` unused objects.
     pub(crate) fn new(capacity: usize) -> Self {
         let shard = || Shard {
             slots: Vec::new(),
             index: HashMap::new(),
             hand: 0,
+            evicted: 0,
         };
         Self {
             shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
@@ -52,29 +61,35 @@ impl<T> InodeCache<T> {
 
     /// The object of an inode, if it is in core.
     pub(crate) fn get(&self, number: InodeNo) -> Option<Arc<T>> {
-        let mut shard = self.shard(number).lock();
-        let at = *shard.index.get(&number)?;
-        let slot = &mut shard.slots[at];
-        slot.referenced = true;
-        Some(Arc::clone(&slot.object))
+        self.shard(number).lock().get(number)
     }
 
     /// The object of an inode; `load` makes it, with no lock held, if it is not in core. If two
-    /// threads load at once, both get the one that came first.
+    /// threads load at once, both get the one that came first. It may load again.
     pub(crate) fn get_or_load<E>(
         &self,
         number: InodeNo,
-        load: impl FnOnce() -> Result<T, E>,
+        load: impl Fn() -> Result<T, E>,
     ) -> Result<Arc<T>, E> {
-        if let Some(object) = self.get(number) {
-            return Ok(object);
-        }
-        let loaded = Arc::new(load()?);
         let mut evicted = Vec::new();
-        let mut shard = self.shard(number).lock();
-        if let Some(&at) = shard.index.get(&number) {
-            return Ok(Arc::clone(&shard.slots[at].object));
-        }
+        let (mut shard, loaded) = loop {
+            let before = {
+                let mut shard = self.shard(number).lock();
+                if let Some(object) = shard.get(number) {
+                    return Ok(object);
+                }
+                shard.evicted
+            };
+            let loaded = Arc::new(load()?);
+            let mut shard = self.shard(number).lock();
+            if let Some(object) = shard.get(number) {
+                return Ok(object);
+            }
+            // What was loaded may be old news, if another came, changed and went meanwhile.
+            if shard.evicted == before {
+                break (shard, loaded);
+            }
+        };
         let slot = Slot {
             number,
             object: Arc::clone(&loaded),
@@ -97,6 +112,24 @@ impl<T> InodeCache<T> {
         Ok(loaded)
     }
 
+    /// Lets go of an object if nobody has it but this cache and the `owners` that the caller knows
+    /// of, itself among them; says whether nobody has. Who asks for the number from then on loads
+    /// it anew.
+    pub(crate) fn remove_unused(&self, number: InodeNo, object: &Arc<T>, owners: usize) -> bool {
+        let mut shard = self.shard(number).lock();
+        let at = shard
+            .index
+            .get(&number)
+            .copied()
+            .filter(|at| Arc::ptr_eq(&shard.slots[*at].object, object));
+        // All further references come from the cache, under this lock, or from one that is counted.
+        let unused = Arc::strong_count(object) <= owners + usize::from(at.is_some());
+        let removed = at.filter(|_| unused).map(|at| shard.remove(at));
+        drop(shard);
+        drop(removed);
+        unused
+    }
+
     /// Number of objects in core.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
@@ -107,8 +140,16 @@ impl<T> InodeCache<T> {
     }
 }
 
-impl<T> Shard<T> {
+impl<T: Idle> Shard<T> {
+    fn get(&mut self, number: InodeNo) -> Option<Arc<T>> {
+        let at = *self.index.get(&number)?;
+        let slot = &mut self.slots[at];
+        slot.referenced = true;
+        Some(Arc::clone(&slot.object))
+    }
+
     fn remove(&mut self, at: usize) -> Arc<T> {
+        self.evicted += 1;
         let slot = self.slots.swap_remove(at);
         self.index.remove(&slot.number);
         if let Some(moved) = self.slots.get(at) {
@@ -126,7 +167,7 @@ impl<T> Shard<T> {
             if Arc::strong_count(&slot.object) > 1 {
                 continue;
             }
-            if !std::mem::take(&mut slot.referenced) {
+            if !std::mem::take(&mut slot.referenced) && slot.object.is_idle() {
                 return Some(at);
             }
         }
@@ -137,6 +178,12 @@ impl<T> Shard<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Idle for u32 {
+        fn is_idle(&self) -> bool {
+            true
+        }
+    }
 
     fn load(cache: &InodeCache<u32>, number: u32) -> Arc<u32> {
         cache
@@ -183,6 +230,12 @@ mod tests {
 
         /// An object that counts itself.
         struct Counted(Arc<Vec<AtomicU32>>, u32);
+
+        impl Idle for Counted {
+            fn is_idle(&self) -> bool {
+                true
+            }
+        }
 
         impl Drop for Counted {
             fn drop(&mut self) {
@@ -244,5 +297,60 @@ mod tests {
             cache.get(InodeNo(0)).is_some(),
             "the one in use survives a round"
         );
+    }
+
+    #[test]
+    fn only_what_nobody_has_is_let_go() {
+        let cache = InodeCache::new(16);
+        let (mine, other) = (load(&cache, 5), load(&cache, 5));
+        assert!(!cache.remove_unused(InodeNo(5), &mine, 1));
+        assert!(cache.get(InodeNo(5)).is_some());
+        drop(other);
+        assert!(cache.remove_unused(InodeNo(5), &mine, 1));
+        assert!(cache.get(InodeNo(5)).is_none());
+        let again = load(&cache, 5);
+        assert!(!Arc::ptr_eq(&again, &mine));
+        assert!(
+            cache.remove_unused(InodeNo(5), &mine, 1),
+            "it is in no cache"
+        );
+        assert!(cache.get(InodeNo(5)).is_some(), "another one stays");
+    }
+
+    #[test]
+    fn what_is_not_idle_stays() {
+        struct Dirty;
+        impl Idle for Dirty {
+            fn is_idle(&self) -> bool {
+                false
+            }
+        }
+        let cache = InodeCache::new(16);
+        for number in 0..200 {
+            let loaded = cache.get_or_load(InodeNo(number), || Ok::<_, ()>(Dirty));
+            assert!(loaded.is_ok());
+        }
+        assert_eq!(cache.len(), 200);
+    }
+
+    #[test]
+    fn what_was_loaded_before_another_came_and_went_is_loaded_again() {
+        use std::cell::Cell;
+
+        let cache: InodeCache<u32> = InodeCache::new(16);
+        let (version, loads) = (Cell::new(1), Cell::new(0));
+        let object = cache.get_or_load(InodeNo(0), || {
+            let seen = version.get();
+            loads.set(loads.get() + 1);
+            if loads.get() == 1 {
+                // Another thread's: it loads the inode, changes it, and it is dropped again.
+                version.set(2);
+                load(&cache, 16);
+                load(&cache, 32);
+                load(&cache, 48);
+            }
+            Ok::<_, ()>(seen)
+        });
+        assert_eq!(object.map(|object| *object), Ok(2));
     }
 }

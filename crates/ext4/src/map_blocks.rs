@@ -3,7 +3,7 @@
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
-use crate::inode::DiskInode;
+use crate::disk_inode::DiskInode;
 use crate::instance::Instance;
 
 /// What a run of file blocks is mapped to.

@@ -10,13 +10,16 @@ use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
+use crate::change::Transaction;
+use crate::change::free_inode::free_inode;
+use crate::change::release_xattrs::release_xattrs;
+use crate::change::remove_blocks::{Progress, remove_blocks, zero_tail};
+use crate::change::shorten_inline::shorten_inline;
+use crate::change::space::Space;
 use crate::instance::Instance;
 use crate::mount::MountError;
 use crate::orphan_file::{OrphanEntry, OrphanFile};
-use crate::recovery::{
-    Progress, Recovered, Store, Transaction, free_inode, mark_error, of_map, release_xattrs,
-    remove_blocks, shorten_inline, timestamp, write_superblock, zero_tail,
-};
+use crate::recovery::{Recovered, Store, mark_error, of_map, timestamp, write_superblock};
 use crate::system_zones::SystemZones;
 
 /// Metadata kept in memory while orphans are settled, in bytes; changed blocks come on top.
@@ -57,11 +60,12 @@ pub(crate) fn settle_orphans(recovered: &mut Recovered, store: &Store) -> Result
     let mut at = InodeNo(0);
     let outcome = match SystemZones::strict(&instance, store.journal_blocks()) {
         Ok(zones) => {
+            let space = Space::new(zones, Vec::new());
             let mut orphans = Orphans {
                 instance: &instance,
                 store,
                 superblock: recovered.superblock.clone(),
-                zones,
+                space: &space,
                 at,
                 deleted: 0,
                 truncated: 0,
@@ -120,7 +124,7 @@ struct Orphans<'a> {
     instance: &'a Instance,
     store: &'a Store,
     superblock: Superblock,
-    zones: SystemZones,
+    space: &'a Space,
     /// The orphan in work.
     at: InodeNo,
     deleted: u64,
@@ -154,8 +158,12 @@ impl<'a> Orphans<'a> {
         loop {
             let mut record = self.read(inode)?;
             let next = record.orphan_next();
-            let mut transaction =
-                Transaction::new(self.instance, &self.superblock, self.store.blocks_max());
+            let mut transaction = Transaction::gathered(
+                self.instance,
+                &self.superblock,
+                self.store.blocks_max(),
+                self.space,
+            );
             let deletes = record.links() == 0;
             let progress = if deletes {
                 self.delete(&mut transaction, &mut record)?
@@ -171,7 +179,7 @@ impl<'a> Orphans<'a> {
                 continue;
             }
             match listed {
-                Listed::InList => transaction.superblock.set_last_orphan(next),
+                Listed::InList => transaction.set_last_orphan(next),
                 Listed::InFile(file, entry) => file.clear(&mut transaction, &entry)?,
             }
             if deletes {
@@ -216,8 +224,8 @@ impl<'a> Orphans<'a> {
         transaction: &mut Transaction<'a>,
         record: &mut InodeRecord,
     ) -> Result<Progress> {
-        match remove_blocks(transaction, &self.zones, record, FileBlock(0))? {
-            Progress::Done => release_xattrs(transaction, &self.zones, record, timestamp().0),
+        match remove_blocks(transaction, record, FileBlock(0))? {
+            Progress::Done => release_xattrs(transaction, record, timestamp().0),
             Progress::More => Ok(Progress::More),
         }
     }
@@ -234,11 +242,11 @@ impl<'a> Orphans<'a> {
         let block_size = u64::from(self.instance.superblock.block_size());
         // A file whose size reaches past the last file block has nothing behind it.
         if let Ok(from) = u32::try_from(record.size().div_ceil(block_size))
-            && remove_blocks(transaction, &self.zones, record, FileBlock(from))? == Progress::More
+            && remove_blocks(transaction, record, FileBlock(from))? == Progress::More
         {
             return Ok(Progress::More);
         }
-        zero_tail(transaction, &self.zones, record)?;
+        zero_tail(transaction, record)?;
         let (_, time) = timestamp();
         record.set_mtime(time);
         record.set_ctime(time);

@@ -6,6 +6,7 @@ use pagefence_block_io::Buffer;
 use pagefence_ext4_format::dir_entry::{DirEntry as DiskEntry, Role};
 use pagefence_ext4_format::htree::DirHasher;
 use pagefence_ext4_format::{FileBlock, InodeNo};
+use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::{Attr, Cookie, DirEntry, DirSink, FileKind, InodeId, Result};
 
@@ -47,6 +48,8 @@ struct Batch {
     next: Option<u32>,
     /// Whether anything has been read.
     filled: bool,
+    /// The directory's entries, as the inode counts their changes.
+    version: u64,
 }
 
 #[derive(Debug)]
@@ -136,7 +139,7 @@ impl FileSystem {
     /// Opens a directory inode.
     pub(crate) fn directory(&self, inode: Arc<Inode>) -> Result<Directory> {
         let instance = &self.instance;
-        let disk = &inode.disk;
+        let disk = &*inode.disk();
         let order = if disk.is_encrypted() || disk.is_casefolded() || !instance.has_dir_index() {
             Order::Block
         } else if disk.has_inline_data() {
@@ -175,12 +178,12 @@ impl FileSystem {
         let mut position = Position::decode(from, hashed);
         if position == Position::Dot {
             position = Position::DotDot;
-            if dot(dir.inode.disk.number, b".", position.encode(), sink).is_break() {
+            if dot(dir.inode.core.number, b".", position.encode(), sink).is_break() {
                 return Ok(());
             }
         }
         if position == Position::DotDot {
-            let parent = self.instance.dot_dot(&dir.inode.disk)?;
+            let parent = self.instance.dot_dot(&dir.inode.disk())?;
             position = if hashed {
                 Position::FIRST_HASH
             } else {
@@ -214,7 +217,7 @@ impl FileSystem {
     ) -> Result<()> {
         let mut batch = dir.batch.lock();
         loop {
-            if !batch.covers(key.major()) {
+            if !batch.covers(key.major()) || batch.version != dir.inode.entries_version() {
                 *batch = self.gather(&dir.inode, hasher, key.major())?;
                 if with_attr {
                     let numbers = batch.entries.iter().map(|entry| entry.inode);
@@ -245,9 +248,12 @@ impl FileSystem {
     /// Reads the entries of the hashes from `major` on, as far as one block of entries (with an
     /// index) reaches, or all of them.
     fn gather(&self, inode: &Inode, hasher: &DirHasher, major: u32) -> Result<Batch> {
-        let disk = &inode.disk;
+        let mut held = Held::at_entry();
+        let (_entries, _held) = inode.lock.read(&mut held);
+        let disk = &*inode.disk();
         let instance = &self.instance;
         let mut batch = Batch {
+            version: inode.entries_version(),
             first: major,
             filled: true,
             ..Batch::default()
@@ -304,11 +310,11 @@ impl FileSystem {
     ) -> Result<()> {
         let instance = &self.instance;
         let at = block_no(buffer);
-        for entry in instance.dir_entries(&inode.disk, block, buffer).entries() {
-            let entry = entry.at(&instance.damage, Some(inode.disk.number), Some(at))?;
+        for entry in instance.dir_entries(&inode.disk(), block, buffer).entries() {
+            let entry = entry.at(&instance.damage, Some(inode.core.number), Some(at))?;
             if entry.role == Role::Name && !batch.push(hasher, &entry) {
                 let what = "a directory entry outside the hashes of its block";
-                return Err(instance.damaged(inode.disk.number, Some(at), what));
+                return Err(instance.damaged(inode.core.number, Some(at), what));
             }
         }
         Ok(())
@@ -322,7 +328,7 @@ impl FileSystem {
         sink: &mut dyn DirSink,
     ) -> Result<()> {
         let instance = &self.instance;
-        let disk = &dir.inode.disk;
+        let disk = &*dir.inode.disk();
         if disk.has_inline_data() {
             return instance.with_inline_dir(disk, |inline| {
                 for entry in inline.entries() {
@@ -344,7 +350,11 @@ impl FileSystem {
         for block in (first..blocks).map(FileBlock) {
             let base = u64::from(block.0) * block_size;
             instance.prefetch_dir_block(disk, block);
-            let buffer = instance.dir_block(disk, block)?;
+            let buffer = {
+                let mut held = Held::at_entry();
+                let (_entries, _held) = dir.inode.lock.read(&mut held);
+                instance.dir_block(disk, block)?
+            };
             let entries = || instance.dir_entries(disk, block, &buffer).entries();
             if with_attr {
                 instance.prefetch_inodes(entries().flatten().map(|entry| entry.inode));

@@ -3,57 +3,36 @@
 //! ```text
 //! journal        where the journal lies; its replay, in memory or on disk
 //! superblock     what recovery reads from the superblock and writes into it
-//!
-//! transaction    changes that belong together       store    where they go
-//! free_blocks  free_inode                            bitmaps, descriptors, counts
-//! remove_blocks: remove_extents, remove_block_map    the end of a file
-//! release_xattrs  shorten_inline                     attributes, data in the inode
-//!
+//! store          where the transactions of recovery go
 //! fast_commit    what fast commits say
-//! space  extent_tree  append_block                   blocks taken, mapped, added
-//! change_dir  split_htree                            names put in and taken out
 //! ```
+//!
+//! What it changes it changes by the rooms of [`crate::change`].
 //!
 //! Read-only, everything happens in an overlay in memory. Otherwise the journal is written back,
 //! then orphans are dealt with, then the superblock stops asking for recovery: cut off at any
 //! moment, recovery starts over and ends the same (`docs/CRASH.md`).
 
-mod append_block;
-mod change_dir;
-mod extent_tree;
 mod fast_commit;
-mod free_blocks;
-mod free_inode;
 mod journal;
-mod release_xattrs;
-mod remove_block_map;
-mod remove_blocks;
-mod remove_extents;
-mod shorten_inline;
-mod space;
-mod split_htree;
 mod store;
 mod superblock;
-mod transaction;
 
 use pagefence_block_io::Device;
 use pagefence_ext4_format::features::{Compat, Incompat};
 use pagefence_ext4_format::superblock::Superblock;
+use pagefence_jbd2::JournalLocation;
 use pagefence_lock_order::primitives::Arc;
 
+use crate::instance::Instance;
 use crate::mount::{MountError, MountOptions};
 use crate::orphan::{may_have_orphans, settle_orphans};
 use crate::support;
 
-pub(crate) use free_inode::free_inode;
 use journal::Journal;
 pub(crate) use journal::of_map;
-pub(crate) use release_xattrs::release_xattrs;
-pub(crate) use remove_blocks::{Progress, remove_blocks, zero_tail};
-pub(crate) use shorten_inline::shorten_inline;
-pub(crate) use store::Store;
+pub(crate) use store::{Store, blocks_of};
 pub(crate) use superblock::{mark_error, timestamp, write as write_superblock};
-pub(crate) use transaction::Transaction;
 
 /// What recovery leaves to open.
 pub(crate) struct Recovered {
@@ -63,6 +42,8 @@ pub(crate) struct Recovered {
     pub(crate) superblock: Superblock,
     /// What the user should know, a sentence each.
     pub(crate) notes: Vec<String>,
+    /// Why it must not be written, in the words of [`support::read_only_because`].
+    pub(crate) read_only: Option<String>,
 }
 
 /// Recovers the file system of `superblock` on `device`: on the device with `write`, else in
@@ -86,6 +67,7 @@ pub(crate) fn recover(
         device,
         superblock,
         notes: Vec::new(),
+        read_only: None,
     };
     let may_write = write && !is_backup;
     let orphans = may_write && may_have_orphans(&recovered.superblock);
@@ -110,9 +92,9 @@ pub(crate) fn recover(
         journal.write_back(&mut recovered)?;
     } else if !journal.is_clean() {
         // Linux would empty such a journal unread; e2fsck asks.
-        recovered.notes.push(
-            "the journal holds changes, but the superblock does not ask for recovery: nothing \
-             was changed; run e2fsck"
+        recovered.read_only = Some(
+            "the journal holds changes, but the superblock does not ask for recovery: run e2fsck \
+             on it"
                 .to_owned(),
         );
         return Ok(recovered);
@@ -127,6 +109,21 @@ pub(crate) fn recover(
         finish(&mut recovered, &store)?;
     }
     Ok(recovered)
+}
+
+/// Where the journal lies, if there is one.
+///
+/// # Errors
+/// It is damaged or elsewhere; the device failed.
+pub(crate) fn journal_of(instance: &Instance) -> Result<Option<JournalLocation>, MountError> {
+    let superblock = &instance.superblock;
+    if !superblock.has_compat(Compat::HAS_JOURNAL) {
+        return Ok(None);
+    }
+    let inode = superblock
+        .journal_inode()
+        .ok_or_else(|| journal::external(superblock))?;
+    journal::find(&**instance.device(), superblock, inode).map(Some)
 }
 
 /// What follows the replay on disk.

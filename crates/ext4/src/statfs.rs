@@ -6,7 +6,7 @@ use pagefence_ext4_format::features::{Compat, Incompat, RoCompat};
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_vfs::{FileSystemStat, Result};
 
-use crate::inode::DiskInode;
+use crate::disk_inode::DiskInode;
 use crate::instance::Instance;
 
 /// Clusters that ext4 keeps back for metadata of delayed allocation, at most.

@@ -3,8 +3,8 @@
 use pagefence_ext4_format::FileBlock;
 use pagefence_vfs::{Error, FileKind, Result};
 
+use crate::disk_inode::DiskInode;
 use crate::error::At;
-use crate::inode::DiskInode;
 use crate::instance::Instance;
 
 impl Instance {

@@ -21,16 +21,16 @@ use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_vfs::Result;
 use zerocopy::FromBytes;
 
+use crate::change::change_dir::{Directory, entry_kind, make_directory};
+use crate::change::extent_tree::ExtentTree;
+use crate::change::free_inode::free_inode;
+use crate::change::release_xattrs::release_xattrs;
+use crate::change::remove_blocks::remove_blocks;
+use crate::change::space::Space;
+use crate::change::transaction::Transaction;
 use crate::error::At;
 use crate::instance::Instance;
-use crate::recovery::change_dir::{Directory, entry_kind, make_directory};
-use crate::recovery::extent_tree::ExtentTree;
-use crate::recovery::free_inode::free_inode;
-use crate::recovery::release_xattrs::release_xattrs;
-use crate::recovery::remove_blocks::remove_blocks;
-use crate::recovery::space::Space;
 use crate::recovery::superblock;
-use crate::recovery::transaction::Transaction;
 
 /// Links of a directory that has more subdirectories than are counted.
 const LINKS_MAX: u16 = 65000;
@@ -155,7 +155,6 @@ impl<'a, 'b> Replay<'a, 'b> {
         self.touched.insert(inode);
         let mut tree = ExtentTree {
             transaction: self.transaction,
-            space: self.space,
             record: &mut record,
         };
         let removed = tree.punch(extent.first, extent.end())?;
@@ -183,7 +182,6 @@ impl<'a, 'b> Replay<'a, 'b> {
         let end = FileBlock(first.0.saturating_add(count));
         let mut tree = ExtentTree {
             transaction: self.transaction,
-            space: self.space,
             record: &mut record,
         };
         for (start, count) in tree.punch(first, end)? {
@@ -202,7 +200,6 @@ impl<'a, 'b> Replay<'a, 'b> {
             let has_block = record.size() > 0 && {
                 let disk = Directory {
                     transaction: self.transaction,
-                    space: self.space,
                     record: &mut record,
                 }
                 .disk()?;
@@ -213,7 +210,7 @@ impl<'a, 'b> Replay<'a, 'b> {
                     )
             };
             if !has_block {
-                make_directory(self.transaction, self.space, &mut record, entry.parent)?;
+                make_directory(self.transaction, &mut record, entry.parent)?;
             }
             record.set_links(2);
             self.touched.insert(entry.ino);
@@ -249,7 +246,6 @@ impl<'a, 'b> Replay<'a, 'b> {
         }
         let mut directory = Directory {
             transaction: self.transaction,
-            space: self.space,
             record: &mut parent,
         };
         // The name may belong to another file by now.
@@ -290,7 +286,6 @@ impl<'a, 'b> Replay<'a, 'b> {
         };
         let mut directory = Directory {
             transaction: self.transaction,
-            space: self.space,
             record: &mut parent,
         };
         if directory.find(&name)?.is_some() {
@@ -330,14 +325,9 @@ impl<'a, 'b> Replay<'a, 'b> {
         self.mark_owned(&mut record)?;
         self.touched.remove(&record.ino());
         // The transaction's size is not limited, so these come to their end.
-        remove_blocks(
-            self.transaction,
-            self.space.zones(),
-            &mut record,
-            FileBlock(0),
-        )?;
+        remove_blocks(self.transaction, &mut record, FileBlock(0))?;
         let (now, _) = superblock::timestamp();
-        release_xattrs(self.transaction, self.space.zones(), &mut record, now)?;
+        release_xattrs(self.transaction, &mut record, now)?;
         free_inode(self.transaction, &mut record, now)
     }
 
@@ -355,7 +345,6 @@ impl<'a, 'b> Replay<'a, 'b> {
         let inode = record.ino();
         let (extents, nodes) = ExtentTree {
             transaction: self.transaction,
-            space: self.space,
             record,
         }
         .read()?;

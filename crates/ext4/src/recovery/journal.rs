@@ -8,13 +8,13 @@ use pagefence_jbd2::{Emptied, JournalError, JournalLocation, Recovery};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Error;
 
+use crate::change::space::Space;
+use crate::change::transaction::{Changes, Transaction};
 use crate::instance::Instance;
 use crate::journal_location::{LocateError, locate, locate_by};
 use crate::mount::MountError;
 use crate::recovery::fast_commit::{Replay, named_blocks};
-use crate::recovery::space::Space;
 use crate::recovery::store::{Store, blocks_of, through_journal};
-use crate::recovery::transaction::{Changes, Transaction};
 use crate::recovery::{Recovered, superblock};
 use crate::system_zones::SystemZones;
 
@@ -137,7 +137,7 @@ impl Journal {
         })?;
         let zones = SystemZones::strict(instance, blocks_of(&self.location))?;
         let space = Space::new(zones, excluded);
-        let mut transaction = Transaction::new(instance, superblock, usize::MAX);
+        let mut transaction = Transaction::gathered(instance, superblock, usize::MAX, &space);
         let mut replay = Replay::new(&mut transaction, &space, now);
         commits.visit(device, &self.location, |tag| {
             replay.tag(&tag).map_err(ReplayError::from)
@@ -264,7 +264,7 @@ fn instance_of(recovered: &Recovered) -> Result<Instance, MountError> {
 
 /// Where the journal lies: by its inode, or by the copy of its map that the superblock keeps if
 /// the inode is no journal's (as e2fsck does).
-fn find(
+pub(super) fn find(
     device: &dyn Device,
     superblock: &Superblock,
     inode: InodeNo,

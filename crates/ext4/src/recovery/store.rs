@@ -8,9 +8,9 @@ use pagefence_ext4_format::superblock::Superblock;
 use pagefence_jbd2::{Emptied, JournalLocation};
 use pagefence_lock_order::primitives::Arc;
 
+use crate::change::transaction::{Changes, Transaction};
 use crate::mount::MountError;
 use crate::recovery::journal::{mount_error, of_map};
-use crate::recovery::transaction::{Changes, Transaction};
 
 /// Blocks that a transaction changes at most, whatever room the log has: bounds memory.
 const BLOCKS_MAX: u32 = 2048;
@@ -123,7 +123,7 @@ pub(super) fn through_journal(
 }
 
 /// The journal's blocks, in runs.
-pub(super) fn blocks_of(location: &JournalLocation) -> Vec<Range<BlockNo>> {
+pub(crate) fn blocks_of(location: &JournalLocation) -> Vec<Range<BlockNo>> {
     let mut runs = Vec::new();
     let mut logical = 0;
     while let Some((first, count)) = location.physical(logical) {

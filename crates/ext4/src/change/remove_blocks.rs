@@ -1,0 +1,131 @@
+//! Taking blocks away from the end of a file: those past a file block, whatever maps them.
+//!
+//! Blocks go from the last to the first, so that each state in between is a sound file that is
+//! shorter; a caller commits there and goes on ([`Progress::More`]).
+
+use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
+use pagefence_ext4_format::{BlockNo, FileBlock};
+use pagefence_vfs::Result;
+
+use crate::change::free_blocks::free_blocks;
+use crate::change::transaction::Transaction;
+use crate::change::{remove_block_map, remove_extents};
+use crate::disk_inode::{DiskInode, kind_of};
+use crate::error::At;
+use crate::map_blocks::Target;
+
+/// How far a removal came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// All the way.
+    Done,
+    /// The transaction is large: commit it, and call again with another one.
+    More,
+}
+
+/// Takes away the file's blocks from `from` on. `record` changes along; the caller writes it.
+///
+/// # Errors
+/// `Corrupt`, `Io`; the transaction must then be dropped.
+pub(crate) fn remove_blocks(
+    transaction: &mut Transaction<'_>,
+    record: &mut InodeRecord,
+    from: FileBlock,
+) -> Result<Progress> {
+    if !maps_blocks(record) {
+        return Ok(Progress::Done);
+    }
+    let mut owner = Owner {
+        transaction,
+        record,
+    };
+    if owner.record.flags().contains(InodeFlags::EXTENTS) {
+        remove_extents::remove(&mut owner, from)
+    } else {
+        remove_block_map::remove(&mut owner, from)
+    }
+}
+
+/// Whether the inode's 60 bytes map blocks.
+fn maps_blocks(record: &InodeRecord) -> bool {
+    match record.kind() {
+        Some(FileKind::Regular | FileKind::Directory) => {
+            !record.flags().contains(InodeFlags::INLINE_DATA)
+        }
+        Some(FileKind::Symlink) => {
+            !record.is_fast_symlink() && !record.flags().contains(InodeFlags::INLINE_DATA)
+        }
+        _ => false,
+    }
+}
+
+/// Zeroes what the file's last block holds past the file's end, so that it does not show when the
+/// file grows. Does nothing to holes, unwritten blocks, and what is encrypted (which zeros would
+/// garble).
+///
+/// # Errors
+/// `Corrupt`, `Io`.
+pub(crate) fn zero_tail(transaction: &mut Transaction<'_>, record: &InodeRecord) -> Result<()> {
+    let instance = transaction.instance;
+    let block_size = u64::from(instance.superblock.block_size());
+    let within = record.size() % block_size;
+    let skips = within == 0 || !maps_blocks(record) || record.flags().contains(InodeFlags::ENCRYPT);
+    let (Some(kind), Ok(last)) = (record.kind(), u32::try_from(record.size() / block_size)) else {
+        return Ok(());
+    };
+    if skips {
+        return Ok(());
+    }
+    let inode = DiskInode {
+        number: record.ino(),
+        kind: kind_of(kind),
+        seed: record.checksum_seed(),
+        record: record.clone(),
+    };
+    let Target::Written(block) = instance.map_blocks(&inode, FileBlock(last))?.target else {
+        return Ok(());
+    };
+    transaction.check_owned(record.ino(), block, 1)?;
+    let from = usize::try_from(within).unwrap_or(0);
+    let is_zero = instance
+        .read_block(block)?
+        .iter()
+        .skip(from)
+        .all(|byte| *byte == 0);
+    if is_zero {
+        return Ok(());
+    }
+    transaction.change(block, |bytes| {
+        if let Some(tail) = bytes.get_mut(from..) {
+            tail.fill(0);
+        }
+        Ok(())
+    })
+}
+
+/// The inode whose blocks are taken away.
+pub(crate) struct Owner<'a, 'b> {
+    pub(crate) transaction: &'a mut Transaction<'b>,
+    pub(crate) record: &'a mut InodeRecord,
+}
+
+impl Owner<'_, '_> {
+    /// Frees blocks of the file, and counts them off.
+    pub(crate) fn free(&mut self, start: BlockNo, count: u32) -> Result<()> {
+        let inode = self.record.ino();
+        free_blocks(self.transaction, inode, start, count)?;
+        let instance = self.transaction.instance;
+        let sectors = u64::from(count) * u64::from(instance.superblock.block_size() / 512);
+        let left = self.record.sectors().saturating_sub(sectors);
+        self.record
+            .set_sectors(left)
+            .at(&instance.damage, Some(inode), None)
+    }
+
+    /// Frees a block of the file's map.
+    pub(crate) fn free_map_block(&mut self, block: BlockNo) -> Result<()> {
+        self.free(block, 1)?;
+        self.transaction.forget(block);
+        Ok(())
+    }
+}
