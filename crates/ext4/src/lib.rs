@@ -70,7 +70,6 @@ mod recovery;
 mod rename;
 mod set_xattr;
 mod setattr;
-mod simple_journal;
 mod statfs;
 mod support;
 mod symlink;
