@@ -6,8 +6,8 @@ use std::path::Path;
 use pagefence_lock_order::primitives::{Arc, thread};
 
 use crate::common::mount;
-use crate::memory_fs::MemoryFs;
-use crate::support::{dropping_caches_until, in_both_modes};
+use crate::memory_fs::{BARE, MemoryFs};
+use crate::support::{drop_caches, dropping_caches_until, in_both_modes};
 use crate::tree::ROOT;
 
 /// Stats everything below `path`.
@@ -113,4 +113,26 @@ fn what_is_open_is_closed_before_the_end() {
     let _ended = mounted.finish();
     assert_eq!(counters.tree.lock().open_at_the_end, Some(0));
     drop(file);
+}
+
+#[test]
+fn an_entry_that_is_listed_without_attributes_forgets_no_other_lookup() {
+    in_both_modes(|mounted, _| {
+        let name = std::str::from_utf8(BARE).expect("text");
+        let file = File::create(mounted.join(name)).expect("a file");
+        let id = mounted.counters.named(name).expect("it was made");
+        // The kernel forgets what it can't use of a READDIRPLUS.
+        let listed = fs::read_dir(mounted.path()).expect("it is a directory");
+        assert_eq!(listed.count(), 1);
+        fs::remove_file(mounted.join(name)).expect("it goes");
+        // FORGETs come in order, so that one behind it shows that it came.
+        let other = mounted.counters.plant("other", b"");
+        fs::metadata(mounted.join("other")).expect("it is there");
+        let forgotten = |id: u64| mounted.counters.tree.lock().forgotten.get(&id).copied();
+        dropping_caches_until("the other is forgotten", || forgotten(other.0).is_some());
+        assert_eq!(forgotten(id.0), None, "it is open");
+        drop(file);
+        drop_caches();
+        dropping_caches_until("it is forgotten", || forgotten(id.0) == Some(1));
+    });
 }

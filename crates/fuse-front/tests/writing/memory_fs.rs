@@ -16,6 +16,9 @@ use crate::tree::{BLOCK, ROOT, new_node, now};
 /// Making a file of this name panics.
 pub(crate) const PANIC: &[u8] = b"panic";
 
+/// An entry of this name is listed without attributes.
+pub(crate) const BARE: &[u8] = b"bare";
+
 /// A new file of this name can't be opened.
 pub(crate) const SHUT: &[u8] = b"shut";
 
@@ -166,7 +169,7 @@ impl FileSystem for MemoryFs {
                 kind: Some(attr.kind),
                 name: &name,
                 next: index,
-                attr: (with_attr && index > 2).then_some(attr),
+                attr: (with_attr && index > 2 && name != BARE).then_some(attr),
             };
             if sink.entry(&entry) == ControlFlow::Break(()) {
                 break;
