@@ -5,6 +5,7 @@ mod fio;
 mod prepare;
 mod systems;
 mod table;
+pub(crate) mod writes;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -36,6 +37,18 @@ pub(crate) struct Arguments {
     /// More options for pagefence's mounts, separated by commas.
     #[arg(long, default_value = "")]
     options: String,
+    /// Only what reads, or only what writes.
+    #[arg(long)]
+    only: Option<Only>,
+}
+
+/// A half of the measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Only {
+    /// Mounting, walking, reading.
+    Reads,
+    /// Names and data that are written.
+    Writes,
 }
 
 /// How much is measured.
@@ -89,23 +102,61 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         load()
     );
 
-    let huge = scratch.join("huge.img");
-    prepare::huge(&huge, arguments.image_size)?;
-    measure_mount(&systems, &huge, &scratch, &scale, &mut table)
-        .context("mounting the sparse image")?;
-    std::fs::remove_file(&huge)?;
-
-    let image = scratch.join("bench.img");
-    prepare::filled(&image, &scratch, scale.files, scale.data_mib)?;
-    measure_walks(&systems, &image, &scratch, &scale, &mut table).context("walking")?;
-    if find("fio").is_some() {
-        measure_reads(&systems, &image, &scratch, &scale, &mut table).context("fio")?;
-    } else {
-        println!("reads are not measured: fio is missing (apt-get install fio)");
+    if arguments.only != Some(Only::Writes) {
+        measure_reading(&systems, arguments, &scratch, &scale, &mut table)?;
+    }
+    if arguments.only != Some(Only::Reads) {
+        let scale = if arguments.quick {
+            &QUICK_WRITES
+        } else {
+            &FULL_WRITES
+        };
+        writes::measure(&systems, &scratch, scale, &mut table).context("writing")?;
     }
     println!("{}", table.render());
     println!("load at the end {}", load());
     Ok(true)
+}
+
+const QUICK_WRITES: writes::Scale = writes::Scale {
+    rounds: 3,
+    files: 4000,
+    tree_files: 2000,
+    data_mib: 128,
+    seconds: 2,
+    crowd: 50_000,
+};
+
+const FULL_WRITES: writes::Scale = writes::Scale {
+    rounds: 5,
+    files: 20_000,
+    tree_files: 10_000,
+    data_mib: 512,
+    seconds: 5,
+    crowd: 1_000_000,
+};
+
+fn measure_reading(
+    systems: &Systems,
+    arguments: &Arguments,
+    scratch: &Scratch,
+    scale: &Scale,
+    table: &mut Table,
+) -> Result<()> {
+    let huge = scratch.join("huge.img");
+    prepare::huge(&huge, arguments.image_size)?;
+    measure_mount(systems, &huge, scratch, scale, table).context("mounting the sparse image")?;
+    std::fs::remove_file(&huge)?;
+
+    let image = scratch.join("bench.img");
+    prepare::filled(&image, scratch, scale.files, scale.data_mib)?;
+    measure_walks(systems, &image, scratch, scale, table).context("walking")?;
+    if find("fio").is_some() {
+        measure_reads(systems, &image, scratch, scale, table).context("fio")?;
+    } else {
+        println!("reads are not measured: fio is missing (apt-get install fio)");
+    }
+    Ok(std::fs::remove_file(&image)?)
 }
 
 /// The type and the source of the file system below `directory`.

@@ -7,11 +7,11 @@
 //! its own.
 
 mod attributes;
-mod check;
+pub(crate) mod check;
 mod contents;
 mod inode_flags;
-mod report;
-mod tree;
+pub(crate) mod report;
+pub(crate) mod tree;
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -94,13 +94,15 @@ struct Walker {
 
 /// What two trees are compared in.
 #[derive(Clone, Copy, Debug)]
-struct Scope {
+pub(crate) struct Scope {
     /// Whether the counts of free blocks and inodes are compared: what orphans hold may be
     /// counted either way until they are dealt with.
-    free_counts: bool,
+    pub(crate) free_counts: bool,
     /// When a recovery that is compared began, in seconds since the epoch: what it touches, it
     /// stamps with its own time, which no two recoveries share.
-    recovery_began: Option<i64>,
+    pub(crate) recovery_began: Option<i64>,
+    /// One is a copy of the other: numbers of inodes and what the format decides may differ.
+    pub(crate) is_copy: bool,
 }
 
 impl Walker {
@@ -115,6 +117,7 @@ impl Walker {
             let scope = Scope {
                 free_counts: !pending(&replayed)?.orphans && !state.orphans,
                 recovery_began,
+                is_copy: false,
             };
             for options in ["ro", "ro,noload"] {
                 report.start_pass(options);
@@ -131,6 +134,7 @@ impl Walker {
             let scope = Scope {
                 free_counts: true,
                 recovery_began: None,
+                is_copy: false,
             };
             if let Some(reason) = kernel_refuses(image)? {
                 report.skip(&reason);
@@ -197,6 +201,7 @@ impl Walker {
         let scope = Scope {
             free_counts: true,
             recovery_began: Some(now()?),
+            is_copy: false,
         };
         let (ours_at, theirs_at) = (scratch.directory("ours")?, scratch.directory("theirs")?);
         let their_mount = KernelMount::new(&theirs, &theirs_at, Access::ReadWrite, "rw,noatime")?;

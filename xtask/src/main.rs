@@ -2,6 +2,7 @@
 
 mod bench;
 mod command;
+mod copy_tree;
 mod diff_walk;
 mod images;
 mod memory;
@@ -26,6 +27,12 @@ enum Chore {
     /// Compare pagefence's mount of each image with the kernel's, name by name and byte by byte
     /// (root, loop devices, /dev/fuse).
     DiffWalk(diff_walk::Arguments),
+    /// Copy a tree into fresh images, by pagefence and by the kernel, and read each through the
+    /// other (root, loop devices, /dev/fuse).
+    CopyTree(copy_tree::Arguments),
+    /// A process that `bench` starts.
+    #[command(hide = true)]
+    BenchWorker(bench::writes::WorkerArguments),
     /// Measure pagefence, fuse2fs and the kernel in turn (root, loop devices, /dev/fuse, fio).
     Bench(bench::Arguments),
     /// Show that the server's memory stays within its budget (root, loop devices, /dev/fuse).
@@ -38,6 +45,8 @@ fn main() -> ExitCode {
         Chore::Images(arguments) => images::run(&arguments),
         Chore::DiffWalk(arguments) => diff_walk::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
+        Chore::BenchWorker(arguments) => bench::writes::worker(&arguments),
+        Chore::CopyTree(arguments) => copy_tree::run(&arguments),
         Chore::ProveMemory(arguments) => memory::run(&arguments),
     };
     match outcome {

@@ -51,10 +51,15 @@ pub(crate) enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = OPTIONS_HELP)]
 pub(crate) struct MountArguments {
-    /// The image, or a block device
-    pub(crate) image: PathBuf,
+    /// The image, or a block device; left out with --memory
+    #[arg(value_name = "IMAGE", required = true)]
+    first: PathBuf,
     /// An empty directory
-    pub(crate) mountpoint: PathBuf,
+    #[arg(value_name = "MOUNTPOINT", required_unless_present = "memory")]
+    second: Option<PathBuf>,
+    /// Mount a fresh ext4 file system of this size that is kept in memory, and gone with the mount
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_size)]
+    pub(crate) memory: Option<u64>,
     /// Mount options, separated by commas
     #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append)]
     pub(crate) options: Vec<OsString>,
@@ -69,18 +74,35 @@ pub(crate) struct MountArguments {
     pub(crate) single_thread: bool,
 }
 
+impl MountArguments {
+    /// The image (a name for what is in memory) and the mount point.
+    ///
+    /// # Errors
+    /// An image was given along with --memory.
+    pub(crate) fn places(&self) -> anyhow::Result<(&Path, &Path)> {
+        match (&self.second, self.memory) {
+            (Some(mountpoint), None) => Ok((&self.first, mountpoint)),
+            (None, Some(_)) => Ok((Path::new("memory"), &self.first)),
+            _ => anyhow::bail!("with --memory give the mount point alone, without an image"),
+        }
+    }
+}
+
 const OPTIONS_HELP: &str = "\
 Mount options:
-  ro                   read only (so far all mounts are; rw says so)
+  ro, rw               read only, or not (the default, where the image can be written)
   offset=BYTES         the file system starts there in the image
   sb=N                 use the backup superblock N KiB from the start; read-only
   cache=SIZE           memory for cached data: bytes, K, M, G, T, or % of memory
+  commit=SECONDS       make changes durable after so long at the latest (5)
+  discard              tell the device of space that became free
   noload, norecovery   do not change the image, not even to replay its journal
   allow_other          let other users in, and have permissions checked, also with fakeroot
   default_permissions  have permissions checked (the default, but with uid, gid, fakeroot)
   uid=N, gid=N         show this owner, this group
   umask=OCTAL          show permissions 0777 without these
-  fakeroot             no permission checks for whoever mounts
+  fakeroot             no permission checks for whoever mounts, who counts as root
+  writeback            let the kernel keep dirty pages (small writes cost less)
   suid, dev            honour set-uid bits, device nodes (root only)
   noexec               run no programs
   noacl                do not apply ACLs
@@ -134,8 +156,9 @@ pub(crate) fn parse(argv: &[OsString]) -> Result<Command, clap::Error> {
     if dressed || argv.get(1).is_some_and(|first| is_no_command(first)) {
         let compatible = Compatible::try_parse_from(argv)?;
         return Ok(Command::Mount(MountArguments {
-            image: compatible.image,
-            mountpoint: compatible.mountpoint,
+            first: compatible.image,
+            second: Some(compatible.mountpoint),
+            memory: None,
             options: compatible.options,
             foreground: compatible.foreground,
             debug: compatible.debug,
@@ -191,8 +214,8 @@ mod tests {
             "/sbin/mount.fuse.pagefence /i /m -n -v -o ro,cache=1G -t x -o offset=5 -f",
         ] {
             let got = mount(line);
-            assert_eq!(got.image, Path::new("/i"), "{line}");
-            assert_eq!(got.mountpoint, Path::new("/m"), "{line}");
+            let places = got.places().expect("an image and a mount point");
+            assert_eq!(places, (Path::new("/i"), Path::new("/m")), "{line}");
             assert_eq!(got.options, ["ro,cache=1G", "offset=5"], "{line}");
             assert!(got.foreground && !got.debug && !got.single_thread, "{line}");
         }

@@ -1,7 +1,7 @@
 //! What the process that mounts and the server say to each other, over a socket that is the
 //! server's standard input.
 //!
-//! The server: `R` ready, `S` serving, or `E` and a sentence. The mounting process: `F` with the
+//! The server: `R` ready, and why it is read-only if it is, `S` serving, or `E` and a sentence. The mounting process: `F` with the
 //! /dev/fuse descriptor. The end of the socket means that the other side is gone.
 
 use std::fs::File;
@@ -26,8 +26,8 @@ pub(crate) struct Channel(OwnedFd);
 /// What the server says.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Said {
-    /// The image is open and sound.
-    Ready,
+    /// The image is open and sound; why it is read-only, if it is.
+    Ready(Option<String>),
     /// The kernel has been answered.
     Serving,
     /// It failed; why.
@@ -70,7 +70,11 @@ impl Channel {
     /// The server says something.
     pub(crate) fn say(&self, said: &Said) -> io::Result<()> {
         let message = match said {
-            Said::Ready => b"R".to_vec(),
+            Said::Ready(why) => {
+                let mut message = format!("R{}", why.as_deref().unwrap_or("")).into_bytes();
+                message.truncate(MESSAGE_BYTES);
+                message
+            }
             Said::Serving => b"S".to_vec(),
             Said::Nothing => return Ok(()),
             Said::Failed(why) => {
@@ -91,7 +95,8 @@ impl Channel {
         };
         match buffer[..length].split_first() {
             None => Ok(Said::Nothing),
-            Some((b'R', [])) => Ok(Said::Ready),
+            Some((b'R', [])) => Ok(Said::Ready(None)),
+            Some((b'R', why)) => Ok(Said::Ready(Some(String::from_utf8_lossy(why).into_owned()))),
             Some((b'S', [])) => Ok(Said::Serving),
             Some((b'E', why)) => Ok(Said::Failed(String::from_utf8_lossy(why).into_owned())),
             Some(_) => Err(io::ErrorKind::InvalidData.into()),
@@ -120,7 +125,12 @@ mod tests {
     fn what_is_said_is_heard() {
         let (here, there) = pair().expect("sockets can be made");
         let there = Channel(there);
-        for said in [Said::Ready, Said::Failed("why, öh?".into()), Said::Serving] {
+        for said in [
+            Said::Ready(None),
+            Said::Ready(Some("it is".into())),
+            Said::Failed("why, öh?".into()),
+            Said::Serving,
+        ] {
             there.say(&said).expect("there is room");
             assert_eq!(here.hear().expect("a message"), said);
         }

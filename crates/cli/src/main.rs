@@ -1,8 +1,11 @@
 //! The command `pagefence` on ext2, ext3 and ext4 images.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
-use pagefence::{Options, Volume};
+use pagefence::device::MemoryDevice;
+use pagefence::{Kind, Mkfs, Options, Volume};
 use pagefence_cli::VolumeOptions;
 use pagefence_vfs::FileSystem;
 
@@ -19,7 +22,18 @@ fn open_volume(options: &VolumeOptions) -> anyhow::Result<impl FileSystem + use<
     if let Some(block) = options.superblock {
         how = how.superblock(block);
     }
-    let volume = Volume::open(&options.image, how)?;
+    if let Some(seconds) = options.commit_seconds {
+        how = how.commit_interval(Duration::from_secs(seconds.into()));
+    }
+    how = how.discard(options.discard);
+    let volume = match options.memory_bytes {
+        Some(bytes) => {
+            let device = Arc::new(MemoryDevice::new(bytes));
+            Mkfs::new(Kind::Ext4).format_device(&*device)?;
+            Volume::open_device(device, how)?
+        }
+        None => Volume::open(&options.image, how)?,
+    };
     for note in volume.notes() {
         tracing::warn!("{}: {note}", options.image.display());
     }

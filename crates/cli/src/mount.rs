@@ -57,14 +57,11 @@ where
 impl Plan {
     /// Understands the options and checks the mount point.
     fn make(arguments: &MountArguments) -> anyhow::Result<Self> {
-        let options = MountOptions::parse(&arguments.image, &arguments.options)?;
-        let mountpoint = mountpoint::check(&arguments.mountpoint, options.non_empty)?;
-        let absolute = || {
-            arguments
-                .image
-                .canonicalize()
-                .unwrap_or_else(|_| arguments.image.clone())
-        };
+        let (image, mountpoint) = arguments.places()?;
+        let mut options = MountOptions::parse(image, &arguments.options)?;
+        options.volume.memory_bytes = arguments.memory;
+        let mountpoint = mountpoint::check(mountpoint, options.non_empty)?;
+        let absolute = || image.canonicalize().unwrap_or_else(|_| image.to_owned());
         let source = options
             .fsname
             .clone()
@@ -85,17 +82,19 @@ impl Plan {
             gid: self.options.gid,
             umask: self.options.umask,
             posix_acl: self.options.applies_acls(),
+            fakeroot: self.options.is_fakeroot(),
+            writeback: self.options.writeback,
             threads: self.single_thread.then_some(NonZeroUsize::MIN),
         }
     }
 
     /// Mounts.
-    pub(crate) fn mount(&self) -> anyhow::Result<OwnedFd> {
+    pub(crate) fn mount(&self, read_only: bool) -> anyhow::Result<OwnedFd> {
         let request = MountRequest {
             source: &self.source,
             subtype: self.options.subtype.as_deref().unwrap_or("pagefence"),
             mountpoint: &self.mountpoint,
-            read_only: true,
+            read_only,
             suid: self.options.suid,
             dev: self.options.dev,
             exec: !self.options.no_exec,
@@ -106,10 +105,14 @@ impl Plan {
     }
 
     /// What the user should know about a mount that worked.
-    pub(crate) fn note(&self) {
-        if !self.options.volume.read_only {
-            let image = self.options.volume.image.display();
-            eprintln!("pagefence: {image} is mounted read-only: this version does not write");
+    pub(crate) fn note(&self, read_only: Option<&str>) {
+        let volume = &self.options.volume;
+        if let Some(why) = read_only
+            && !volume.read_only
+            && !volume.no_load
+        {
+            let image = volume.image.display();
+            eprintln!("pagefence: {image} is mounted read-only, because {why}");
         }
     }
 }
@@ -145,11 +148,14 @@ fn start(argv: &[OsString], input: OwnedFd) -> std::io::Result<Child> {
 }
 
 fn hand_over(channel: &Channel, server: &mut Child, plan: &Plan) -> anyhow::Result<()> {
-    expect(channel, server, &Said::Ready)?;
-    let device = plan.mount()?;
+    let read_only = match hear(channel, server)? {
+        Said::Ready(read_only) => read_only,
+        said => bail!("the server said {said:?} out of turn"),
+    };
+    let device = plan.mount(read_only.is_some())?;
     let served = serve_and_try(channel, server, device, &plan.mountpoint);
     match served {
-        Ok(()) => plan.note(),
+        Ok(()) => plan.note(read_only.as_deref()),
         Err(_) => {
             if let Err(error) = unmount(&plan.mountpoint, true) {
                 let path = plan.mountpoint.display();
@@ -172,16 +178,18 @@ fn serve_and_try(
     channel.give(device.as_fd()).context("the server is gone")?;
     // From here on the server alone keeps the mount alive: if it dies, nobody waits for it.
     drop(device);
-    expect(channel, server, &Said::Serving)?;
+    match hear(channel, server)? {
+        Said::Serving => {}
+        said => bail!("the server said {said:?} out of turn"),
+    }
     rustix::fs::statvfs(mountpoint).context("the mount does not answer")?;
     tune(mountpoint);
     Ok(())
 }
 
-/// Waits for the server to say `wanted`; anything else is an error.
-fn expect(channel: &Channel, server: &mut Child, wanted: &Said) -> anyhow::Result<()> {
+/// Waits for the server to say something; that it failed or is gone is an error.
+fn hear(channel: &Channel, server: &mut Child) -> anyhow::Result<Said> {
     match channel.hear().context("the server can't be understood")? {
-        said if said == *wanted => Ok(()),
         Said::Failed(why) => Err(anyhow!(why)),
         Said::Nothing => {
             let status = server.wait().context("the server is gone")?;
@@ -190,6 +198,6 @@ fn expect(channel: &Channel, server: &mut Child, wanted: &Said) -> anyhow::Resul
                 None => bail!("the server ended without saying why ({status})"),
             }
         }
-        said => bail!("the server said {said:?} out of turn"),
+        said => Ok(said),
     }
 }

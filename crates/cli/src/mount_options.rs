@@ -20,6 +20,12 @@ pub struct VolumeOptions {
     pub no_load: bool,
     /// Whether the user asked for a read-only mount.
     pub read_only: bool,
+    /// A fresh file system of this many bytes, in memory; `image` is then only a name.
+    pub memory_bytes: Option<u64>,
+    /// Seconds after which changes are committed; `None`: the library's default.
+    pub commit_seconds: Option<u32>,
+    /// Whether the device is told of space that became free.
+    pub discard: bool,
     /// Where the backup superblock to use is, in KiB; `None`: the superblock itself is used.
     pub superblock: Option<u64>,
 }
@@ -41,6 +47,8 @@ pub(crate) struct MountOptions {
     pub(crate) umask: Option<u16>,
     /// `fakeroot`.
     fakeroot: bool,
+    /// `writeback`.
+    pub(crate) writeback: bool,
     /// `noacl`.
     no_acl: bool,
     /// `suid`.
@@ -112,6 +120,11 @@ const IGNORED: &[&str] = &[
 const IGNORED_WITH_VALUE: &[&str] = &["comment", "user", "uhelper", "helper"];
 
 impl MountOptions {
+    /// Whether whoever asks counts as root.
+    pub(crate) fn is_fakeroot(&self) -> bool {
+        self.fakeroot
+    }
+
     /// Understands `image` and the lists given by `-o`, in order; the last word on something
     /// holds.
     ///
@@ -148,12 +161,17 @@ impl MountOptions {
             ("cache" | "cache_size", Some(value)) => {
                 self.volume.cache_bytes = Some(size(name, value)?);
             }
+            ("commit", Some(value)) => self.volume.commit_seconds = Some(number(name, value)?),
+            ("discard", None) => self.volume.discard = true,
+            ("nodiscard", None) => self.volume.discard = false,
             ("allow_other", None) => self.allow_other = true,
             ("default_permissions", None) => self.default_permissions = true,
             ("uid", Some(value)) => self.uid = Some(number(name, value)?),
             ("gid", Some(value)) => self.gid = Some(number(name, value)?),
             ("umask", Some(value)) => self.umask = Some(umask(value)?),
             ("fakeroot", None) => self.fakeroot = true,
+            ("writeback", None) => self.writeback = true,
+            ("nowriteback", None) => self.writeback = false,
             ("noacl", None) => self.no_acl = true,
             ("suid", None) => self.suid = true,
             ("nosuid", None) => self.suid = false,

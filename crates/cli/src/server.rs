@@ -51,7 +51,7 @@ where
     let plan = plan()?;
     log::start(plan.options.log.as_deref(), false, plan.debug)?;
     let fs = open(&plan.options.volume)?;
-    channel.say(&Said::Ready)?;
+    channel.say(&Said::Ready(fs.read_only_because()))?;
     let device = channel.take()?;
     let server = Server::start(fs, device, &plan.serving())
         .context("the kernel's FUSE can't be agreed with")?;
@@ -72,7 +72,8 @@ where
 {
     log::start(plan.options.log.as_deref(), true, plan.debug)?;
     let fs = open(&plan.options.volume)?;
-    let device = plan.mount()?;
+    let read_only = fs.read_only_because();
+    let device = plan.mount(read_only.is_some())?;
     let started = Server::start(fs, device, &plan.serving())
         .context("the kernel's FUSE can't be agreed with")
         .and_then(|server| {
@@ -84,7 +85,7 @@ where
         });
     match started {
         Ok(server) => {
-            plan.note();
+            plan.note(read_only.as_deref());
             Ok(server.run()?)
         }
         Err(error) => {

@@ -24,7 +24,8 @@ pub use crate::inode::FileKind;
 pub use corruption::DirCorruption;
 pub use inline::InlineDir;
 pub use write::{
-    init_block, init_first_block, init_inline, insert, remove, set_inode, update_checksum,
+    init_block, init_first_block, init_inline, insert, largest_gap, remove, set_inode,
+    update_checksum,
 };
 
 /// The longest name, in bytes.

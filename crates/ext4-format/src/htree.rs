@@ -4,6 +4,7 @@
 
 mod corruption;
 mod hash;
+mod write;
 
 #[cfg(test)]
 mod image_tests;
@@ -19,6 +20,7 @@ use crate::{Corruption, FileBlock, InodeNo};
 
 pub use corruption::HtreeCorruption;
 pub use hash::{DirHash, DirHasher};
+pub use write::{init_node, init_root, node_limit, set_entries, set_levels};
 
 /// Where the entries of a root start: behind `.`, `..` and the header.
 const ROOT_ENTRIES: usize = 32;
@@ -172,11 +174,27 @@ impl<'a> DxRoot<'a> {
     }
 }
 
+impl<'a> DxRoot<'a> {
+    /// A view of a root that [`Self::parse`] checked before, without checking it again. What is no
+    /// root says anything.
+    #[must_use]
+    pub fn reopen(block: &'a [u8]) -> Option<Self> {
+        let (head, _) = RawDxRootHead::ref_from_prefix(block).ok()?;
+        Some(Self {
+            hash_version: head.info.hash_version,
+            indirect_levels: head.info.indirect_levels,
+            parent: InodeNo(head.dotdot.inode.get()),
+            node: DxNode::view(block, ROOT_ENTRIES, 0)?,
+        })
+    }
+}
+
 /// The entries of an index block, as a view of its bytes. Entry 0 has no hash of its own: it
 /// covers from the parent's on.
 #[derive(Clone, Copy, Debug)]
 pub struct DxNode<'a> {
     entries: &'a [RawDxEntry],
+    limit: u16,
     floor: u32,
 }
 
@@ -210,7 +228,11 @@ impl<'a> DxNode<'a> {
         let bytes = block.get(start..).unwrap_or(&[]);
         let (entries, _) = <[RawDxEntry]>::ref_from_prefix_with_elems(bytes, count.into())
             .map_err(|_| HtreeCorruption::Count { count, limit })?;
-        let node = Self { entries, floor };
+        let node = Self {
+            entries,
+            limit,
+            floor,
+        };
         let mut floor = floor;
         for (at, (hash, block)) in node.iter().enumerate() {
             if hash < floor {
@@ -227,6 +249,30 @@ impl<'a> DxNode<'a> {
             floor = hash;
         }
         Ok(node)
+    }
+
+    /// Whether no entry can be added.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= usize::from(self.limit)
+    }
+
+    /// A view of a node that [`Self::parse`] checked before, without checking it again. What is no
+    /// node has no entries, or others than it should.
+    #[must_use]
+    pub fn reopen(block: &'a [u8], floor: u32) -> Option<Self> {
+        Self::view(block, NODE_ENTRIES, floor)
+    }
+
+    fn view(block: &'a [u8], start: usize, floor: u32) -> Option<Self> {
+        let (limit, count) = count_limit(block, start).ok()?;
+        let bytes = block.get(start..)?;
+        let (entries, _) = <[RawDxEntry]>::ref_from_prefix_with_elems(bytes, count.into()).ok()?;
+        (count > 0).then_some(Self {
+            entries,
+            limit,
+            floor,
+        })
     }
 
     /// Entries in use, at least one.

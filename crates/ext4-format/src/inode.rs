@@ -222,6 +222,15 @@ impl Inode {
         inode
     }
 
+    /// The same record for another inode of the file system, and for another life of it.
+    #[must_use]
+    pub fn renumbered(&self, ino: InodeNo, generation: u32) -> Self {
+        let mut inode = self.clone();
+        inode.ino = ino;
+        inode.base.i_generation = generation.into();
+        inode
+    }
+
     /// Its number.
     #[must_use]
     pub fn ino(&self) -> InodeNo {

@@ -8,6 +8,7 @@ pub mod acl;
 mod corruption;
 mod hash;
 pub mod name;
+mod write;
 
 #[cfg(test)]
 mod image_tests;
@@ -24,6 +25,7 @@ use crate::{BlockNo, Corruption, InodeNo};
 
 pub use corruption::XattrCorruption;
 pub use hash::{block_hash, ea_inode_hash};
+pub use write::{NewValue, NoRoom, XattrSet, least_large_value};
 
 /// `h_magic` of both places.
 pub const XATTR_MAGIC: u32 = 0xEA02_0000;
@@ -92,6 +94,17 @@ pub struct XattrLimits {
     pub first_inode: InodeNo,
     /// `s_inodes_count`: the last inode.
     pub last_inode: InodeNo,
+}
+
+impl XattrLimits {
+    /// For places whose inodes were checked.
+    fn any() -> Self {
+        Self {
+            ea_inode: true,
+            first_inode: InodeNo(0),
+            last_inode: InodeNo(u32::MAX),
+        }
+    }
 }
 
 impl From<&Superblock> for XattrLimits {
@@ -199,6 +212,17 @@ impl<'a> Xattrs<'a> {
     pub fn entries(&self) -> impl Iterator<Item = XattrEntry<'a>> + use<'a> {
         let place = *self;
         Walk { rest: self.entries }.filter_map(move |slot| place.entry(&slot.ok()?))
+    }
+
+    /// Where the values are, in the order of the entries; 0 for those elsewhere.
+    fn offsets(&self) -> impl Iterator<Item = u16> + use<'a> {
+        Walk { rest: self.entries }.filter_map(|slot| {
+            let raw = slot.ok()?.raw;
+            Some(match raw.e_value_inum.get() {
+                0 => raw.e_value_offs.get(),
+                _ => 0,
+            })
+        })
     }
 
     /// The attribute of that prefix and name.

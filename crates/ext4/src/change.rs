@@ -7,19 +7,22 @@
 //! insert_blocks                                                    holes filled, blocks written
 //! append_block  change_dir  split_htree                            names put in and taken out
 //! free_blocks  free_inode  space                                   what is free, while mounting
-//! release_xattrs  shorten_inline                                   attributes, data in the inode
+//! set_xattr  release_xattrs  ea_inode  shorten_inline              attributes, data in the inode
 //! ```
 
 pub(crate) mod append_block;
 pub(crate) mod change_dir;
+pub(crate) mod ea_inode;
 pub(crate) mod extent_tree;
 pub(crate) mod free_blocks;
 pub(crate) mod free_inode;
+pub(crate) mod inline_dir;
 pub(crate) mod insert_blocks;
 pub(crate) mod release_xattrs;
 mod remove_block_map;
 pub(crate) mod remove_blocks;
 mod remove_extents;
+pub(crate) mod set_xattr;
 pub(crate) mod shorten_inline;
 pub(crate) mod space;
 mod split_htree;

@@ -3,7 +3,7 @@
 use pagefence_block_io::Buffer;
 use pagefence_ext4_format::dir_entry::{self, DirBlock, DirEntry, DirFormat, InlineDir};
 use pagefence_ext4_format::{FileBlock, InodeNo, htree};
-use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::{Error, FileKind, Result};
 
 use crate::disk_inode::DiskInode;
@@ -28,6 +28,33 @@ pub(crate) const HASH_BLOCKS_MAX: usize = 64;
 
 /// Bytes of a directory that are read together when it is listed.
 const DIR_WINDOW_BYTES: u32 = 128 << 10;
+
+/// What became of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Is {
+    There,
+    Gone,
+}
+
+/// A name found, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) inode: InodeNo,
+    /// The block that holds the entry; none if the directory lies in its inode.
+    pub(crate) block: Option<FileBlock>,
+    /// Where the entry starts, as [`DirEntry::offset`] counts.
+    pub(crate) offset: usize,
+}
+
+impl Named {
+    fn new(entry: &DirEntry<'_>, block: Option<FileBlock>) -> Self {
+        Self {
+            inode: entry.inode,
+            block,
+            offset: entry.offset,
+        }
+    }
+}
 
 impl Instance {
     /// Number of blocks of a directory. It has no holes, so there are no more than the file system
@@ -162,15 +189,16 @@ impl Instance {
             .has_compat(pagefence_ext4_format::features::Compat::DIR_INDEX)
     }
 
-    /// Finds a name (neither "." nor "..").
+    /// Finds the inode of a name (neither "." nor "..").
     pub(crate) fn find_entry(&self, inode: &Inode, name: &[u8]) -> Result<Option<InodeNo>> {
+        Ok(self.find_named(inode, name)?.map(|named| named.inode))
+    }
+
+    /// Finds a name (neither "." nor ".."). The caller holds the directory's inode lock.
+    pub(crate) fn find_named(&self, inode: &Inode, name: &[u8]) -> Result<Option<Named>> {
         let disk = &*inode.disk();
         if disk.has_inline_data() {
-            return self.with_inline_dir(disk, |dir| {
-                dir.find(name)
-                    .map(inode_of)
-                    .at(&self.damage, Some(disk.number), None)
-            });
+            return self.find_inline(disk, name);
         }
         if self.uses_index(disk) {
             match self.find_by_index(disk, name) {
@@ -181,14 +209,34 @@ impl Instance {
         }
         let blocks = self.dir_blocks(disk)?;
         if blocks >= NAME_INDEX_BLOCKS_MIN
-            && let Some(index) = self.name_index(inode, blocks)?
+            && let Some(candidates) = self.candidates(inode, blocks, name)?
         {
-            return self.find_in_blocks(disk, index.candidates(name), name);
+            return self.find_in_blocks(disk, candidates.into_iter(), name);
         }
         self.find_in_blocks(disk, (0..blocks).map(FileBlock), name)
     }
 
-    fn find_by_index(&self, inode: &DiskInode, name: &[u8]) -> Result<Option<InodeNo>> {
+    /// Finds a name by what the disk says alone: for directories that are not in core.
+    pub(crate) fn find_on_disk(&self, disk: &DiskInode, name: &[u8]) -> Result<Option<Named>> {
+        if disk.has_inline_data() {
+            return self.find_inline(disk, name);
+        }
+        if self.uses_index(disk) {
+            return self.find_by_index(disk, name);
+        }
+        let blocks = self.dir_blocks(disk)?;
+        self.find_in_blocks(disk, (0..blocks).map(FileBlock), name)
+    }
+
+    fn find_inline(&self, disk: &DiskInode, name: &[u8]) -> Result<Option<Named>> {
+        self.with_inline_dir(disk, |dir| {
+            dir.find(name)
+                .map(|entry| entry.map(|entry| Named::new(&entry, None)))
+                .at(&self.damage, Some(disk.number), None)
+        })
+    }
+
+    fn find_by_index(&self, inode: &DiskInode, name: &[u8]) -> Result<Option<Named>> {
         let major = self.dx_hasher(inode)?.hash(name).major;
         let mut path = self.dx_probe(inode, major)?;
         for _ in 0..HASH_BLOCKS_MAX {
@@ -212,7 +260,7 @@ impl Instance {
         inode: &DiskInode,
         blocks: impl Iterator<Item = FileBlock>,
         name: &[u8],
-    ) -> Result<Option<InodeNo>> {
+    ) -> Result<Option<Named>> {
         let (mut damage, mut damaged) = (None, 0);
         for block in blocks {
             // The root of an index has no names, and nothing that matters here can be wrong there.
@@ -241,32 +289,39 @@ impl Instance {
         block: FileBlock,
         buffer: &Buffer,
         name: &[u8],
-    ) -> Result<Option<InodeNo>> {
+    ) -> Result<Option<Named>> {
         self.dir_entries(inode, block, buffer)
             .find(name)
-            .map(inode_of)
+            .map(|entry| entry.map(|entry| Named::new(&entry, Some(block))))
             .at(&self.damage, Some(inode.number), Some(block_no(buffer)))
     }
 
-    /// The directory's index in memory, made when it is first asked for; nothing if a block is
-    /// damaged or the memory for such indexes is used up, which is remembered.
-    fn name_index(&self, inode: &Inode, blocks: u32) -> Result<Option<Arc<NameIndex>>> {
+    /// The blocks that may hold a name, by the directory's index in memory, made when it is first
+    /// asked for; nothing if a block is damaged or the memory for such indexes is used up, which
+    /// is remembered.
+    fn candidates(
+        &self,
+        inode: &Inode,
+        blocks: u32,
+        name: &[u8],
+    ) -> Result<Option<Vec<FileBlock>>> {
         match &*inode.names.lock() {
             KnownNames::Unknown => {}
-            KnownNames::Index(index) => return Ok(Some(Arc::clone(index))),
+            KnownNames::Index(index) => return Ok(Some(index.candidates(name).collect())),
             KnownNames::Refused => return Ok(None),
         }
-        // With no lock held: two threads may make one each, and one of them goes again.
+        // Not under the mutex: two threads may make one each, and one of them goes again. Nobody
+        // changes the directory meanwhile, for that needs the inode lock.
         let index = match self.make_name_index(&inode.disk(), blocks) {
-            Ok(index) => index.map(Arc::new),
+            Ok(index) => index,
             Err(Error::Corrupt { .. }) => None,
             Err(error) => return Err(error),
         };
-        *inode.names.lock() = match &index {
-            Some(index) => KnownNames::Index(Arc::clone(index)),
-            None => KnownNames::Refused,
-        };
-        Ok(index)
+        let candidates = index
+            .as_ref()
+            .map(|index| index.candidates(name).collect::<Vec<_>>());
+        *inode.names.lock() = index.map_or(KnownNames::Refused, KnownNames::Index);
+        Ok(candidates)
     }
 
     fn make_name_index(&self, inode: &DiskInode, blocks: u32) -> Result<Option<NameIndex>> {
@@ -280,20 +335,92 @@ impl Instance {
                     return Ok(None);
                 }
             }
+            if index
+                .set_gap(block, self.gap(inode, block, &buffer)?)
+                .is_err()
+            {
+                return Ok(None);
+            }
         }
         Ok(Some(index))
+    }
+
+    /// Bytes of the largest gap of a block of entries; 0 in a block of an index.
+    fn gap(&self, inode: &DiskInode, block: FileBlock, buffer: &Buffer) -> Result<usize> {
+        if is_index_block(inode, block, buffer) && self.checksums {
+            return Ok(0);
+        }
+        dir_entry::largest_gap(buffer, &self.dir_format).at(
+            &self.damage,
+            Some(inode.number),
+            Some(block_no(buffer)),
+        )
+    }
+
+    /// The first block of a directory without an index that has room for `bytes`; nothing if none
+    /// has.
+    pub(crate) fn first_gap(
+        &self,
+        names: &Mutex<KnownNames>,
+        inode: &DiskInode,
+        bytes: usize,
+    ) -> Result<Option<FileBlock>> {
+        if let KnownNames::Index(index) = &*names.lock() {
+            return Ok(index.first_gap(bytes));
+        }
+        for block in (0..self.dir_blocks(inode)?).map(FileBlock) {
+            let buffer = self.dir_block(inode, block)?;
+            if self.gap(inode, block, &buffer)? >= bytes {
+                return Ok(Some(block));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes into the index in memory that `name` came into `block` (none: into the inode), or
+    /// went from there. The caller holds the inode lock exclusively.
+    pub(crate) fn note_name(&self, inode: &Inode, name: &[u8], block: Option<FileBlock>, is: Is) {
+        let mut names = inode.names.lock();
+        let KnownNames::Index(index) = &mut *names else {
+            return;
+        };
+        let disk = &*inode.disk();
+        let noted = block
+            .filter(|_| !self.uses_index(disk))
+            .is_some_and(|block| self.note_in(index, disk, name, block, is).is_some());
+        if !noted {
+            *names = KnownNames::Unknown;
+        }
+    }
+
+    fn note_in(
+        &self,
+        index: &mut NameIndex,
+        disk: &DiskInode,
+        name: &[u8],
+        block: FileBlock,
+        is: Is,
+    ) -> Option<()> {
+        let buffer = self.dir_block(disk, block).ok()?;
+        index
+            .set_gap(block, self.gap(disk, block, &buffer).ok()?)
+            .ok()?;
+        match is {
+            Is::There => index.insert(name, block).ok()?,
+            Is::Gone => {
+                let entries = self.dir_entries(disk, block, &buffer).entries();
+                index.remove(name, block, entries.flatten().map(|entry| entry.name));
+            }
+        }
+        Some(())
     }
 }
 
 /// Whether the block belongs to the directory's index. A block of entries that ends in a checksum
 /// is never one unused entry of its whole length, as a node of the index is; without checksums an
 /// empty block may be, and it makes no difference.
-fn is_index_block(inode: &DiskInode, block: FileBlock, buffer: &Buffer) -> bool {
+pub(crate) fn is_index_block(inode: &DiskInode, block: FileBlock, buffer: &Buffer) -> bool {
     inode.has_index() && (block == FileBlock(0) || htree::is_node(buffer))
-}
-
-fn inode_of(entry: Option<DirEntry<'_>>) -> Option<InodeNo> {
-    entry.map(|entry| entry.inode)
 }
 
 /// The number of a buffer's block.

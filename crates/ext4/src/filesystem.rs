@@ -20,6 +20,9 @@ use crate::instance::Instance;
 use crate::map_blocks::Target;
 use crate::read_dir::Directory;
 
+/// How a note begins that says why a file system is read-only.
+pub(crate) const READ_ONLY: &str = "opened read-only, because ";
+
 /// Flags of FS_IOC_FSGETXATTR, from inode flags.
 const XFLAGS: [(InodeFlags, u32); 7] = [
     (InodeFlags::SYNC, 0x20),
@@ -74,12 +77,6 @@ impl FileSystem {
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
-    }
-
-    /// Makes sure that the root directory can be read.
-    pub(crate) fn check_root(&self) -> Result<()> {
-        let root = self.dir_inode(InodeId(u64::from(InodeNo::ROOT.0)))?;
-        self.instance.dot_dot(&root.disk()).map(|_| ())
     }
 
     /// The number of an inode that users may reach: the root, or one for files.
@@ -230,12 +227,30 @@ impl FileSystem {
     }
 }
 
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        // Who wants to know how it went shuts down first.
+        if let Err(error) = self.unmount() {
+            tracing::error!(%error, "the file system was not closed");
+        }
+    }
+}
+
 impl pagefence_vfs::FileSystem for FileSystem {
     type File = File;
     type Directory = Directory;
 
     fn root(&self) -> InodeId {
         InodeId(u64::from(InodeNo::ROOT.0))
+    }
+
+    fn read_only_because(&self) -> Option<String> {
+        let reason = || {
+            let notes = self.notes.iter();
+            let said = notes.filter_map(|note| note.strip_prefix(READ_ONLY)).next();
+            said.unwrap_or("it was opened so").to_owned()
+        };
+        self.instance.live.is_none().then(reason)
     }
 
     fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Entry> {
@@ -280,7 +295,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
             FileKind::Regular | FileKind::Directory | FileKind::Symlink
         );
         if access.contains(Access::WRITE) && !is_special {
-            return Err(Error::ReadOnly);
+            self.instance.live()?;
         }
         self.instance.check_access(&disk, access, who)
     }
@@ -296,7 +311,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
             return Err(Error::NoKey);
         }
         if write {
-            return Err(Error::ReadOnly);
+            self.instance.live()?;
         }
         Ok(File {
             mapping: inode.mapping(&self.instance, &self.cache),
@@ -355,11 +370,21 @@ impl pagefence_vfs::FileSystem for FileSystem {
     }
 
     fn stat_fs(&self) -> Result<FileSystemStat> {
-        let mut stat = self.stat.lock();
-        match *stat {
-            Some(stat) => Ok(stat),
-            None => Ok(*stat.insert(self.instance.stat_fs()?)),
+        let mut stat = {
+            let mut known = self.stat.lock();
+            match *known {
+                Some(stat) => stat,
+                None => *known.insert(self.instance.stat_fs()?),
+            }
+        };
+        if let Some(live) = &self.instance.live {
+            let counts = live.allocator.counts();
+            let kept = self.instance.superblock.reserved_blocks_count();
+            stat.blocks_free = counts.blocks_unreserved;
+            stat.blocks_available = counts.blocks_unreserved.saturating_sub(kept);
+            stat.inodes_free = counts.inodes;
         }
+        Ok(stat)
     }
 
     fn xattr(&self, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {

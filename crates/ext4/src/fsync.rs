@@ -3,6 +3,7 @@
 use pagefence_vfs::Result;
 
 use crate::filesystem::{File, FileSystem};
+use crate::live::Live;
 use crate::read_dir::Directory;
 
 impl FileSystem {
@@ -21,6 +22,6 @@ impl FileSystem {
     }
 
     pub(crate) fn unmount(&self) -> Result<()> {
-        Ok(())
+        self.instance.live.as_ref().map_or(Ok(()), Live::close)
     }
 }

@@ -1,7 +1,7 @@
 //! The hash index of a directory: from a hash to the block of entries, and from block to block.
 
 use pagefence_block_io::Buffer;
-use pagefence_ext4_format::htree::{self, DirHasher, DxNode, DxRoot, HtreeFormat};
+use pagefence_ext4_format::htree::{self, DirHasher, DxNode, DxRoot, HtreeCorruption, HtreeFormat};
 use pagefence_ext4_format::{BlockNo, Corruption, FileBlock};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
@@ -10,12 +10,14 @@ use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::instance::{Instance, checked};
 
+/// Buffers whose entries were checked, as those of the root or of a node, remember it so.
+const DX_ENTRIES: u32 = 1 << 10;
+
 /// The way from the root of an index to one block of entries.
 #[derive(Debug)]
 pub(crate) struct DxPath {
     /// Root first; never empty.
     frames: Vec<Frame>,
-    format: HtreeFormat,
 }
 
 /// One level of the way.
@@ -32,23 +34,42 @@ impl DxPath {
     /// The entries of level `level`, which were checked when the frame was made.
     fn node(&self, level: usize) -> Result<DxNode<'_>, Corruption> {
         let frame = &self.frames[level];
-        if level == 0 {
-            Ok(DxRoot::parse(&frame.buffer, &self.format)?.node)
+        let node = if level == 0 {
+            DxRoot::reopen(&frame.buffer).map(|root| root.node)
         } else {
-            DxNode::parse(&frame.buffer, &self.format, frame.floor)
+            DxNode::reopen(&frame.buffer, frame.floor)
+        };
+        Ok(node.ok_or(HtreeCorruption::NotANode)?)
+    }
+
+    /// Levels of nodes below the root.
+    pub(crate) fn levels(&self) -> usize {
+        self.frames.len() - 1
+    }
+
+    /// Whether the index block of a level has no room for another entry.
+    pub(crate) fn is_full(&self, level: usize) -> Result<bool, Corruption> {
+        Ok(self.node(level)?.is_full())
+    }
+
+    /// The entries of a level's block, copied out; the first has no hash.
+    pub(crate) fn entries(&self, level: usize) -> Result<Vec<(u32, FileBlock)>, Corruption> {
+        let mut entries: Vec<_> = self.node(level)?.iter().collect();
+        if let Some(first) = entries.first_mut() {
+            first.0 = 0;
         }
+        Ok(entries)
+    }
+
+    /// The index block of a level, and the entry followed in it.
+    pub(crate) fn step(&self, level: usize) -> (BlockNo, usize) {
+        let frame = &self.frames[level];
+        (BlockNo(frame.buffer.block()), frame.at)
     }
 
     /// The hash and the block of entry `at` of a level.
     fn entry(&self, level: usize, at: usize) -> Result<Option<(u32, FileBlock)>, Corruption> {
         Ok(self.node(level)?.get(at))
-    }
-
-    /// The blocks of the index on the way, root first, and the entry followed in each.
-    pub(crate) fn steps(&self) -> impl Iterator<Item = (BlockNo, usize)> {
-        self.frames
-            .iter()
-            .map(|frame| (BlockNo(frame.buffer.block()), frame.at))
     }
 
     /// The block of entries at the end of the way.
@@ -86,34 +107,55 @@ impl Instance {
         Ok(buffer)
     }
 
-    /// The hash function of the directory's index, if its root is sound.
-    pub(crate) fn dx_hasher(&self, inode: &DiskInode) -> Result<DirHasher> {
-        let format = self.htree_format(inode)?;
+    /// The root of the index, checked once while it is in memory.
+    fn dx_root(&self, inode: &DiskInode) -> Result<Arc<Buffer>> {
         let buffer = self.dx_block(inode, FileBlock(0))?;
-        DxRoot::parse(&buffer, &format)
-            .and_then(|root| Ok(self.dir_hasher(Some(root.hash_version))?))
+        if !buffer.verified(DX_ENTRIES) {
+            DxRoot::parse(&buffer, &self.htree_format(inode)?)
+                .map(|_| ())
+                .at(
+                    &self.damage,
+                    Some(inode.number),
+                    Some(BlockNo(buffer.block())),
+                )?;
+            buffer.set_verified(DX_ENTRIES);
+        }
+        Ok(buffer)
+    }
+
+    /// What the root says, once it was checked.
+    fn dx_head<'a>(&self, inode: &DiskInode, root: &'a Buffer) -> Result<DxRoot<'a>> {
+        DxRoot::reopen(root)
+            .ok_or_else(|| HtreeCorruption::NotANode.into())
             .at(
                 &self.damage,
                 Some(inode.number),
-                Some(BlockNo(buffer.block())),
+                Some(BlockNo(root.block())),
             )
+    }
+
+    /// The hash function of the directory's index, if its root is sound.
+    pub(crate) fn dx_hasher(&self, inode: &DiskInode) -> Result<DirHasher> {
+        let buffer = self.dx_root(inode)?;
+        let version = self.dx_head(inode, &buffer)?.hash_version;
+        self.dir_hasher(Some(version)).map_err(Corruption::from).at(
+            &self.damage,
+            Some(inode.number),
+            Some(BlockNo(buffer.block())),
+        )
     }
 
     /// The way to the first block that may hold names of the hash `major`.
     pub(crate) fn dx_probe(&self, inode: &DiskInode, major: u32) -> Result<DxPath> {
-        let format = self.htree_format(inode)?;
-        let root = self.dx_block(inode, FileBlock(0))?;
-        let at_root = BlockNo(root.block());
-        let (levels, at) = DxRoot::parse(&root, &format)
-            .map(|root| (usize::from(root.indirect_levels), root.node.find(major)))
-            .at(&self.damage, Some(inode.number), Some(at_root))?;
+        let buffer = self.dx_root(inode)?;
+        let root = self.dx_head(inode, &buffer)?;
+        let (levels, at) = (usize::from(root.indirect_levels), root.node.find(major));
         let mut path = DxPath {
             frames: vec![Frame {
-                buffer: root,
+                buffer,
                 floor: 0,
                 at,
             }],
-            format,
         };
         self.dx_descend(inode, &mut path, levels, |node| node.find(major))?;
         Ok(path)
@@ -135,13 +177,17 @@ impl Instance {
                 .at(&self.damage, Some(inode.number), None)?
                 .unwrap_or((0, FileBlock(0)));
             let buffer = self.dx_block(inode, block)?;
-            let at = DxNode::parse(&buffer, &path.format, floor)
+            let place = Some(BlockNo(buffer.block()));
+            if !buffer.verified(DX_ENTRIES) {
+                DxNode::parse(&buffer, &self.htree_format(inode)?, floor)
+                    .map(|_| ())
+                    .at(&self.damage, Some(inode.number), place)?;
+                buffer.set_verified(DX_ENTRIES);
+            }
+            let at = DxNode::reopen(&buffer, floor)
                 .map(|node| choose(&node))
-                .at(
-                    &self.damage,
-                    Some(inode.number),
-                    Some(BlockNo(buffer.block())),
-                )?;
+                .ok_or_else(|| HtreeCorruption::NotANode.into())
+                .at(&self.damage, Some(inode.number), place)?;
             path.frames.push(Frame { buffer, floor, at });
         }
         Ok(())

@@ -116,6 +116,11 @@ impl Inode {
         self.entries_version.load(Ordering::Acquire)
     }
 
+    /// Counts a change of a directory's entries; the caller holds the inode lock exclusively.
+    pub(crate) fn entries_changed(&self) {
+        self.entries_version.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Its attributes.
     pub(crate) fn attr(&self, instance: &Instance) -> Attr {
         self.core.attr(instance)
@@ -130,7 +135,7 @@ impl Idle for Inode {
             .mapping
             .lock()
             .as_ref()
-            .is_none_or(|mapping| Arc::strong_count(mapping) == 1);
+            .is_none_or(|mapping| Arc::strong_count(mapping) == 1 && mapping.is_idle());
         mapping_is_idle && !self.core.is_dirty() && Arc::strong_count(&self.core) <= 2
     }
 }

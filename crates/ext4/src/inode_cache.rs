@@ -112,6 +112,24 @@ impl<T: Idle> InodeCache<T> {
         Ok(loaded)
     }
 
+    /// Lets go of an object if nobody has it but this cache and the `owners` that the caller knows
+    /// of, itself among them; says whether nobody has. Who asks for the number from then on loads
+    /// it anew.
+    pub(crate) fn remove_unused(&self, number: InodeNo, object: &Arc<T>, owners: usize) -> bool {
+        let mut shard = self.shard(number).lock();
+        let at = shard
+            .index
+            .get(&number)
+            .copied()
+            .filter(|at| Arc::ptr_eq(&shard.slots[*at].object, object));
+        // All further references come from the cache, under this lock, or from one that is counted.
+        let unused = Arc::strong_count(object) <= owners + usize::from(at.is_some());
+        let removed = at.filter(|_| unused).map(|at| shard.remove(at));
+        drop(shard);
+        drop(removed);
+        unused
+    }
+
     /// Number of objects in core.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
@@ -279,6 +297,24 @@ mod tests {
             cache.get(InodeNo(0)).is_some(),
             "the one in use survives a round"
         );
+    }
+
+    #[test]
+    fn only_what_nobody_has_is_let_go() {
+        let cache = InodeCache::new(16);
+        let (mine, other) = (load(&cache, 5), load(&cache, 5));
+        assert!(!cache.remove_unused(InodeNo(5), &mine, 1));
+        assert!(cache.get(InodeNo(5)).is_some());
+        drop(other);
+        assert!(cache.remove_unused(InodeNo(5), &mine, 1));
+        assert!(cache.get(InodeNo(5)).is_none());
+        let again = load(&cache, 5);
+        assert!(!Arc::ptr_eq(&again, &mine));
+        assert!(
+            cache.remove_unused(InodeNo(5), &mine, 1),
+            "it is in no cache"
+        );
+        assert!(cache.get(InodeNo(5)).is_some(), "another one stays");
     }
 
     #[test]

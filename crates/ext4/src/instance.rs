@@ -9,10 +9,12 @@ use pagefence_ext4_format::indirect::MapShape;
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::{BlockNo, InodeNo};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_vfs::{Error, Result};
+use pagefence_vfs::{Error, FileKind, Result};
 
+use crate::disk_inode::DiskInode;
 use crate::error::{DamageLog, device, place};
 use crate::inode_tables::InodeTables;
+use crate::live::Live;
 use crate::name_index::NameIndexes;
 use crate::system_zones::SystemZones;
 
@@ -51,6 +53,8 @@ pub(crate) struct Instance {
     pub(crate) name_indexes: NameIndexes,
     /// Bytes of metadata blocks that may be kept in memory.
     pub(crate) metadata_bytes: u64,
+    /// What is needed to write, if the file system was opened for that.
+    pub(crate) live: Option<Live>,
 }
 
 impl Instance {
@@ -75,6 +79,7 @@ impl Instance {
             superblock_block: superblock.superblock_block(),
             name_indexes: NameIndexes::new(metadata_bytes / 4),
             metadata_bytes,
+            live: None,
             superblock,
         })
     }
@@ -102,19 +107,38 @@ impl Instance {
         Ok(())
     }
 
+    /// Makes sure that the root directory can be read.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn check_root(&self) -> Result<()> {
+        let root = DiskInode::read(self, InodeNo::ROOT)?;
+        if root.kind != FileKind::Directory {
+            return Err(Error::NotDirectory);
+        }
+        self.dot_dot(&root).map(|_| ())
+    }
+
     /// The device below.
     pub(crate) fn device(&self) -> &Arc<dyn Device> {
         self.buffers.device()
     }
 
+    /// Makes sure that there is such a block.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(crate) fn check_block(&self, block: BlockNo) -> Result<()> {
+        if self.superblock.contains_block(block) {
+            return Ok(());
+        }
+        let what = "a block number past the end of the file system";
+        Err(self.damage.report(place(None, Some(block)), what))
+    }
+
     /// A block of metadata.
     pub(crate) fn read_block(&self, block: BlockNo) -> Result<Arc<Buffer>> {
-        if !self.superblock.contains_block(block) {
-            return Err(self.damage.report(
-                place(None, Some(block)),
-                "a block number past the end of the file system",
-            ));
-        }
+        self.check_block(block)?;
         self.buffers.read(block.0).map_err(device)
     }
 

@@ -10,6 +10,7 @@
 //! backing                              what the page cache asks for
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
 //! system_zones                         blocks that no file may own
+//! alloc                                which blocks and inodes are free, promised, busy
 //! change                               what changes metadata
 //! mount  support  recovery  orphan     opening: checks, features, the journal, orphans
 //! info  journal_location               what an image is, told without opening it
@@ -19,11 +20,23 @@
 //! Invariant: a block number from disk is checked against the file system's limits before it is
 //! read, a checksum before the bytes it covers are believed.
 
+mod acl;
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        unused_imports,
+        reason = "the live transactions that use it come next"
+    )
+)]
+mod alloc;
 mod backing;
 mod change;
 mod cookie;
 mod delalloc;
+mod delete_inode;
 mod dir;
+mod dir_lock;
 mod disk_inode;
 mod error;
 mod extents;
@@ -35,24 +48,30 @@ mod group;
 mod htree;
 mod indirect;
 pub mod info;
+mod inherit_acl;
 mod inode;
 mod inode_cache;
 mod inode_tables;
 mod instance;
 mod journal_location;
+mod live;
 mod map_blocks;
 mod memory;
 pub mod mkfs;
 mod mount;
+mod name_credits;
 mod name_index;
 mod namespace;
+mod new_inode;
 mod orphan;
 mod orphan_file;
+mod orphans;
 mod read_dir;
 mod recovery;
 mod rename;
 mod set_xattr;
 mod setattr;
+mod simple_journal;
 mod statfs;
 mod support;
 mod symlink;

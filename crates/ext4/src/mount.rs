@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use pagefence_block_io::file_device::{Lock, Locked, OpenError, OpenOptions};
 use pagefence_block_io::image_users::{self, Mounted};
@@ -14,8 +15,9 @@ use pagefence_ext4_format::superblock::{
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{Config, PageCache};
 
-use crate::filesystem::FileSystem;
+use crate::filesystem::{FileSystem, READ_ONLY};
 use crate::instance::Instance;
+use crate::live::Live;
 use crate::memory;
 use crate::recovery::{self, Recovered};
 use crate::support;
@@ -41,6 +43,10 @@ pub struct MountOptions {
     pub superblock: Option<u64>,
     /// Read ahead of sequential readers.
     pub read_ahead: bool,
+    /// How long a change may wait until it is durable; 5 seconds by default.
+    pub commit_interval: Option<Duration>,
+    /// Tell the device of space that became free.
+    pub discard: bool,
 }
 
 impl Default for MountOptions {
@@ -51,6 +57,8 @@ impl Default for MountOptions {
             cache: None,
             superblock: None,
             read_ahead: true,
+            commit_interval: None,
+            discard: false,
         }
     }
 }
@@ -178,7 +186,7 @@ impl FileSystem {
         let mut notes = Vec::new();
         let write = match support::read_only_because(&superblock) {
             Some(reason) if write => {
-                notes.push(format!("opened read-only, because {reason}"));
+                notes.push(format!("{READ_ONLY}{reason}"));
                 false
             }
             _ => write,
@@ -187,8 +195,16 @@ impl FileSystem {
             device,
             superblock,
             notes: from_recovery,
+            read_only,
         } = recovery::recover(device, superblock, write, options)?;
         notes.extend(from_recovery);
+        let write = match read_only.or_else(|| support::unwritable_because(&superblock)) {
+            Some(reason) if write => {
+                notes.push(format!("{READ_ONLY}{reason}"));
+                false
+            }
+            _ => write,
+        };
         let bytes = options
             .cache
             .unwrap_or_else(memory::default_cache)
@@ -200,16 +216,25 @@ impl FileSystem {
             instance.use_backup(offset);
         }
         instance.guard_metadata();
+        instance
+            .check_root()
+            .map_err(|error| MountError::Damaged(error.to_string()))?;
+        if write {
+            let journal = recovery::journal_of(&instance)?;
+            instance.live = Some(Live::start(
+                &instance,
+                journal,
+                options.commit_interval,
+                options.discard,
+            )?);
+        }
         let mut config = Config::new(bytes - metadata);
         if !options.read_ahead {
             config.readahead_max_bytes = 0;
         }
         let cache = PageCache::new(config).map_err(|_| MountError::Memory { bytes })?;
         let inodes = usize::try_from(metadata / INODE_BYTES).unwrap_or(usize::MAX);
-        let fs = Self::new(instance, cache, inodes, notes);
-        fs.check_root()
-            .map_err(|error| MountError::Damaged(error.to_string()))?;
-        Ok(fs)
+        Ok(Self::new(instance, cache, inodes, notes))
     }
 }
 

@@ -1,5 +1,6 @@
 //! An index of the names of one directory that has none on disk: from a name to the directory
-//! blocks it may be in, so that a lookup scans one block instead of all.
+//! blocks it may be in, so that a lookup scans one block instead of all; and how large a name each
+//! block has room for, so that a new one finds its place at once.
 
 use std::hash::BuildHasher;
 
@@ -19,17 +20,19 @@ const CANDIDATES_MAX: usize = 32;
 pub(crate) struct NameIndex {
     hasher: DefaultHashBuilder,
     places: HashTable<Candidate>,
+    /// Bytes of the largest gap in each block.
+    gaps: Vec<u16>,
     charge: Charge,
 }
 
 /// What an inode in core knows of its directory's names.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) enum KnownNames {
     /// Nothing: nobody asked yet.
     #[default]
     Unknown,
-    /// All of them.
-    Index(Arc<NameIndex>),
+    /// All of them. Who changes the directory keeps it right, under the inode lock.
+    Index(NameIndex),
     /// There is no index: a block is damaged, or memory for indexes was used up.
     Refused,
 }
@@ -74,6 +77,7 @@ impl NameIndexes {
         NameIndex {
             hasher: DefaultHashBuilder::default(),
             places: HashTable::new(),
+            gaps: Vec::new(),
             charge: Charge {
                 bytes: 0,
                 of: Arc::clone(&self.budget),
@@ -141,15 +145,65 @@ impl NameIndex {
         if grows {
             // The old table and one of twice its size, for a moment.
             let bytes = self.places.allocation_size() as u64;
-            self.charge.set(bytes * 3 + 256)?;
+            self.charge.set(bytes * 3 + 256 + self.gap_bytes())?;
         }
         let candidate = Candidate { hash, block };
         self.places
             .insert_unique(spread(hash), candidate, |other| spread(other.hash));
         if grows {
-            self.charge.set(self.places.allocation_size() as u64)?;
+            let bytes = self.places.allocation_size() as u64;
+            self.charge.set(bytes + self.gap_bytes())?;
         }
         Ok(())
+    }
+
+    /// Forgets a name that was in `block`, where `others` still are. Names that look alike to the
+    /// index share an entry.
+    pub(crate) fn remove<'a>(
+        &mut self,
+        name: &[u8],
+        block: FileBlock,
+        mut others: impl Iterator<Item = &'a [u8]>,
+    ) {
+        let hash = kept(self.hasher.hash_one(name));
+        if others.any(|other| kept(self.hasher.hash_one(other)) == hash) {
+            return;
+        }
+        let found = self.places.find_entry(spread(hash), |known| {
+            known.hash == hash && known.block == block
+        });
+        if let Ok(entry) = found {
+            entry.remove();
+        }
+    }
+
+    fn gap_bytes(&self) -> u64 {
+        (self.gaps.capacity() * size_of::<u16>()) as u64
+    }
+
+    /// Notes the largest gap of a block: one that is known, or the one behind them.
+    pub(crate) fn set_gap(&mut self, block: FileBlock, bytes: usize) -> Result<(), Full> {
+        let bytes = u16::try_from(bytes).unwrap_or(u16::MAX);
+        if let Some(gap) = self.gaps.get_mut(block.0 as usize) {
+            *gap = bytes;
+            return Ok(());
+        }
+        if self.gaps.len() == self.gaps.capacity() {
+            let places = self.places.allocation_size() as u64;
+            self.charge.set(places + self.gap_bytes() * 3 + 256)?;
+        }
+        self.gaps.resize(block.0 as usize, 0);
+        self.gaps.push(bytes);
+        Ok(())
+    }
+
+    /// The first block that has room for `bytes`.
+    pub(crate) fn first_gap(&self, bytes: usize) -> Option<FileBlock> {
+        let at = self
+            .gaps
+            .iter()
+            .position(|gap| usize::from(*gap) >= bytes)?;
+        Some(FileBlock(at as u32))
     }
 
     /// The blocks that may hold `name`; none means that the directory has no such name.
@@ -208,6 +262,31 @@ mod tests {
         drop(second);
         assert_eq!(taken(&indexes), 0);
         assert_eq!(fill(&mut indexes.index()), names);
+    }
+
+    #[test]
+    fn names_that_go_are_forgotten_and_gaps_found() {
+        let indexes = NameIndexes::new(1 << 20);
+        let mut index = indexes.index();
+        for round in 0..100_000u32 {
+            let name = round.to_le_bytes();
+            index.insert(&name, FileBlock(round % 7)).expect("room");
+            index.remove(&name, FileBlock(round % 7), std::iter::empty());
+            assert_eq!(index.candidates(&name).count(), 0);
+        }
+        index.insert(b"twin", FileBlock(3)).expect("room");
+        index.remove(b"twin", FileBlock(3), [b"twin".as_slice()].into_iter());
+        assert_eq!(index.candidates(b"twin").count(), 1);
+        for (block, gap) in [(0, 12), (1, 40), (2, 12), (3, 300)] {
+            index.set_gap(FileBlock(block), gap).expect("room");
+        }
+        assert_eq!(index.first_gap(12), Some(FileBlock(0)));
+        assert_eq!(index.first_gap(16), Some(FileBlock(1)));
+        index.set_gap(FileBlock(1), 12).expect("room");
+        assert_eq!(index.first_gap(16), Some(FileBlock(3)));
+        assert_eq!(index.first_gap(301), None);
+        drop(index);
+        assert_eq!(indexes.budget.bytes.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -98,6 +98,47 @@ impl OrphanFile {
         Ok(entries)
     }
 
+    /// Blocks of the file.
+    pub(crate) fn block_count(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Which block of the file an entry is in.
+    pub(crate) fn block_of(&self, entry: &OrphanEntry) -> usize {
+        let found = self.blocks.iter().position(|block| *block == entry.block);
+        found.unwrap_or(0)
+    }
+
+    /// Takes an entry of block number `at` of the file for `inode`; nothing if all are in use.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn add(
+        &self,
+        transaction: &mut Transaction<'_>,
+        at: usize,
+        inode: InodeNo,
+    ) -> Result<Option<OrphanEntry>> {
+        let Some(block) = self.blocks.get(at).copied() else {
+            return Ok(None);
+        };
+        let bytes = transaction.instance.read_block(block)?;
+        let (words, _) = bytes.split_at(bytes.len().saturating_sub(TAIL));
+        let Some(slot) = words
+            .chunks_exact(ENTRY)
+            .position(|entry| word(entry, 0) == 0)
+        else {
+            return Ok(None);
+        };
+        let entry = OrphanEntry {
+            block,
+            at: slot * ENTRY,
+            inode,
+        };
+        self.put(transaction, &entry, inode.0)?;
+        Ok(Some(entry))
+    }
+
     /// Frees an entry.
     ///
     /// # Errors
@@ -107,11 +148,20 @@ impl OrphanFile {
         transaction: &mut Transaction<'_>,
         entry: &OrphanEntry,
     ) -> Result<()> {
+        self.put(transaction, entry, 0)
+    }
+
+    fn put(
+        &self,
+        transaction: &mut Transaction<'_>,
+        entry: &OrphanEntry,
+        inode: u32,
+    ) -> Result<()> {
         let checksums = transaction.instance.checksums;
         transaction.change(entry.block, |bytes| {
             let (words, tail) = bytes.split_at_mut(bytes.len().saturating_sub(TAIL));
             if let Some(slot) = words.get_mut(entry.at..entry.at + ENTRY) {
-                slot.fill(0);
+                slot.copy_from_slice(&inode.to_le_bytes());
             }
             if checksums && let Some(stored) = tail.last_chunk_mut() {
                 *stored = self.checksum(entry.block, words).to_le_bytes();

@@ -21,15 +21,17 @@ mod superblock;
 use pagefence_block_io::Device;
 use pagefence_ext4_format::features::{Compat, Incompat};
 use pagefence_ext4_format::superblock::Superblock;
+use pagefence_jbd2::JournalLocation;
 use pagefence_lock_order::primitives::Arc;
 
+use crate::instance::Instance;
 use crate::mount::{MountError, MountOptions};
 use crate::orphan::{may_have_orphans, settle_orphans};
 use crate::support;
 
 use journal::Journal;
 pub(crate) use journal::of_map;
-pub(crate) use store::Store;
+pub(crate) use store::{Store, blocks_of};
 pub(crate) use superblock::{mark_error, timestamp, write as write_superblock};
 
 /// What recovery leaves to open.
@@ -40,6 +42,8 @@ pub(crate) struct Recovered {
     pub(crate) superblock: Superblock,
     /// What the user should know, a sentence each.
     pub(crate) notes: Vec<String>,
+    /// Why it must not be written, in the words of [`support::read_only_because`].
+    pub(crate) read_only: Option<String>,
 }
 
 /// Recovers the file system of `superblock` on `device`: on the device with `write`, else in
@@ -63,6 +67,7 @@ pub(crate) fn recover(
         device,
         superblock,
         notes: Vec::new(),
+        read_only: None,
     };
     let may_write = write && !is_backup;
     let orphans = may_write && may_have_orphans(&recovered.superblock);
@@ -87,9 +92,9 @@ pub(crate) fn recover(
         journal.write_back(&mut recovered)?;
     } else if !journal.is_clean() {
         // Linux would empty such a journal unread; e2fsck asks.
-        recovered.notes.push(
-            "the journal holds changes, but the superblock does not ask for recovery: nothing \
-             was changed; run e2fsck"
+        recovered.read_only = Some(
+            "the journal holds changes, but the superblock does not ask for recovery: run e2fsck \
+             on it"
                 .to_owned(),
         );
         return Ok(recovered);
@@ -104,6 +109,21 @@ pub(crate) fn recover(
         finish(&mut recovered, &store)?;
     }
     Ok(recovered)
+}
+
+/// Where the journal lies, if there is one.
+///
+/// # Errors
+/// It is damaged or elsewhere; the device failed.
+pub(crate) fn journal_of(instance: &Instance) -> Result<Option<JournalLocation>, MountError> {
+    let superblock = &instance.superblock;
+    if !superblock.has_compat(Compat::HAS_JOURNAL) {
+        return Ok(None);
+    }
+    let inode = superblock
+        .journal_inode()
+        .ok_or_else(|| journal::external(superblock))?;
+    journal::find(&**instance.device(), superblock, inode).map(Some)
 }
 
 /// What follows the replay on disk.

@@ -1,7 +1,7 @@
 //! Which features are served, and how: the code behind `docs/FORMAT.md`.
 
 use pagefence_ext4_format::features::{Compat, Features, Incompat, RoCompat};
-use pagefence_ext4_format::superblock::Superblock;
+use pagefence_ext4_format::superblock::{State, Superblock};
 
 /// Features that must be known before anything is read, and are.
 const READABLE: Incompat = Incompat::FILETYPE
@@ -30,6 +30,9 @@ const WRITABLE: RoCompat = RoCompat::SPARSE_SUPER
     .union(RoCompat::PROJECT)
     .union(RoCompat::VERITY)
     .union(RoCompat::ORPHAN_PRESENT);
+
+/// The largest blocks that are written: a page.
+const BLOCK_SIZE_MAX: u32 = 4096;
 
 /// The features that keep the file system from being read at all, by name.
 pub(crate) fn unreadable(superblock: &Superblock) -> Vec<String> {
@@ -61,6 +64,20 @@ pub(crate) fn read_only_because(superblock: &Superblock) -> Option<String> {
         return Some("its journal is on another device".to_owned());
     }
     None
+}
+
+/// What keeps the file system from being written once it is recovered, in the same words.
+pub(crate) fn unwritable_because(superblock: &Superblock) -> Option<String> {
+    if superblock.block_size() > BLOCK_SIZE_MAX {
+        return Some(format!(
+            "writing with blocks of {} bytes is not supported",
+            superblock.block_size()
+        ));
+    }
+    if superblock.state().contains(State::ERROR) {
+        return Some("errors were found in it: run e2fsck on it".to_owned());
+    }
+    read_only_because(superblock)
 }
 
 fn names(features: Features) -> Vec<String> {

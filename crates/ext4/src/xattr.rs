@@ -2,7 +2,8 @@
 //! inode keeps inline.
 
 use pagefence_block_io::Buffer;
-use pagefence_ext4_format::xattr::acl::{self, Acl, Caller, Owned};
+use pagefence_ext4_format::inode::Inode as InodeRecord;
+use pagefence_ext4_format::xattr::acl::{self, Caller, Owned};
 use pagefence_ext4_format::xattr::name::{self, INLINE_DATA, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT};
 use pagefence_ext4_format::xattr::{self, Value, XattrEntry, XattrLimits, Xattrs};
 use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo};
@@ -15,34 +16,37 @@ use crate::instance::{Instance, checked};
 use crate::map_blocks::Target;
 
 /// Largest value, in an inode of its own (Linux: `XATTR_SIZE_MAX`).
-const VALUE_MAX: usize = 64 << 10;
+pub(crate) const VALUE_MAX: usize = 64 << 10;
 
 /// Bytes of an inode's block area.
 const BLOCK_AREA: usize = 60;
 
 impl Instance {
-    fn xattr_limits(&self) -> XattrLimits {
+    pub(crate) fn xattr_limits(&self) -> XattrLimits {
         XattrLimits::from(&self.superblock)
     }
 
-    fn inode_xattrs<'a>(&self, inode: &'a DiskInode) -> Result<Option<Xattrs<'a>>> {
-        let Some(region) = inode.record.xattr_region() else {
+    fn inode_xattrs<'a>(&self, inode: &'a InodeRecord) -> Result<Option<Xattrs<'a>>> {
+        let Some(region) = inode.xattr_region() else {
             return Ok(None);
         };
-        Xattrs::in_inode(region, &self.xattr_limits()).at(&self.damage, Some(inode.number), None)
+        Xattrs::in_inode(region, &self.xattr_limits()).at(&self.damage, Some(inode.ino()), None)
     }
 
     /// The attribute block, its checksum checked once while it is in memory.
-    fn xattr_block(&self, inode: &DiskInode) -> Result<Option<(BlockNo, Arc<Buffer>)>> {
-        let Some(block) = inode.record.file_acl() else {
+    pub(crate) fn xattr_block(
+        &self,
+        inode: &InodeRecord,
+    ) -> Result<Option<(BlockNo, Arc<Buffer>)>> {
+        let Some(block) = inode.file_acl() else {
             return Ok(None);
         };
-        self.check_owned(inode.number, block, 1)?;
+        self.check_owned(inode.ino(), block, 1)?;
         let buffer = self.read_block(block)?;
         if self.checksums && !buffer.verified(checked::XATTR_BLOCK) {
             xattr::verify_checksum(&buffer, block, self.seed).at(
                 &self.damage,
-                Some(inode.number),
+                Some(inode.ino()),
                 Some(block),
             )?;
             buffer.set_verified(checked::XATTR_BLOCK);
@@ -57,12 +61,12 @@ impl Instance {
         inode: &DiskInode,
         mut each: impl FnMut(&XattrEntry<'_>) -> Option<Result<T>>,
     ) -> Result<Option<T>> {
-        if let Some(xattrs) = self.inode_xattrs(inode)?
+        if let Some(xattrs) = self.inode_xattrs(&inode.record)?
             && let Some(found) = xattrs.entries().find_map(|entry| each(&entry))
         {
             return found.map(Some);
         }
-        if let Some((block, buffer)) = self.xattr_block(inode)? {
+        if let Some((block, buffer)) = self.xattr_block(&inode.record)? {
             let xattrs = Xattrs::in_block(&buffer, &self.xattr_limits()).at(
                 &self.damage,
                 Some(inode.number),
@@ -75,7 +79,12 @@ impl Instance {
         Ok(None)
     }
 
-    fn xattr_value(&self, inode: &DiskInode, index: u8, rest: &[u8]) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn xattr_value(
+        &self,
+        inode: &DiskInode,
+        index: u8,
+        rest: &[u8],
+    ) -> Result<Option<Vec<u8>>> {
         self.find_xattr(inode, |entry| {
             (entry.index == index && entry.name == rest).then(|| self.value_of(inode, entry))
         })
@@ -138,7 +147,7 @@ impl Instance {
 
     /// What an inline file or directory has beyond its block area.
     pub(crate) fn inline_rest(&self, inode: &DiskInode) -> Result<Vec<u8>> {
-        let Some(xattrs) = self.inode_xattrs(inode)? else {
+        let Some(xattrs) = self.inode_xattrs(&inode.record)? else {
             return Ok(Vec::new());
         };
         match xattrs
@@ -182,7 +191,9 @@ impl Instance {
             .xattr_value(inode, index, rest)?
             .ok_or(Error::NoAttribute)?;
         if matches!(index, POSIX_ACL_ACCESS | POSIX_ACL_DEFAULT) {
-            let acl = self.parse_acl(inode, &value)?.ok_or(Error::NoAttribute)?;
+            let acl = self
+                .parse_acl(&inode.record, &value)?
+                .ok_or(Error::NoAttribute)?;
             return Ok(acl.to_xattr());
         }
         Ok(value)
@@ -200,12 +211,6 @@ impl Instance {
             None::<Result<()>>
         })?;
         Ok(names)
-    }
-
-    fn parse_acl(&self, inode: &DiskInode, value: &[u8]) -> Result<Option<Acl>> {
-        Acl::from_disk(value)
-            .map_err(pagefence_ext4_format::Corruption::from)
-            .at(&self.damage, Some(inode.number), None)
     }
 
     /// Whether `who` may do `access` to the inode, by its mode and access list; root may do all
@@ -227,10 +232,7 @@ impl Instance {
                 Ok(())
             };
         }
-        let list = match self.xattr_value(inode, POSIX_ACL_ACCESS, &[])? {
-            Some(value) => self.parse_acl(inode, &value)?,
-            None => None,
-        };
+        let list = self.access_acl(inode)?;
         let caller = Caller {
             uid: who.uid,
             gid: who.gid,

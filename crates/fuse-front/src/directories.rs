@@ -19,6 +19,12 @@ use crate::errno::errno;
 use crate::nodes::Nodes;
 
 impl<F: FileSystem> Dispatch<F> {
+    /// Makes a directory's changes durable.
+    pub(crate) fn sync_directory(&self, handle: FileHandle) -> Result<(), Errno> {
+        let directory = self.directories.get(handle.0).ok_or(Errno::EBADF)?;
+        self.fs.sync_dir(&directory).map_err(|error| errno(&error))
+    }
+
     /// Opens a directory.
     pub(crate) fn open_directory(&self, node: INodeNo) -> Result<FileHandle, Errno> {
         let id = self.nodes.inode(node)?;
@@ -59,17 +65,22 @@ impl<F: FileSystem> Dispatch<F> {
             let name = OsStr::from_bytes(entry.name);
             let shown = Nodes::shown(entry.id);
             // The kernel counts no lookup for these two.
-            let (attr, generation) = if matches!(entry.name, b"." | b"..") {
-                (bare(shown, FileKind::Directory), Generation(0))
+            let (attr, generation, is_given) = if matches!(entry.name, b"." | b"..") {
+                (bare(shown, FileKind::Directory), Generation(0), false)
             } else {
-                match entry.attr.as_ref().map(|attr| (attr, self.found(attr))) {
+                match entry.attr.as_ref().map(|attr| (attr, self.shown(attr))) {
                     Some((_, Ok(found))) if found.attr.ino != INodeNo::ROOT => {
-                        (found.attr, found.generation)
+                        (found.attr, found.generation, true)
                     }
-                    _ => (refused(shown, self.kind(entry)), Generation(0)),
+                    _ => (refused(shown, self.kind(entry)), Generation(0), false),
                 }
             };
-            reply.add(shown, entry.next, name, &LIFETIME, &attr, generation)
+            let is_full = reply.add(shown, entry.next, name, &LIFETIME, &attr, generation);
+            // Of those that it can't use the kernel counts no lookup.
+            if !is_full && is_given {
+                self.lookups.add(attr.ino.0);
+            }
+            is_full
         })
     }
 

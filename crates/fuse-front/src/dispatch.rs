@@ -12,11 +12,14 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex};
-use pagefence_vfs::FileSystem;
+use pagefence_vfs::{FileSystem, NewKind};
 
 use crate::attributes::{LIFETIME, Overrides};
+use crate::changes::{Asked, Wanted};
 use crate::handles::Handles;
+use crate::lookups::Lookups;
 use crate::nodes::Nodes;
 use crate::session;
 
@@ -37,12 +40,23 @@ pub(crate) struct Dispatch<F: FileSystem> {
     pub(crate) files: Handles<F::File>,
     /// Open directories.
     pub(crate) directories: Handles<F::Directory>,
+    /// Whoever asks counts as root.
+    pub(crate) fakeroot: bool,
+    /// Nothing can be written.
+    pub(crate) read_only: bool,
+    /// Ask the kernel to keep dirty pages.
+    pub(crate) writeback: bool,
+    /// The kernel leaves it to us to apply the umask.
+    pub(crate) applies_umask: AtomicBool,
+    /// What the kernel knows.
+    pub(crate) lookups: Lookups,
     /// Where the end is told.
     pub(crate) outcome: Outcome,
 }
 
 /// Runs one request. A panic in it is logged and ends this request alone: the reply that it drops
-/// on its way out answers EIO. Nothing on disk can have been damaged, as nothing is written.
+/// on its way out answers EIO. What it was changing is the file system's care: half of a change
+/// must not become durable.
 fn guarded(request: &'static str, body: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
         let message = panic
@@ -67,9 +81,21 @@ macro_rules! answer {
     };
 }
 
+impl<F: FileSystem> Dispatch<F> {
+    /// Whether the umask of a request is still to be applied.
+    pub(crate) fn applies_umask(&self) -> bool {
+        self.applies_umask.load(Ordering::Relaxed)
+    }
+}
+
 impl<F: FileSystem> Filesystem for Dispatch<F> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        session::negotiate(config, self.posix_acl);
+        let asked = session::Asked {
+            posix_acl: self.posix_acl,
+            writeback: self.writeback && !self.read_only,
+        };
+        let umask = session::negotiate(config, asked);
+        self.applies_umask.store(umask, Ordering::Relaxed);
         Ok(())
     }
 
@@ -117,11 +143,9 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     }
 
     fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        // NOFLUSH: there is nothing to write when a descriptor is closed.
-        let keep = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
         guarded(
             "open",
-            || answer!(reply, self.open_file(node, flags) => |handle| reply.opened(handle, keep)),
+            || answer!(reply, self.open_file(node, flags) => |handle| reply.opened(handle, opened_as(flags.0))),
         );
     }
 
@@ -158,8 +182,18 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsync(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        guarded(
+            "fsync",
+            || answer!(reply, self.sync_file(handle, data_only) => |_done| reply.ok()),
+        );
     }
 
     fn release(
@@ -214,8 +248,11 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         );
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsyncdir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+        guarded(
+            "fsyncdir",
+            || answer!(reply, self.sync_directory(handle) => |_done| reply.ok()),
+        );
     }
 
     fn releasedir(
@@ -246,7 +283,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
 
     fn ioctl(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
@@ -257,21 +294,21 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     ) {
         guarded(
             "ioctl",
-            || answer!(reply, self.control(node, command, input, output_size) => |output| reply.ioctl(0, &output)),
+            || answer!(reply, self.control(request, node, command, input, output_size) => |output| reply.ioctl(0, &output)),
         );
     }
 
     fn setattr(
         &self,
-        _: &Request,
-        _: INodeNo,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u64>,
-        _: Option<TimeOrNow>,
-        _: Option<TimeOrNow>,
-        _: Option<SystemTime>,
+        request: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        accessed: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
+        changed: Option<SystemTime>,
         _: Option<FileHandle>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
@@ -279,118 +316,202 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        reply.error(Errno::EROFS);
+        let asked = Asked {
+            mode,
+            uid,
+            gid,
+            size,
+            accessed,
+            modified,
+            changed,
+        };
+        guarded(
+            "setattr",
+            || answer!(reply, self.set_attributes(request, node, &asked) => |attr| reply.attr(&LIFETIME, &attr)),
+        );
     }
 
-    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(Errno::EROFS);
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        device: u32,
+        reply: ReplyEntry,
+    ) {
+        let wanted = Wanted { mode, umask };
+        guarded(
+            "mknod",
+            || answer!(reply, self.make_node(request, parent, name.as_bytes(), wanted, device) => |found| reply.entry_with_ttls(&found.attr_lifetime, &LIFETIME, &found.attr, found.generation)),
+        );
     }
 
-    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(Errno::EROFS);
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let wanted = Wanted { mode, umask };
+        guarded(
+            "mkdir",
+            || answer!(reply, self.make(request, parent, name.as_bytes(), NewKind::Directory, wanted) => |found| reply.entry_with_ttls(&found.attr_lifetime, &LIFETIME, &found.attr, found.generation)),
+        );
     }
 
-    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guarded(
+            "unlink",
+            || answer!(reply, self.remove_name(parent, name.as_bytes()) => |_done| reply.ok()),
+        );
     }
 
-    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guarded(
+            "rmdir",
+            || answer!(reply, self.remove_directory(parent, name.as_bytes()) => |_done| reply.ok()),
+        );
     }
 
-    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &std::path::Path, reply: ReplyEntry) {
-        reply.error(Errno::EROFS);
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &std::path::Path,
+        reply: ReplyEntry,
+    ) {
+        let kind = NewKind::Symlink(target.as_os_str().as_bytes());
+        let wanted = Wanted {
+            mode: 0o777,
+            umask: 0,
+        };
+        guarded(
+            "symlink",
+            || answer!(reply, self.make(request, parent, name.as_bytes(), kind, wanted) => |found| reply.entry_with_ttls(&found.attr_lifetime, &LIFETIME, &found.attr, found.generation)),
+        );
     }
 
     fn rename(
         &self,
         _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: INodeNo,
-        _: &OsStr,
-        _: RenameFlags,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EROFS);
+        let (from, to) = ((parent, name.as_bytes()), (new_parent, new_name.as_bytes()));
+        guarded(
+            "rename",
+            || answer!(reply, self.move_name(from, to, flags) => |_done| reply.ok()),
+        );
     }
 
-    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.error(Errno::EROFS);
+    fn link(&self, _: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        guarded(
+            "link",
+            || answer!(reply, self.add_name(node, parent, name.as_bytes()) => |found| reply.entry_with_ttls(&found.attr_lifetime, &LIFETIME, &found.attr, found.generation)),
+        );
     }
 
     fn create(
         &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: u32,
-        _: u32,
-        _: i32,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(Errno::EROFS);
+        let wanted = Wanted { mode, umask };
+        guarded(
+            "create",
+            || answer!(reply, self.create_file(request, parent, name.as_bytes(), wanted, flags) => |made| reply.created(&made.0.attr_lifetime, &made.0.attr, made.0.generation, made.1, opened_as(flags))),
+        );
     }
 
     fn write(
         &self,
         _: &Request,
         _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: &[u8],
-        _: WriteFlags,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        reply.error(Errno::EROFS);
+        guarded(
+            "write",
+            || answer!(reply, self.write_file(handle, offset, data, flags) => |written| reply.written(written)),
+        );
     }
 
     fn fallocate(
         &self,
         _: &Request,
         _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
-        _: i32,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EROFS);
+        guarded(
+            "fallocate",
+            || answer!(reply, self.allocate(handle, offset, length, mode) => |_done| reply.ok()),
+        );
     }
 
     fn copy_file_range(
         &self,
         _: &Request,
         _: INodeNo,
-        _: FileHandle,
-        _: u64,
+        from: FileHandle,
+        from_offset: u64,
         _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
+        to: FileHandle,
+        to_offset: u64,
+        length: u64,
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(Errno::EROFS);
+        guarded(
+            "copy_file_range",
+            || answer!(reply, self.copy((from, from_offset), (to, to_offset), length) => |copied| reply.written(copied)),
+        );
     }
 
     fn setxattr(
         &self,
         _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: &[u8],
-        _: i32,
+        node: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
         _: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EROFS);
+        guarded(
+            "setxattr",
+            || answer!(reply, self.set_xattr(node, name.as_bytes(), value, flags) => |_done| reply.ok()),
+        );
     }
 
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+    fn removexattr(&self, _: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guarded(
+            "removexattr",
+            || answer!(reply, self.remove_xattr(node, name.as_bytes()) => |_done| reply.ok()),
+        );
     }
 
     // ENOSYS: the kernel answers these itself from now on, and asks no more.
@@ -411,6 +532,17 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {
         reply.error(Errno::ENOSYS);
     }
+}
+
+/// How an open file is treated by the kernel, by the flags of open(2).
+fn opened_as(flags: i32) -> FopenFlags {
+    // NOFLUSH: closing a descriptor writes nothing; what an error of writing back has to tell,
+    // fsync tells. Writes past the kernel's cache need not wait for each other.
+    let mut opened = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+    if flags & rustix::fs::OFlags::DIRECT.bits().cast_signed() != 0 {
+        opened |= FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+    }
+    opened
 }
 
 /// The size protocol of getxattr and listxattr: 0 asks for the length, less than the length is

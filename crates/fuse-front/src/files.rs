@@ -1,9 +1,9 @@
-//! Requests on open files: open, read, lseek.
+//! Requests on open files: open, read, write, allocate, copy, sync, lseek.
 
 use std::cell::RefCell;
 
-use fuser::{Errno, FileHandle, INodeNo, OpenAccMode, OpenFlags, ReplyData};
-use pagefence_vfs::{FileSystem, Whence};
+use fuser::{Errno, FileHandle, INodeNo, OpenAccMode, OpenFlags, ReplyData, WriteFlags};
+use pagefence_vfs::{FallocateMode, FileSystem, Whence, WriteMode};
 
 use crate::dispatch::Dispatch;
 use crate::errno::errno;
@@ -12,6 +12,9 @@ use crate::session::REQUEST_BYTES;
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 
+/// Bytes copied by one request.
+const COPY_BYTES_MAX: u64 = 1 << 30;
+
 pagefence_lock_order::primitives::thread_local! {
     /// Where the thread that serves a read puts the bytes. It grows to the largest read that the
     /// thread has served, at most [`REQUEST_BYTES`].
@@ -19,14 +22,13 @@ pagefence_lock_order::primitives::thread_local! {
 }
 
 impl<F: FileSystem> Dispatch<F> {
-    /// Opens a file for reading.
+    /// Opens a file. O_TRUNC does not come (ATOMIC_O_TRUNC is not negotiated): the kernel cuts the
+    /// file off by a SETATTR before. Nor does the offset of O_APPEND concern us: the kernel, which
+    /// holds the inode's lock and knows the size, says where to write.
     pub(crate) fn open_file(&self, node: INodeNo, flags: OpenFlags) -> Result<FileHandle, Errno> {
         let id = self.nodes.inode(node)?;
-        let truncate = rustix::fs::OFlags::TRUNC.bits().cast_signed();
-        if flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & truncate != 0 {
-            return Err(Errno::EROFS);
-        }
-        let file = self.fs.open(id, false).map_err(|error| errno(&error))?;
+        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        let file = self.fs.open(id, write).map_err(|error| errno(&error))?;
         let number = self.files.insert(id.0, file).ok_or(Errno::ENFILE)?;
         Ok(FileHandle(number))
     }
@@ -50,6 +52,72 @@ impl<F: FileSystem> Dispatch<F> {
         });
     }
 
+    /// Writes. O_SYNC is no matter of ours: the kernel sends an FSYNC after the write.
+    pub(crate) fn write_file(
+        &self,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+    ) -> Result<u32, Errno> {
+        let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
+        let mut mode = WriteMode::empty();
+        mode.set(
+            WriteMode::WRITEBACK,
+            flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+        );
+        mode.set(
+            WriteMode::KILL_PRIVILEGES,
+            flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        );
+        let written = self
+            .fs
+            .write(&file, offset, data, mode)
+            .map_err(|error| errno(&error))?;
+        u32::try_from(written).map_err(|_| Errno::EIO)
+    }
+
+    /// fallocate(2). A mode that is not known is EOPNOTSUPP: programs then do without.
+    pub(crate) fn allocate(
+        &self,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+    ) -> Result<(), Errno> {
+        let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
+        let mode = fallocate_mode(mode).ok_or(Errno::EOPNOTSUPP)?;
+        self.fs
+            .allocate(&file, offset, length, mode)
+            .map_err(|error| errno(&error))
+    }
+
+    /// copy_file_range(2).
+    pub(crate) fn copy(
+        &self,
+        from: (FileHandle, u64),
+        to: (FileHandle, u64),
+        length: u64,
+    ) -> Result<u32, Errno> {
+        let source = self.files.get(from.0.0).ok_or(Errno::EBADF)?;
+        let target = self.files.get(to.0.0).ok_or(Errno::EBADF)?;
+        // The answer has 32 bits.
+        let length = length.min(COPY_BYTES_MAX);
+        let copied = self
+            .fs
+            .copy_range(&source, from.1, &target, to.1, length)
+            .map_err(|error| errno(&error))?;
+        u32::try_from(copied).map_err(|_| Errno::EIO)
+    }
+
+    /// fsync(2), fdatasync(2).
+    pub(crate) fn sync_file(&self, handle: FileHandle, data_only: bool) -> Result<(), Errno> {
+        let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
+        self.fs
+            .sync_file(&file, data_only)
+            .map_err(|error| errno(&error))
+    }
+
     /// SEEK_DATA and SEEK_HOLE; the kernel does the others.
     pub(crate) fn seek(
         &self,
@@ -58,7 +126,7 @@ impl<F: FileSystem> Dispatch<F> {
         offset: i64,
         whence: i32,
     ) -> Result<i64, Errno> {
-        let id = self.nodes.inode(node)?;
+        self.nodes.inode(node)?;
         let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
         let whence = match whence {
             SEEK_DATA => Whence::Data,
@@ -66,13 +134,44 @@ impl<F: FileSystem> Dispatch<F> {
             _ => return Err(Errno::EINVAL),
         };
         let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-        if offset >= self.fs.attr(id).map_err(|error| errno(&error))?.size {
-            return Err(Errno::ENXIO);
-        }
         let at = self
             .fs
             .seek(&file, offset, whence)
             .map_err(|error| errno(&error))?;
         i64::try_from(at).map_err(|_| Errno::EOVERFLOW)
+    }
+}
+
+/// The mode of fallocate(2), if all of it is known.
+fn fallocate_mode(mode: i32) -> Option<FallocateMode> {
+    const BITS: [(i32, FallocateMode); 5] = [
+        (0x01, FallocateMode::KEEP_SIZE),
+        (0x02, FallocateMode::PUNCH_HOLE),
+        (0x08, FallocateMode::COLLAPSE_RANGE),
+        (0x10, FallocateMode::ZERO_RANGE),
+        (0x20, FallocateMode::INSERT_RANGE),
+    ];
+    let known = BITS.iter().fold(0, |known, (bit, _)| known | bit);
+    (mode & !known == 0).then(|| {
+        BITS.iter()
+            .filter(|(bit, _)| mode & bit != 0)
+            .fold(FallocateMode::empty(), |all, (_, one)| all | *one)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_those_of_linux_and_no_others() {
+        assert_eq!(fallocate_mode(0), Some(FallocateMode::empty()));
+        assert_eq!(
+            fallocate_mode(3),
+            Some(FallocateMode::KEEP_SIZE | FallocateMode::PUNCH_HOLE)
+        );
+        assert_eq!(fallocate_mode(0x10), Some(FallocateMode::ZERO_RANGE));
+        assert_eq!(fallocate_mode(0x40), None, "unshare");
+        assert_eq!(fallocate_mode(4), None);
     }
 }

@@ -1,7 +1,7 @@
 //! The ioctls that are answered, on files and directories.
 //!
 //! FUSE passes only ioctls whose number tells direction and size, and takes no lock. Answered are
-//! Linux's GETFLAGS, GETVERSION and FSGETXATTR, and one of our own, [`EXTENTS`], which stands for
+//! Linux's GETFLAGS, SETFLAGS, GETVERSION, FSGETXATTR, FSSETXATTR and FITRIM, and one of our own, [`EXTENTS`], which stands for
 //! FIEMAP (FUSE never passes FIEMAP on). All numbers are in the byte order of the machine.
 //!
 //! # `EXTENTS`: the extent map
@@ -27,8 +27,8 @@
 //! Extents ascend; holes are left out. Without bit 0 ask again, from where the last extent ends.
 //! Fewer bytes than 16352 may be written back: those that hold something.
 
-use fuser::{Errno, INodeNo};
-use pagefence_vfs::{ExtentInfo, ExtentState, FileSystem};
+use fuser::{Errno, INodeNo, Request};
+use pagefence_vfs::{ExtentInfo, ExtentState, FileSystem, Fsxattr};
 
 use crate::dispatch::Dispatch;
 use crate::errno::errno;
@@ -39,6 +39,7 @@ const fn ioc(direction: u32, kind: u8, number: u8, size: u32) -> u32 {
     direction << 30 | size << 16 | (kind as u32) << 8 | number as u32
 }
 
+const WRITE: u32 = 1;
 const READ: u32 = 2;
 const READ_WRITE: u32 = 3;
 
@@ -49,6 +50,10 @@ const FS_IOC32_GETVERSION: u32 = ioc(READ, b'v', 1, 4);
 const EXT4_IOC_GETVERSION: u32 = ioc(READ, b'f', 3, 8);
 const EXT4_IOC32_GETVERSION: u32 = ioc(READ, b'f', 3, 4);
 const FS_IOC_FSGETXATTR: u32 = ioc(READ, b'X', 31, 28);
+const FS_IOC_SETFLAGS: u32 = ioc(WRITE, b'f', 2, 8);
+const FS_IOC32_SETFLAGS: u32 = ioc(WRITE, b'f', 2, 4);
+const FS_IOC_FSSETXATTR: u32 = ioc(WRITE, b'X', 32, 28);
+const FITRIM: u32 = ioc(READ_WRITE, b'X', 121, 24);
 
 const HEADER_BYTES: usize = 32;
 const EXTENT_BYTES: usize = 32;
@@ -71,6 +76,7 @@ impl<F: FileSystem> Dispatch<F> {
     /// Answers an ioctl; at most `output_size` bytes.
     pub(crate) fn control(
         &self,
+        request: &Request,
         node: INodeNo,
         command: u32,
         input: &[u8],
@@ -117,6 +123,37 @@ impl<F: FileSystem> Dispatch<F> {
                     .map_err(|error| errno(&error))?;
                 encode_extents(offset, length, &found)
             }
+            FS_IOC_SETFLAGS | FS_IOC32_SETFLAGS => {
+                self.fs
+                    .set_flags(id, word(input, 0)?, &self.credentials(request))
+                    .map_err(|error| errno(&error))?;
+                Vec::new()
+            }
+            FS_IOC_FSSETXATTR => {
+                let attributes = Fsxattr {
+                    xflags: word(input, 0)?,
+                    extent_size: word(input, 4)?,
+                    extents: word(input, 8)?,
+                    project: word(input, 12)?,
+                };
+                self.fs
+                    .set_fsxattr(id, &attributes, &self.credentials(request))
+                    .map_err(|error| errno(&error))?;
+                Vec::new()
+            }
+            FITRIM => {
+                if self.credentials(request).uid != 0 {
+                    return Err(Errno::EPERM);
+                }
+                let (offset, length, least) =
+                    (field(input, 0)?, field(input, 8)?, field(input, 16)?);
+                let told = self
+                    .fs
+                    .trim(offset, length, least)
+                    .map_err(|error| errno(&error))?;
+                let fields = [offset, told, least];
+                fields.iter().flat_map(|f| f.to_ne_bytes()).collect()
+            }
             _ => return Err(Errno::ENOTTY),
         };
         output.truncate(output_size as usize);
@@ -128,6 +165,14 @@ impl<F: FileSystem> Dispatch<F> {
 fn field(input: &[u8], at: usize) -> Result<u64, Errno> {
     let bytes = input.get(at..at + 8).ok_or(Errno::EINVAL)?;
     Ok(u64::from_ne_bytes(
+        bytes.try_into().map_err(|_| Errno::EINVAL)?,
+    ))
+}
+
+/// A number of 32 bits at byte `at` of what an ioctl brought.
+fn word(input: &[u8], at: usize) -> Result<u32, Errno> {
+    let bytes = input.get(at..at + 4).ok_or(Errno::EINVAL)?;
+    Ok(u32::from_ne_bytes(
         bytes.try_into().map_err(|_| Errno::EINVAL)?,
     ))
 }
@@ -170,6 +215,9 @@ mod tests {
         assert_eq!(FS_IOC32_GETFLAGS, 0x8004_6601);
         assert_eq!(FS_IOC_GETVERSION, 0x8008_7601);
         assert_eq!(FS_IOC_FSGETXATTR, 0x801c_581f);
+        assert_eq!(FS_IOC_SETFLAGS, 0x4008_6602);
+        assert_eq!(FS_IOC_FSSETXATTR, 0x401c_5820);
+        assert_eq!(FITRIM, 0xc018_5879);
         assert_eq!(EXTENTS, 0xffe0_f701);
     }
 

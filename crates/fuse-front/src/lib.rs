@@ -1,8 +1,8 @@
 //! Serves a [`vfs::FileSystem`](pagefence_vfs::FileSystem) over FUSE.
 //!
 //! ```text
-//! /dev/fuse ──► session (threads, INIT) ──► dispatch ──► namespace · files · directories
-//!                                                        xattrs · ioctl ──► vfs::FileSystem
+//! /dev/fuse ──► session (threads, INIT) ──► dispatch ──► namespace · changes · files
+//!                                       directories · xattrs · ioctl ──► vfs::FileSystem
 //! mount, fusermount: get the descriptor and attach it   attributes, errno, nodes: translate
 //! ```
 //!
@@ -16,9 +16,10 @@
 //! Invariant: no lock is held while the file system is called, so a request can wait only for the
 //! file system itself. A panic in a request is answered with EIO and logged; the mount goes on.
 //!
-//! The mount is read-only: whatever would change the file system is answered with EROFS.
+//! What the file system refuses to change because it is read-only is answered with EROFS.
 
 mod attributes;
+mod changes;
 mod directories;
 mod dispatch;
 mod errno;
@@ -27,6 +28,7 @@ mod files;
 mod fusermount;
 mod handles;
 pub mod ioctl;
+mod lookups;
 pub mod mount;
 mod namespace;
 mod nodes;

@@ -18,6 +18,8 @@ pub(crate) struct Found {
     pub(crate) attr_lifetime: Duration,
     /// Generation of the inode.
     pub(crate) generation: Generation,
+    /// Its node; 0 for a name that is missing.
+    pub(crate) node: INodeNo,
 }
 
 impl<F: FileSystem> Dispatch<F> {
@@ -42,13 +44,21 @@ impl<F: FileSystem> Dispatch<F> {
                 attr: absent(),
                 attr_lifetime: LIFETIME,
                 generation: Generation(0),
+                node: INodeNo(0),
             }),
             Err(error) => Err(errno(&error)),
         }
     }
 
-    /// The answer that gives the kernel an inode.
+    /// The answer that gives the kernel an inode, which counts as one lookup of it.
     pub(crate) fn found(&self, attr: &Attr) -> Result<Found, Errno> {
+        let found = self.shown(attr)?;
+        self.lookups.add(found.node.0);
+        Ok(found)
+    }
+
+    /// As [`Self::found`], for what the kernel may not take: nothing is counted.
+    pub(crate) fn shown(&self, attr: &Attr) -> Result<Found, Errno> {
         let node = self.nodes.node(attr.id)?;
         let (generation, attr_lifetime) = match node {
             // The kernel insists on generation 0 for the root. And fuser gives an entry the same
@@ -61,12 +71,14 @@ impl<F: FileSystem> Dispatch<F> {
             attr: self.overrides.show(node, attr),
             attr_lifetime,
             generation: Generation(generation.into()),
+            node,
         })
     }
 
-    /// Passes a forget on; the root is never forgotten.
-    pub(crate) fn forget_node(&self, node: INodeNo, _count: u64) {
-        if node != INodeNo::ROOT
+    /// Counts a forget, and passes the last one on; the root is never forgotten.
+    pub(crate) fn forget_node(&self, node: INodeNo, count: u64) {
+        if self.lookups.forget(node.0, count)
+            && node != INodeNo::ROOT
             && let Ok(id) = self.nodes.inode(node)
         {
             self.fs.forget(id);
@@ -95,7 +107,7 @@ impl<F: FileSystem> Dispatch<F> {
             attr.kind,
             FileKind::Regular | FileKind::Directory | FileKind::Symlink
         );
-        if kept_here && mask.contains(AccessFlags::W_OK) {
+        if self.read_only && kept_here && mask.contains(AccessFlags::W_OK) {
             return Err(Errno::EROFS);
         }
         Ok(())

@@ -6,12 +6,14 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 
 use fuser::{Config, InitFlags, KernelConfig, Session, SessionACL};
+use pagefence_lock_order::primitives::atomic::AtomicBool;
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::FileSystem;
 
 use crate::attributes::Overrides;
 use crate::dispatch::{Dispatch, Outcome};
 use crate::handles::Handles;
+use crate::lookups::Lookups;
 use crate::nodes::Nodes;
 
 /// The longest request: 256 pages.
@@ -38,6 +40,11 @@ pub struct ServeOptions {
     /// Let the kernel apply ACLs. Makes it check permissions even if the mount did not ask for
     /// that, so set it only with `default_permissions`. Ignored if owners are overridden.
     pub posix_acl: bool,
+    /// Whoever asks counts as root: what is made belongs to root, and may be given to anybody.
+    pub fakeroot: bool,
+    /// Let the kernel keep dirty pages and write them when it likes (`docs/adr/0009`): small
+    /// writes cost less, and what they come to is known at fsync.
+    pub writeback: bool,
     /// Threads that serve, at least 1; `None` for twice the processors.
     pub threads: Option<NonZeroUsize>,
 }
@@ -74,12 +81,17 @@ impl<F: FileSystem> Server<F> {
         let outcome: Outcome = Arc::new(Mutex::new(None));
         let dispatch = Dispatch {
             nodes: Nodes::new(fs.root()),
-            fs,
             overrides,
             posix_acl: options.posix_acl && !overrides.any(),
+            fakeroot: options.fakeroot,
+            read_only: fs.read_only_because().is_some(),
+            writeback: options.writeback,
+            applies_umask: AtomicBool::new(false),
+            lookups: Lookups::new(),
             files: Handles::new(),
             directories: Handles::new(),
             outcome: Arc::clone(&outcome),
+            fs,
         };
         let mut config = Config::default();
         config.n_threads = Some(threads(options.threads));
@@ -120,8 +132,16 @@ fn threads(asked: Option<NonZeroUsize>) -> usize {
     )
 }
 
-/// What is asked of the kernel in INIT; what it does not offer is left out.
-pub(crate) fn negotiate(config: &mut KernelConfig, posix_acl: bool) {
+/// What the mount wants of the kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) posix_acl: bool,
+    pub(crate) writeback: bool,
+}
+
+/// What is asked of the kernel in INIT; what it does not offer is left out. Says whether it leaves
+/// the umask to us.
+pub(crate) fn negotiate(config: &mut KernelConfig, asked: Asked) -> bool {
     // Left out on purpose:
     // - NO_OPEN_SUPPORT: opening would cost no request, but what is open is where the file system
     //   keeps its readahead state, and together with ATOMIC_O_TRUNC it loses truncation.
@@ -130,7 +150,9 @@ pub(crate) fn negotiate(config: &mut KernelConfig, posix_acl: bool) {
     //   something was looked up while it was being read; who reads all names first and stats them
     //   then (find, ls, tar) would ask for each.
     // - AUTO_INVAL_DATA: drops cached pages whenever a time changes; nobody else writes.
-    // - WRITEBACK_CACHE, ATOMIC_O_TRUNC, HANDLE_KILLPRIV: for mounts that write.
+    // - ATOMIC_O_TRUNC: a file that is cut off when it is opened is cut off by a SETATTR, like any.
+    // - HANDLE_KILLPRIV: the kernel takes set-uid bits and capabilities off by SETATTR and
+    //   REMOVEXATTR, as for any file system.
     // - HANDLE_KILLPRIV_V2, SETXATTR_EXT, SECURITY_CTX, CREATE_SUPP_GROUP, OVER_IO_URING: fuser
     //   accepts them and does not honour them.
     let mut wanted = InitFlags::FUSE_ASYNC_READ
@@ -144,8 +166,12 @@ pub(crate) fn negotiate(config: &mut KernelConfig, posix_acl: bool) {
         | InitFlags::FUSE_EXPORT_SUPPORT
         | InitFlags::FUSE_HAS_IOCTL_DIR
         | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
-    if posix_acl {
-        wanted |= InitFlags::FUSE_POSIX_ACL;
+    if asked.posix_acl {
+        // A directory's default ACL overrules the umask, which the kernel therefore leaves to us.
+        wanted |= InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_DONT_MASK;
+    }
+    if asked.writeback {
+        wanted |= InitFlags::FUSE_WRITEBACK_CACHE;
     }
     let offered = wanted & config.capabilities();
     let refused = config.add_capabilities(offered).err();
@@ -164,4 +190,5 @@ pub(crate) fn negotiate(config: &mut KernelConfig, posix_acl: bool) {
     if config.set_max_background(BACKGROUND_REQUESTS).is_err() {
         tracing::debug!("the number of waiting requests stays as the kernel offers");
     }
+    offered.contains(InitFlags::FUSE_DONT_MASK)
 }

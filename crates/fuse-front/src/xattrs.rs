@@ -1,8 +1,8 @@
 //! Requests about extended attributes.
 
 use fuser::{Errno, INodeNo};
-use pagefence_vfs::FileSystem;
 use pagefence_vfs::xattr::{POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT};
+use pagefence_vfs::{FileSystem, InodeId, XattrMode};
 
 use crate::dispatch::Dispatch;
 use crate::errno::errno;
@@ -25,6 +25,45 @@ impl<F: FileSystem> Dispatch<F> {
         }
         let id = self.nodes.inode(node)?;
         self.fs.xattr(id, name).map_err(|error| errno(&error))
+    }
+
+    /// Sets an attribute; `flags` are those of setxattr(2).
+    pub(crate) fn set_xattr(
+        &self,
+        node: INodeNo,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+    ) -> Result<(), Errno> {
+        const XATTR_CREATE: i32 = 1;
+        const XATTR_REPLACE: i32 = 2;
+        let mode = match flags {
+            0 => XattrMode::Set,
+            XATTR_CREATE => XattrMode::Create,
+            XATTR_REPLACE => XattrMode::Replace,
+            _ => return Err(Errno::EINVAL),
+        };
+        let id = self.xattr_owner(node, name)?;
+        self.fs
+            .set_xattr(id, name, value, mode)
+            .map_err(|error| errno(&error))
+    }
+
+    /// Removes an attribute.
+    pub(crate) fn remove_xattr(&self, node: INodeNo, name: &[u8]) -> Result<(), Errno> {
+        let id = self.xattr_owner(node, name)?;
+        self.fs
+            .remove_xattr(id, name)
+            .map_err(|error| errno(&error))
+    }
+
+    /// The inode whose attribute `name` may be changed.
+    fn xattr_owner(&self, node: INodeNo, name: &[u8]) -> Result<InodeId, Errno> {
+        let is_ours = node == INodeNo::ROOT && name == SERVER_ID_XATTR.as_bytes();
+        if is_ours || (is_acl(name) && self.overrides.any()) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        self.nodes.inode(node)
     }
 
     /// The names of an inode's attributes, each with its NUL, for a caller with id `uid`.

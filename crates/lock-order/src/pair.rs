@@ -1,4 +1,4 @@
-//! Two locks of one level, taken in the order of their numbers; one lock, taken once (RACES U5).
+//! Several locks of one level, taken in the order of their numbers; one lock, taken once (RACES U5).
 
 use crate::held::{Held, OrderedRwLock, OrderedWriteGuard, token};
 use crate::levels::{After, Level};
@@ -36,9 +36,36 @@ where
     }
 }
 
+/// Takes all of these locks exclusively, in the order of their numbers; one that is named twice is
+/// taken once.
+///
+/// # Panics
+///
+/// If two different locks carry the same number: their order is then undefined.
+pub fn write_all<'a, L, P: Level, T>(
+    locks: &[&'a OrderedRwLock<L, T>],
+    _above: &'a mut Held<'_, P>,
+) -> (Vec<OrderedWriteGuard<'a, T>>, Held<'a, L>)
+where
+    L: After<P>,
+{
+    let mut locks = locks.to_vec();
+    locks.sort_by_key(|lock| lock.order());
+    locks.dedup_by(|a, b| std::ptr::eq(*a, *b));
+    for pair in locks.windows(2) {
+        assert_ne!(
+            pair[0].order(),
+            pair[1].order(),
+            "two locks with one number"
+        );
+    }
+    let guards = locks.iter().map(|lock| lock.write_in_pair()).collect();
+    (guards, token())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::write_both;
+    use super::{write_all, write_both};
     use crate::levels::Inode;
     use crate::{Held, OrderedRwLock};
 
@@ -58,5 +85,18 @@ mod tests {
         let mut entry = Held::at_entry();
         let (a, b, _held) = write_both(&high, &low, &mut entry);
         assert_eq!((*a, *b.expect("two locks")), (20, 10));
+    }
+
+    #[test]
+    fn many_locks_are_taken_once_each_by_number() {
+        let locks: Vec<OrderedRwLock<Inode, u32>> = [5, 2, 9]
+            .iter()
+            .map(|number| OrderedRwLock::new(*number, *number as u32))
+            .collect();
+        let mut entry = Held::at_entry();
+        let named = [&locks[0], &locks[2], &locks[1], &locks[0]];
+        let (guards, _held) = write_all(&named, &mut entry);
+        let values: Vec<u32> = guards.iter().map(|guard| **guard).collect();
+        assert_eq!(values, [2, 5, 9]);
     }
 }

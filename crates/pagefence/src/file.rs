@@ -1,12 +1,15 @@
 //! An open file of a volume.
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pagefence_ext4::FileSystem;
-use pagefence_vfs::{ExtentInfo, FileSystem as _, InodeId, Whence};
+use pagefence_vfs::{
+    ExtentInfo, FallocateMode, FileSystem as _, InodeId, SetAttr, Whence, WriteMode,
+};
 
+use crate::change::ROOT;
 use crate::error::{Error, Result};
 use crate::metadata::Metadata;
 use crate::volume::Volume;
@@ -17,8 +20,8 @@ const STEP: usize = 1 << 20;
 /// Extents asked for at a time.
 const EXTENTS_AT_ONCE: usize = 256;
 
-/// An open regular file. Reads at an offset may run from many threads at once; [`Read`] and
-/// [`Seek`] keep a position of their own.
+/// An open regular file. Reads and writes at an offset may run from many threads at once;
+/// [`Read`], [`Write`] and [`Seek`] keep a position of their own.
 ///
 /// ```
 /// # let image = pagefence::doc_image();
@@ -38,8 +41,25 @@ pub struct File {
     fs: Arc<FileSystem>,
     file: <FileSystem as pagefence_vfs::FileSystem>::File,
     path: PathBuf,
-    id: InodeId,
+    pub(crate) id: InodeId,
     position: u64,
+    rights: Rights,
+}
+
+/// What a file was opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rights {
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+    pub(crate) append: bool,
+}
+
+impl Rights {
+    pub(crate) const READ: Self = Self {
+        read: true,
+        write: false,
+        append: false,
+    };
 }
 
 /// A piece of a file that has blocks: see [`File::extents`]. Offsets and length in bytes.
@@ -47,9 +67,18 @@ pub type Extent = ExtentInfo;
 
 impl File {
     pub(crate) fn open(volume: &Volume, path: &Path, id: InodeId) -> Result<Self> {
+        Self::open_with(volume, path, id, Rights::READ)
+    }
+
+    pub(crate) fn open_with(
+        volume: &Volume,
+        path: &Path,
+        id: InodeId,
+        rights: Rights,
+    ) -> Result<Self> {
         let file = volume
             .fs
-            .open(id, false)
+            .open(id, rights.write)
             .map_err(|error| Error::at(path, error))?;
         Ok(Self {
             fs: Arc::clone(&volume.fs),
@@ -57,6 +86,7 @@ impl File {
             path: path.to_path_buf(),
             id,
             position: 0,
+            rights,
         })
     }
 
@@ -81,6 +111,9 @@ impl File {
     /// # Errors
     /// The device fails, or the file's block map is damaged.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        if !self.rights.read {
+            return Err(self.fail(pagefence_vfs::Error::PermissionDenied));
+        }
         self.fs
             .read(&self.file, offset, buffer)
             .map_err(|error| self.fail(error))
@@ -132,6 +165,109 @@ impl File {
             Err(pagefence_vfs::Error::NoData) => Ok(None),
             Err(error) => Err(self.fail(error)),
         }
+    }
+
+    /// Writes `data` from byte `offset` on, growing the file if need be, and returns how many
+    /// bytes: fewer only if something failed behind them. With [`OpenOptions::append`] they go to
+    /// the end of the file, wherever that is. The position stays.
+    ///
+    /// What was written is seen by every reader at once; it is durable after
+    /// [`File::sync_data`]. It has its space already: that never fails later.
+    ///
+    /// [`OpenOptions::append`]: crate::OpenOptions::append
+    ///
+    /// # Errors
+    /// Not opened for writing; no space; the file would be too large.
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<usize> {
+        if !self.rights.write {
+            return Err(self.fail(pagefence_vfs::Error::PermissionDenied));
+        }
+        let mode = if self.rights.append {
+            WriteMode::APPEND
+        } else {
+            WriteMode::empty()
+        };
+        let mut written = 0;
+        for chunk in data.chunks(STEP) {
+            let at = offset.saturating_add(written as u64);
+            match self.fs.write(&self.file, at, chunk, mode) {
+                Ok(some) => {
+                    written += some;
+                    if some < chunk.len() {
+                        break;
+                    }
+                }
+                Err(_) if written > 0 => break,
+                Err(error) => return Err(self.fail(error)),
+            }
+        }
+        Ok(written)
+    }
+
+    /// Writes all of `data` from byte `offset` on.
+    ///
+    /// # Errors
+    /// As [`File::write_at`]; some of it may have been written then.
+    pub fn write_all_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < data.len() {
+            done += self.write_at(offset.saturating_add(done as u64), &data[done..])?;
+        }
+        Ok(())
+    }
+
+    /// Makes the file `size` bytes long: cuts it off, or lets it end in a hole.
+    ///
+    /// # Errors
+    /// Not opened for writing; the file would be too large.
+    pub fn set_len(&self, size: u64) -> Result<()> {
+        if !self.rights.write {
+            return Err(self.fail(pagefence_vfs::Error::PermissionDenied));
+        }
+        let change = SetAttr {
+            size: Some(size),
+            ..SetAttr::default()
+        };
+        self.fs
+            .set_attr(self.id, &change, &ROOT)
+            .map(drop)
+            .map_err(|error| self.fail(error))
+    }
+
+    /// Gives `length` bytes from `offset` on their space, so that writing there can't fail for
+    /// want of it; the file grows to the range's end.
+    ///
+    /// # Errors
+    /// Not opened for writing; no space; [`io::ErrorKind::Unsupported`] for a file that can't have
+    /// space without data there (ext2, ext3).
+    pub fn allocate(&self, offset: u64, length: u64) -> Result<()> {
+        if !self.rights.write {
+            return Err(self.fail(pagefence_vfs::Error::PermissionDenied));
+        }
+        self.fs
+            .allocate(&self.file, offset, length, FallocateMode::empty())
+            .map_err(|error| self.fail(error))
+    }
+
+    /// Returns once the file's data, and what is needed to find it, is durable.
+    ///
+    /// # Errors
+    /// The device failed, now or since the file was opened: told once.
+    pub fn sync_data(&self) -> Result<()> {
+        self.fs
+            .sync_file(&self.file, true)
+            .map_err(|error| self.fail(error))
+    }
+
+    /// Returns once the file's data and all its attributes are durable. A new file's name is
+    /// durable, too.
+    ///
+    /// # Errors
+    /// As [`File::sync_data`].
+    pub fn sync_all(&self) -> Result<()> {
+        self.fs
+            .sync_file(&self.file, false)
+            .map_err(|error| self.fail(error))
     }
 
     /// The pieces of the file that have blocks, ascending; holes lie between them.
@@ -200,6 +336,30 @@ impl Read for File {
         let read = self.read_at(self.position, buffer)?;
         self.position += read as u64;
         Ok(read)
+    }
+}
+
+impl Write for File {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.write_at(self.position, data)?;
+        self.position = if self.rights.append {
+            self.metadata()?.len()
+        } else {
+            self.position + written as u64
+        };
+        Ok(written)
+    }
+
+    /// Does nothing: nothing is held back. See [`File::sync_data`].
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // It may have been the last of a file without a name.
+        self.fs.forget(self.id);
     }
 }
 

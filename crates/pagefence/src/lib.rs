@@ -2,8 +2,8 @@
 //! Nothing is mounted, and nothing needs root.
 //!
 //! - [`Volume`] is an open image: paths in, bytes, metadata and entries out.
-//! - [`File`] is an open file in it: positioned reads, [`std::io::Read`], [`std::io::Seek`],
-//!   holes.
+//! - [`File`] is an open file in it: reads and writes at an offset, [`std::io::Read`],
+//!   [`std::io::Write`], [`std::io::Seek`], holes; [`OpenOptions`] says how it is opened.
 //! - [`Options`] says how an image is opened.
 //! - [`Mkfs`] makes file systems, empty or filled; [`info`] tells what an image is.
 //!
@@ -14,6 +14,7 @@
 #[doc = include_str!("../../../README.md")]
 mod readme {}
 
+mod change;
 mod demo;
 pub mod device;
 mod directory;
@@ -22,12 +23,14 @@ mod file;
 mod info;
 mod metadata;
 mod mkfs;
+mod open_options;
 mod options;
 mod path;
 mod volume;
 mod walk;
 mod xattr;
 
+pub use change::Node;
 pub use demo::demo_image;
 #[doc(hidden)]
 pub use demo::{DocImage, doc_image};
@@ -37,6 +40,7 @@ pub use file::{Extent, Extents, File};
 pub use info::{ErrorAt, Errors, Info, Journal, JournalState, info, info_at, info_of_device};
 pub use metadata::{FileType, Metadata};
 pub use mkfs::{Attributes, Formatted, Kind, Mkfs, Uuid};
+pub use open_options::OpenOptions;
 pub use options::Options;
 pub use pagefence_vfs::ExtentState;
 pub use volume::{Usage, Volume};

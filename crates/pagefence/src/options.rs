@@ -1,5 +1,7 @@
 //! How an image is opened.
 
+use std::time::Duration;
+
 /// Options of [`Volume::open`](crate::Volume::open), each with its default.
 ///
 /// ```
@@ -16,6 +18,8 @@ pub struct Options {
     pub(crate) cache: Option<u64>,
     pub(crate) superblock: Option<u64>,
     pub(crate) read_ahead: bool,
+    pub(crate) commit_interval: Option<Duration>,
+    pub(crate) discard: bool,
 }
 
 impl Default for Options {
@@ -33,6 +37,8 @@ impl Options {
             cache: None,
             superblock: None,
             read_ahead: true,
+            commit_interval: None,
+            discard: false,
         }
     }
 
@@ -63,6 +69,19 @@ impl Options {
         self
     }
 
+    /// How long a change may wait until it is durable, if nobody asks for it. Default: 5 seconds.
+    pub fn commit_interval(mut self, interval: Duration) -> Self {
+        self.commit_interval = Some(interval);
+        self
+    }
+
+    /// Whether the device is told of space that became free, so that it may give it back.
+    /// Default: no.
+    pub fn discard(mut self, discard: bool) -> Self {
+        self.discard = discard;
+        self
+    }
+
     /// Whether sequential reads read ahead in the background. Default: yes.
     pub fn read_ahead(mut self, read_ahead: bool) -> Self {
         self.read_ahead = read_ahead;
@@ -78,6 +97,8 @@ impl Options {
             cache: self.cache,
             superblock: self.superblock,
             read_ahead: self.read_ahead,
+            commit_interval: self.commit_interval,
+            discard: self.discard,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use pagefence_vfs::FileSystem as _;
+use pagefence_vfs::{FileSystem as _, XattrMode};
 
 use crate::error::{Error, Result};
 use crate::path::Follow;
@@ -33,6 +33,48 @@ impl Volume {
         match self.fs.xattr(attr.id, name.as_ref().as_bytes()) {
             Ok(value) => Ok(Some(value)),
             Err(pagefence_vfs::Error::NoAttribute) => Ok(None),
+            Err(error) => Err(Error::at(path, error)),
+        }
+    }
+
+    /// Sets the extended attribute `name` of what is at `path` itself.
+    ///
+    /// ```
+    /// # let image = pagefence::doc_image();
+    /// use pagefence::{Options, Volume};
+    /// let volume = Volume::open(&image, Options::new().write(true))?;
+    /// volume.set_xattr("/etc/hostname", "user.comment", b"short")?;
+    /// assert_eq!(volume.xattr("/etc/hostname", "user.comment")?, Some(b"short".to_vec()));
+    /// assert!(volume.remove_xattr("/etc/hostname", "user.comment")?);
+    /// # Ok::<(), pagefence::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Nothing at `path`; an unknown namespace; no space for the value; the volume is read-only.
+    pub fn set_xattr(
+        &self,
+        path: impl AsRef<Path>,
+        name: impl AsRef<OsStr>,
+        value: impl AsRef<[u8]>,
+    ) -> Result<()> {
+        let path = path.as_ref();
+        let attr = self.resolve(path, Follow::NotLast)?;
+        let (name, value) = (name.as_ref().as_bytes(), value.as_ref());
+        self.fs
+            .set_xattr(attr.id, name, value, XattrMode::Set)
+            .map_err(|error| Error::at(path, error))
+    }
+
+    /// Removes the extended attribute `name` of what is at `path` itself; false if there is none.
+    ///
+    /// # Errors
+    /// Nothing at `path`; an unknown namespace; the volume is read-only.
+    pub fn remove_xattr(&self, path: impl AsRef<Path>, name: impl AsRef<OsStr>) -> Result<bool> {
+        let path = path.as_ref();
+        let attr = self.resolve(path, Follow::NotLast)?;
+        match self.fs.remove_xattr(attr.id, name.as_ref().as_bytes()) {
+            Ok(()) => Ok(true),
+            Err(pagefence_vfs::Error::NoAttribute) => Ok(false),
             Err(error) => Err(Error::at(path, error)),
         }
     }

@@ -101,6 +101,11 @@ pub trait FileSystem: Send + Sync + 'static {
     /// The root directory's inode.
     fn root(&self) -> InodeId;
 
+    /// Why nothing can be written, as a sentence's end (`because …`); nothing if it can.
+    fn read_only_because(&self) -> Option<String> {
+        Some("it was opened so".to_owned())
+    }
+
     /// Finds `name` in directory `parent`. `.` and `..` are found too.
     ///
     /// # Errors
@@ -148,10 +153,10 @@ pub trait FileSystem: Send + Sync + 'static {
     /// `Io`, `Corrupt`.
     fn read(&self, file: &Self::File, offset: u64, buffer: &mut [u8]) -> Result<usize>;
 
-    /// The next data or hole at or after `offset`, which is below the file's size.
+    /// The next data or hole at or after `offset`.
     ///
     /// # Errors
-    /// `NoData` past the last of it or past end of file.
+    /// `NoData` past the last of it, and at or past the end of the file.
     fn seek(&self, file: &Self::File, offset: u64, whence: Whence) -> Result<u64>;
 
     /// The file's pieces within `offset .. offset + length`, ascending, at most `most` of them;

@@ -1,4 +1,4 @@
-//! Reads by fio.
+//! Reads and writes by fio.
 
 use std::path::Path;
 
@@ -99,14 +99,107 @@ pub(crate) fn run(job: &Job, file: &Path, seconds: u32, is_warm: bool) -> Result
     );
     let printed = String::from_utf8_lossy(&output.stdout);
     match job.pattern {
-        Pattern::Sequential => Ok(read_figure(&printed, "bw_bytes")? / f64::from(1 << 20)),
-        Pattern::Random => Ok(read_figure(&printed, "iops")? / 1000.0),
+        Pattern::Sequential => Ok(figure(&printed, "read", "bw_bytes")? / f64::from(1 << 20)),
+        Pattern::Random => Ok(figure(&printed, "read", "iops")? / 1000.0),
     }
 }
 
-/// A number of the object `read` in fio's JSON, which has one job: the first `"NAME" :` after the
-/// first `"read" :`.
-fn read_figure(json: &str, name: &str) -> Result<f64> {
+/// One sort of writing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WriteJob {
+    pattern: Pattern,
+    direct: bool,
+    /// fsync after each write.
+    syncs: bool,
+    threads: u32,
+}
+
+/// Sequential and random, buffered and direct; with fsync after each by one thread and by sixteen.
+pub(crate) fn write_jobs() -> Vec<WriteJob> {
+    let job = |pattern, direct, syncs, threads| WriteJob {
+        pattern,
+        direct,
+        syncs,
+        threads,
+    };
+    vec![
+        job(Pattern::Sequential, false, false, 1),
+        job(Pattern::Sequential, true, false, 1),
+        job(Pattern::Random, false, false, 1),
+        job(Pattern::Random, true, false, 1),
+        job(Pattern::Random, false, true, 1),
+        job(Pattern::Random, false, true, 16),
+    ]
+}
+
+impl WriteJob {
+    /// What its row is called.
+    pub(crate) fn name(&self) -> String {
+        let pattern = match self.pattern {
+            Pattern::Sequential => "write 1 MiB in sequence",
+            Pattern::Random => "write 4 KiB at random",
+        };
+        let mode = if self.direct { "direct" } else { "buffered" };
+        let syncs = if self.syncs {
+            "fsync after each"
+        } else {
+            "fsync at the end"
+        };
+        let plural = if self.threads == 1 { "" } else { "s" };
+        format!(
+            "{pattern}, {mode}, {syncs}, {} thread{plural}",
+            self.threads
+        )
+    }
+
+    /// The unit of its figure.
+    pub(crate) fn unit(&self) -> &'static str {
+        match self.pattern {
+            Pattern::Sequential => "MiB/s",
+            Pattern::Random => "kIOPS",
+        }
+    }
+}
+
+/// Runs a job on new files beside `file`, of `mib` MiB in all; gives its figure.
+pub(crate) fn run_write(job: &WriteJob, file: &Path, mib: u64, seconds: u32) -> Result<f64> {
+    let (pattern, block) = match job.pattern {
+        Pattern::Sequential => ("write", "1M"),
+        Pattern::Random => ("randwrite", "4k"),
+    };
+    let directory = file.parent().context("a file in a directory")?;
+    let size = mib / u64::from(job.threads);
+    let mut command = command("fio", ["--name=write", "--output-format=json"]);
+    command
+        .arg(format!("--directory={}", directory.display()))
+        .arg(format!("--rw={pattern}"))
+        .arg(format!("--bs={block}"))
+        .arg(format!("--direct={}", u32::from(job.direct)))
+        .arg(format!("--numjobs={}", job.threads))
+        .arg(format!("--size={size}M"))
+        .arg(format!("--fsync={}", u32::from(job.syncs)))
+        .arg(format!("--runtime={seconds}"))
+        .args(["--ioengine=psync", "--group_reporting", "--thread"])
+        .args(["--randseed=7", "--allrandrepeat=1", "--fallocate=none"]);
+    if !job.syncs {
+        command.arg("--end_fsync=1");
+    }
+    let output = command.output().context("cannot run fio")?;
+    ensure!(
+        output.status.success(),
+        "fio failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let printed = String::from_utf8_lossy(&output.stdout);
+    match job.pattern {
+        Pattern::Sequential => Ok(figure(&printed, "write", "bw_bytes")? / f64::from(1 << 20)),
+        Pattern::Random => Ok(figure(&printed, "write", "iops")? / 1000.0),
+    }
+}
+
+/// A number of the object `read` or `write` in fio's JSON, which has one job: the first `"NAME" :` after the
+/// first `"read" :` (or `"write" :`).
+fn figure(json: &str, side: &str, name: &str) -> Result<f64> {
     // Where the value of the first key of that name starts; the name may also be some value.
     let after = |text: &str, key: &str| -> Option<usize> {
         let quoted = format!("\"{key}\"");
@@ -115,8 +208,8 @@ fn read_figure(json: &str, name: &str) -> Result<f64> {
             rest.starts_with(':').then(|| text.len() - rest.len() + 1)
         })
     };
-    let read = after(json, "read").context("fio's JSON has no \"read\"")?;
-    let object = &json[read..];
+    let start = after(json, side).with_context(|| format!("fio's JSON has no {side:?}"))?;
+    let object = &json[start..];
     let value = after(object, name).with_context(|| format!("fio's JSON has no {name:?}"))?;
     let digits: String = object[value..]
         .trim_start()
@@ -130,7 +223,7 @@ fn read_figure(json: &str, name: &str) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{jobs, read_figure};
+    use super::{figure, jobs, write_jobs};
 
     #[test]
     fn finds_the_figures_of_reads() {
@@ -139,15 +232,15 @@ mod tests {
             "read" : { "io_bytes" : 1, "bw_bytes" : 1048576, "bw" : 1024, "iops" : 2.5e1 },
             "write" : { "bw_bytes" : 0, "iops" : 0.0 } } ] }"#;
         assert_eq!(
-            read_figure(json, "bw_bytes").unwrap().to_bits(),
+            figure(json, "read", "bw_bytes").unwrap().to_bits(),
             1_048_576_f64.to_bits()
         );
         assert_eq!(
-            read_figure(json, "iops").unwrap().to_bits(),
+            figure(json, "read", "iops").unwrap().to_bits(),
             25_f64.to_bits()
         );
-        assert!(read_figure("{}", "iops").is_err());
-        assert!(read_figure(json, "no-such-figure").is_err());
+        assert!(figure("{}", "read", "iops").is_err());
+        assert!(figure(json, "write", "no-such-figure").is_err());
     }
 
     #[test]
@@ -155,5 +248,8 @@ mod tests {
         let names: std::collections::HashSet<String> =
             jobs().iter().map(|job| job.name()).collect();
         assert_eq!(names.len(), 8);
+        let names: std::collections::HashSet<String> =
+            write_jobs().iter().map(|job| job.name()).collect();
+        assert_eq!(names.len(), write_jobs().len());
     }
 }

@@ -22,6 +22,23 @@ pub(crate) fn huge(image: &Path, gib: u64) -> Result<()> {
     format(image, &[])
 }
 
+/// An empty file system of so many MiB in a new sparse file.
+pub(crate) fn empty(image: &Path, mib: u64) -> Result<()> {
+    make_sparse(image, mib)?;
+    format(image, &[])
+}
+
+/// As [`empty`], with so many inodes.
+pub(crate) fn empty_with_inodes(image: &Path, mib: u64, inodes: u64) -> Result<()> {
+    make_sparse(image, mib)?;
+    format(image, &["-N", &inodes.to_string()])
+}
+
+fn make_sparse(image: &Path, mib: u64) -> Result<()> {
+    let file = File::create(image).with_context(|| format!("cannot make {}", image.display()))?;
+    Ok(file.set_len(mib << 20)?)
+}
+
 /// Runs mke2fs with its defaults for ext4 and these arguments.
 pub(crate) fn format(image: &Path, arguments: &[&str]) -> Result<()> {
     let mut all = vec!["-q", "-F", "-t", "ext4", "-b", "4096"];

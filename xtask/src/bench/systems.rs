@@ -43,11 +43,29 @@ impl System {
 
     /// Mounts read-only; returns once the mount answers.
     pub(crate) fn mount(&self, image: &Path, directory: &Path) -> Result<Mount> {
+        self.mount_as("ro", Access::ReadOnly, image, directory)
+    }
+
+    /// Mounts for writing; returns once the mount answers.
+    pub(crate) fn mount_writable(&self, image: &Path, directory: &Path) -> Result<Mount> {
+        self.mount_as("rw", Access::ReadWrite, image, directory)
+    }
+
+    fn mount_as(
+        &self,
+        option: &str,
+        access: Access,
+        image: &Path,
+        directory: &Path,
+    ) -> Result<Mount> {
+        let options = if self.options.is_empty() {
+            option.to_owned()
+        } else {
+            format!("{option},{}", self.options)
+        };
         Ok(match &self.server {
-            None => Mount::Kernel(KernelMount::new(image, directory, Access::ReadOnly, "ro")?),
-            Some(server) => {
-                Mount::Served(ServedMount::new(server, image, directory, &self.options)?)
-            }
+            None => Mount::Kernel(KernelMount::new(image, directory, access, &options)?),
+            Some(server) => Mount::Served(ServedMount::new(server, image, directory, &options)?),
         })
     }
 }
@@ -58,21 +76,16 @@ pub(crate) struct Systems(Vec<System>);
 impl Systems {
     /// pagefence, fuse2fs if it is installed, and the kernel.
     pub(crate) fn new(pagefence: Server, options: &str) -> Self {
-        let options = if options.is_empty() {
-            "ro".to_owned()
-        } else {
-            format!("ro,{options}")
-        };
         let mut systems = vec![System {
             name: "pagefence",
             server: Some(pagefence),
-            options,
+            options: options.to_owned(),
         }];
         if find("fuse2fs").is_some() {
             systems.push(System {
                 name: "fuse2fs",
                 server: Some(Server::Fuse2fs),
-                options: "ro".to_owned(),
+                options: String::new(),
             });
         } else {
             println!("fuse2fs is not measured: it is missing (apt-get install fuse2fs)");

@@ -10,6 +10,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::Scope;
 use super::report::Report;
 use super::tree::Pair;
 
@@ -58,21 +59,29 @@ impl Attributes {
     }
 }
 
-/// Compares two inodes' attributes. Times that the kernel's recovery set, since `recovery_began`,
-/// are left out.
+/// Compares two inodes' attributes. Times that the kernel's recovery set are left out; of a copy
+/// what no copy keeps, and the size of directories.
 pub(crate) fn compare(
     path: &Path,
     theirs: &Attributes,
     ours: &Attributes,
-    recovery_began: Option<i64>,
+    scope: Scope,
     report: &mut Report,
 ) {
-    let is_stamped = recovery_began.is_some_and(|began| theirs.0.stx_ctime.tv_sec >= began);
+    let is_directory = theirs.kind() == FileType::Directory;
+    let is_stamped = scope
+        .recovery_began
+        .is_some_and(|began| theirs.0.stx_ctime.tv_sec >= began);
     for ((name, theirs), (_, ours)) in theirs.named().into_iter().zip(ours.named()) {
-        let is_left_out = is_stamped && matches!(name, "mtime" | "ctime");
+        let is_left_out = is_stamped && matches!(name, "mtime" | "ctime")
+            || scope.is_copy && matches!(name, "inode" | "blocks" | "ctime" | "atime")
+            || scope.is_copy && is_directory && name == "size";
         if theirs != ours && !is_left_out {
             report.mismatch(path, &format!("{name}: kernel {theirs}, ours {ours}"));
         }
+    }
+    if scope.is_copy {
+        return;
     }
     match (theirs.birth(), ours.birth()) {
         (theirs, Some(ours)) if theirs != Some(ours) => {

@@ -60,6 +60,12 @@ pub(crate) fn compare(
     Ok(())
 }
 
+/// Why an image is not as e2fsck wants it; nothing if it is.
+pub(crate) fn complaints(image: &Path) -> Result<Option<String>> {
+    let findings = findings(image)?;
+    Ok((!findings.is_clean()).then(|| format!("{findings:?}")))
+}
+
 fn findings(image: &Path) -> Result<Findings> {
     let output = output("e2fsck", ["-fn".as_ref(), image.as_os_str()])?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -72,7 +72,9 @@ impl Pair {
 
 /// Compares everything below two mount points.
 pub(crate) fn compare(theirs: &Path, ours: &Path, scope: Scope, report: &mut Report) -> Result<()> {
-    attributes::compare_statfs(theirs, ours, scope.free_counts, report)?;
+    if !scope.is_copy {
+        attributes::compare_statfs(theirs, ours, scope.free_counts, report)?;
+    }
     let mut waiting = vec![PathBuf::new()];
     while let Some(path) = waiting.pop() {
         let pair = Pair::new(theirs, ours, path);
@@ -81,14 +83,17 @@ pub(crate) fn compare(theirs: &Path, ours: &Path, scope: Scope, report: &mut Rep
         };
         match kind {
             FileType::Directory => {
-                let names = compare_listing(&pair, report)?;
+                let names = compare_listing(&pair, scope, report)?;
                 // The last is taken first: so names come in order.
                 waiting.extend(names.into_iter().rev().map(|name| pair.path.join(name)));
             }
-            FileType::RegularFile => contents::compare(&pair, report)?,
+            FileType::RegularFile => contents::compare(&pair, scope.is_copy, report)?,
             FileType::Symlink => compare_targets(&pair, report)?,
             _ => {}
         }
+    }
+    if scope.is_copy {
+        return Ok(());
     }
     inode_flags::compare(theirs, ours, report)
 }
@@ -106,7 +111,7 @@ fn compare_inode(pair: &Pair, scope: Scope, report: &mut Report) -> Result<Optio
             return Ok(None);
         }
     };
-    attributes::compare(&pair.path, &theirs, &ours, scope.recovery_began, report);
+    attributes::compare(&pair.path, &theirs, &ours, scope, report);
     if theirs.kind() != ours.kind() {
         return Ok(None);
     }
@@ -115,7 +120,7 @@ fn compare_inode(pair: &Pair, scope: Scope, report: &mut Report) -> Result<Optio
 }
 
 /// Compares what readdir says; returns the names that both have.
-fn compare_listing(pair: &Pair, report: &mut Report) -> Result<Vec<OsString>> {
+fn compare_listing(pair: &Pair, scope: Scope, report: &mut Report) -> Result<Vec<OsString>> {
     let theirs = list(&pair.theirs)
         .with_context(|| format!("cannot list the kernel's {}", pair.path.display()))?;
     let ours = match list(&pair.ours) {
@@ -130,7 +135,8 @@ fn compare_listing(pair: &Pair, report: &mut Report) -> Result<Vec<OsString>> {
     loop {
         match (left.peek(), right.peek()) {
             (Some(&a), Some(&b)) if a.name == b.name => {
-                if a != b {
+                let is_same = a.kind == b.kind && (a.inode == b.inode || scope.is_copy);
+                if !is_same {
                     let path = pair.path.join(&a.name);
                     let what = format!(
                         "readdir: kernel {} {}, ours {} {}",

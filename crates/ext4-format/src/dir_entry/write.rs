@@ -172,6 +172,21 @@ pub fn remove(block: &mut [u8], format: &DirFormat, offset: usize) -> Result<boo
     Ok(true)
 }
 
+/// Bytes of the largest gap in a block: the longest entry ([`entry_len`]) that [`insert`] finds room
+/// for.
+///
+/// # Errors
+///
+/// As [`insert`].
+pub fn largest_gap(block: &[u8], format: &DirFormat) -> Result<usize, Corruption> {
+    let mut largest = 0;
+    for slot in writable(block, format)? {
+        let slot = slot?;
+        largest = slot.len.saturating_sub(slot.used()).max(largest);
+    }
+    Ok(largest)
+}
+
 /// Points the entry in use at `offset` to another inode. Returns whether there was such an entry.
 ///
 /// # Errors

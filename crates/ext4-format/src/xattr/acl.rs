@@ -242,6 +242,66 @@ impl Acl {
         &self.entries
     }
 
+    /// The permissions that this access list gives the file: the low nine bits of its mode.
+    #[must_use]
+    pub fn permissions(&self) -> u16 {
+        let mut mode = 0_u16;
+        let mut mask = None;
+        for AclEntry { tag, perm } in &self.entries {
+            let perm = u16::from(*perm);
+            match tag {
+                AclTag::UserObj => mode |= perm << 6,
+                AclTag::GroupObj => mode |= perm << 3,
+                AclTag::Other => mode |= perm,
+                AclTag::Mask => mask = Some(perm << 3),
+                AclTag::User(_) | AclTag::Group(_) => {}
+            }
+        }
+        mask.map_or(mode, |mask| (mode & !0o070) | mask)
+    }
+
+    /// Whether the list says no more than a mode does: it has neither names nor a mask.
+    #[must_use]
+    pub fn is_mode_only(&self) -> bool {
+        let more = |entry: &AclEntry| entry.tag.id().is_some() || entry.tag == AclTag::Mask;
+        !self.entries.iter().any(more)
+    }
+
+    /// The access list of a file whose mode becomes `mode`: owner and other are the mode's, its
+    /// group is the mask if there is one, else the owning group.
+    #[must_use]
+    pub fn with_mode(&self, mode: u16) -> Self {
+        self.mapped(|_, of_mode| of_mode, mode)
+    }
+
+    /// The access list of a new file made with `mode` where this is the default list: no more than
+    /// either of them gives.
+    #[must_use]
+    pub fn inherited(&self, mode: u16) -> Self {
+        self.mapped(|perm, of_mode| perm & of_mode, mode)
+    }
+
+    /// Combines each entry that stands for a part of the mode with that part.
+    fn mapped(&self, combine: impl Fn(u8, u8) -> u8, mode: u16) -> Self {
+        let masked = self.entries.iter().any(|entry| entry.tag == AclTag::Mask);
+        let part = |shift: u16| {
+            let [low, _] = (mode >> shift).to_le_bytes();
+            low & (READ | WRITE | EXECUTE)
+        };
+        let mut entries = self.entries.clone();
+        for entry in &mut entries {
+            let of_mode = match entry.tag {
+                AclTag::UserObj => part(6),
+                AclTag::Mask => part(3),
+                AclTag::GroupObj if !masked => part(3),
+                AclTag::Other => part(0),
+                AclTag::User(_) | AclTag::GroupObj | AclTag::Group(_) => continue,
+            };
+            entry.perm = combine(entry.perm, of_mode);
+        }
+        Self { entries }
+    }
+
     fn unless_empty(entries: Vec<AclEntry>) -> Result<Option<Self>, XattrCorruption> {
         if entries.is_empty() {
             Ok(None)

@@ -44,7 +44,17 @@ pub(crate) fn append_block(
         map(transaction, record, at, block)?;
     }
     record.set_size(record.size() + block_size);
+    count_block(transaction, record)?;
     Ok((at, block))
+}
+
+/// Counts a block that the inode owns more.
+pub(crate) fn count_block(transaction: &Transaction<'_>, record: &mut InodeRecord) -> Result<()> {
+    let instance = transaction.instance;
+    let sectors = record.sectors() + u64::from(instance.superblock.block_size() / 512);
+    record
+        .set_sectors(sectors)
+        .at(&instance.damage, Some(record.ino()), None)
 }
 
 /// Points the block map at `block`, by way of indirect blocks that are made where they are missing.
@@ -80,6 +90,7 @@ fn map(
             None => {
                 let new = transaction.allocate(inode, block)?;
                 transaction.set(new, &vec![0; instance.superblock.block_size() as usize]);
+                count_block(transaction, record)?;
                 new
             }
         };

@@ -25,6 +25,9 @@ pub(crate) fn free_blocks(
     count: u32,
 ) -> Result<()> {
     let instance = transaction.instance;
+    if let Some((allocator, handle)) = transaction.allocation() {
+        return allocator.free(instance, handle, inode, start, count);
+    }
     let refuse = |what: &str| Err(instance.damaged(inode, Some(start), what));
     if !instance.limits.contains(start, count) {
         return refuse("it owns blocks outside the file system");

@@ -57,6 +57,11 @@ pub(crate) fn free_inode(
     let instance = transaction.instance;
     let superblock = &instance.superblock;
     let inode = record.ino();
+    let is_directory = record.kind() == Some(FileKind::Directory);
+    if let Some((allocator, handle)) = transaction.allocation() {
+        allocator.free_inode(instance, handle, inode, is_directory)?;
+        return write_deleted(transaction, record, deleted_at);
+    }
     if !instance.is_inode_in_use(inode)? {
         return Err(instance.damaged(inode, None, "it is to be freed, and is free"));
     }
@@ -71,7 +76,6 @@ pub(crate) fn free_inode(
     if let Some(bits) = instance.buffers.peek(block.0) {
         bits.set_verified(INODE_BITMAP);
     }
-    let is_directory = record.kind() == Some(FileKind::Directory);
     transaction.change_group(place.group, |desc| {
         desc.set_free_inodes(desc.free_inodes().saturating_add(1));
         if is_directory {
@@ -82,6 +86,14 @@ pub(crate) fn free_inode(
         }
     })?;
     transaction.count_free_inodes(1);
+    write_deleted(transaction, record, deleted_at)
+}
+
+fn write_deleted(
+    transaction: &mut Transaction<'_>,
+    record: &mut InodeRecord,
+    deleted_at: u32,
+) -> Result<()> {
     record.set_size(0);
     record.set_links(0);
     record.set_dtime(deleted_at);

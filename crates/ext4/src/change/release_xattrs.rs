@@ -7,17 +7,17 @@
 use std::mem::{offset_of, size_of};
 
 use pagefence_block_io::Buffer;
-use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
+use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::xattr::{
     self, RawXattrEntry, RawXattrHeader, RawXattrInodeHeader, Value, XattrLimits, Xattrs,
 };
-use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo};
+use pagefence_ext4_format::{BlockNo, InodeNo};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_vfs::{Error, Result};
+use pagefence_vfs::Result;
 
+use crate::change::ea_inode;
 use crate::change::free_blocks::free_blocks;
-use crate::change::free_inode::free_inode;
-use crate::change::remove_blocks::{Progress, remove_blocks};
+use crate::change::remove_blocks::Progress;
 use crate::change::transaction::Transaction;
 use crate::error::At;
 
@@ -45,7 +45,7 @@ pub(crate) fn release_xattrs(
             .and_then(|xattrs| first_in_inode(region, &xattrs, INODE_START)),
         None => None,
     } {
-        match release_value(transaction, value, deleted_at)? {
+        match ea_inode::release(transaction, value, deleted_at)? {
             Progress::Done => {
                 if let Some(region) = record.xattr_region_mut() {
                     empty_value(region, place);
@@ -59,11 +59,7 @@ pub(crate) fn release_xattrs(
     };
     let mut buffer = checked_block(transaction, inode, block)?;
     let users = xattr::refcount(&buffer).at(&instance.damage, Some(inode), Some(block))?;
-    if users > 1 {
-        change_block(transaction, inode, block, |bytes| {
-            put(bytes, offset_of!(RawXattrHeader, h_refcount), users - 1);
-        })?;
-    } else {
+    if users <= 1 || !give_up_share(transaction, inode, block)? {
         while let Some((place, value)) = {
             let xattrs = Xattrs::in_block(&buffer, &limits).at(
                 &instance.damage,
@@ -72,7 +68,7 @@ pub(crate) fn release_xattrs(
             )?;
             first_in_inode(&buffer, &xattrs, BLOCK_START)
         } {
-            match release_value(transaction, value, deleted_at)? {
+            match ea_inode::release(transaction, value, deleted_at)? {
                 Progress::Done => change_block(transaction, inode, block, |bytes| {
                     empty_value(bytes, place);
                 })?,
@@ -106,6 +102,32 @@ fn checked_block(
         )?;
     }
     Ok(buffer)
+}
+
+/// Takes one user from an attribute block; false, and nothing changed, if it was the only one.
+/// Users of one block come and go at the same time: this counts in one step.
+pub(crate) fn give_up_share(
+    transaction: &mut Transaction<'_>,
+    inode: InodeNo,
+    block: BlockNo,
+) -> Result<bool> {
+    let instance = transaction.instance;
+    transaction.change(block, |bytes| {
+        let place = (Some(inode), Some(block));
+        let users = xattr::refcount(bytes).at(&instance.damage, place.0, place.1)?;
+        if users <= 1 {
+            return Ok(false);
+        }
+        put(bytes, offset_of!(RawXattrHeader, h_refcount), users - 1);
+        if instance.checksums {
+            xattr::update_checksum(bytes, block, instance.seed).at(
+                &instance.damage,
+                place.0,
+                place.1,
+            )?;
+        }
+        Ok(true)
+    })
 }
 
 fn change_block(
@@ -152,42 +174,4 @@ fn put(bytes: &mut [u8], at: usize, word: u32) {
     if let Some(field) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
         *field = word.to_le_bytes();
     }
-}
-
-/// Takes one user from the inode that holds a value, and deletes it with the last one. An inode
-/// that holds no value is left alone: Linux, too, deletes the attribute then all the same.
-fn release_value(
-    transaction: &mut Transaction<'_>,
-    inode: InodeNo,
-    deleted_at: u32,
-) -> Result<Progress> {
-    let instance = transaction.instance;
-    let mut record = match instance.read_inode(inode) {
-        Ok(record) => record,
-        Err(Error::Corrupt { .. }) => return Ok(Progress::Done),
-        Err(error) => return Err(error),
-    };
-    if transaction.is_large() {
-        return Ok(Progress::More);
-    }
-    let holds_value = record.flags().contains(InodeFlags::EA_INODE)
-        && record.kind() == Some(FileKind::Regular)
-        && record.links() > 0
-        && record.ea_refcount() > 0;
-    if !holds_value {
-        let _ = instance.damaged(inode, None, "an attribute names it, and it holds no value");
-        return Ok(Progress::Done);
-    }
-    if record.ea_refcount() > 1 {
-        record.set_ea_refcount(record.ea_refcount() - 1);
-        transaction.write_inode(&mut record)?;
-        return Ok(Progress::Done);
-    }
-    if remove_blocks(transaction, &mut record, FileBlock(0))? == Progress::More {
-        transaction.write_inode(&mut record)?;
-        return Ok(Progress::More);
-    }
-    record.set_ea_refcount(0);
-    free_inode(transaction, &mut record, deleted_at)?;
-    Ok(Progress::Done)
 }

@@ -1,117 +1,148 @@
 //! Making room in a hashed directory: a full block of entries is split by hash, a full block of
-//! the index in two, and the root gets a level when it is full itself.
+//! the index in two, and the root gets a level when it is full itself. And making a directory of
+//! one block a hashed one.
 
-use pagefence_ext4_format::dir_entry::{self, EntryName, FileKind};
-use pagefence_ext4_format::features::Incompat;
+use pagefence_ext4_format::dir_entry::{self, EntryName, FileKind, Role};
+use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo, htree};
 use pagefence_vfs::Result;
 
 use crate::change::append_block::append_block;
 use crate::change::change_dir::Directory;
+use crate::dir::block_no;
 use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::htree::DxPath;
 
-/// Where the entries of the root start.
-const ROOT_START: usize = 32;
-/// Where the root says how many levels there are below it.
-const ROOT_LEVELS: usize = 30;
-/// Where the entries of a node start.
-const NODE_START: usize = 8;
-/// Bytes of an entry; of the tail with the checksum as well.
-const ENTRY: usize = 8;
+/// The hash of half MD4, where the superblock names none that an index on disk may have.
+const HALF_MD4: u8 = 1;
+/// The last of the hash functions that an index on disk may have.
+const LAST_HASH: u8 = 2;
 
-/// The entries of a block of the index. The first has no hash.
-struct Index {
-    start: usize,
-    limit: u16,
-    entries: Vec<(u32, FileBlock)>,
-}
-
-impl Index {
-    /// Those of a block that was checked before.
-    fn read(bytes: &[u8], start: usize) -> Self {
-        let word = |at: usize| -> u32 {
-            bytes
-                .get(at..)
-                .and_then(|rest| rest.first_chunk())
-                .map_or(0, |word| u32::from_le_bytes(*word))
-        };
-        let head = word(start);
-        let count = (head >> 16) as usize;
-        let entries = (0..count)
-            .map(|at| {
-                let place = start + at * ENTRY;
-                let hash = if at == 0 { 0 } else { word(place) };
-                (hash, FileBlock(word(place + 4)))
-            })
-            .collect();
-        Self {
-            start,
-            limit: (head & 0xFFFF) as u16,
-            entries,
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.entries.len() >= usize::from(self.limit)
-    }
-
-    /// Writes the entries; there are no more than the limit.
-    fn write(&self, bytes: &mut [u8]) {
-        let mut put = |at: usize, word: u32| {
-            if let Some(place) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
-                *place = word.to_le_bytes();
-            }
-        };
-        for (at, (hash, block)) in self.entries.iter().enumerate() {
-            let place = self.start + at * ENTRY;
-            put(place, *hash);
-            put(place + 4, block.0);
-        }
-        put(
-            self.start,
-            u32::from(self.limit) | (self.entries.len() as u32) << 16,
-        );
-    }
-}
-
-/// Makes room on the way to the block of entries `leaf`, at the end of `path`: one block is split.
-/// The caller looks the way up again.
+/// Makes a directory that consists of one block a hashed one: its entries move into a second
+/// block, the first becomes the root.
 ///
 /// # Errors
-/// `Corrupt` if the index has no room for more; `Io` (also of the kind `StorageFull`).
-pub(crate) fn make_room(
-    directory: &mut Directory<'_, '_>,
-    disk: &DiskInode,
-    path: &DxPath,
-    leaf: FileBlock,
-) -> Result<()> {
+/// `Corrupt`, `Io` (also of the kind `StorageFull`), `NoSpace`.
+pub(super) fn make_index(directory: &mut Directory<'_, '_>) -> Result<()> {
     let instance = directory.transaction.instance;
-    let steps: Vec<(BlockNo, usize)> = path.steps().collect();
-    let mut indexes = Vec::with_capacity(steps.len());
-    for (level, (block, _)) in steps.iter().enumerate() {
-        let start = if level == 0 { ROOT_START } else { NODE_START };
-        indexes.push(Index::read(&instance.read_block(*block)?, start));
+    let disk = directory.disk()?;
+    let first = FileBlock(0);
+    let buffer = instance.dir_block(&disk, first)?;
+    let at = block_no(&buffer);
+    let view = instance.dir_entries(&disk, first, &buffer);
+    let (_, parent) = view
+        .dots()
+        .at(&instance.damage, Some(disk.number), Some(at))?;
+    let entries: Vec<_> = view.entries().collect::<std::result::Result<_, _>>().at(
+        &instance.damage,
+        Some(disk.number),
+        Some(at),
+    )?;
+    let mut bytes = vec![0; buffer.len()];
+    let mut fits = dir_entry::init_block(&mut bytes, &instance.dir_format);
+    for entry in entries.iter().filter(|entry| entry.role == Role::Name) {
+        let put = EntryName::new(entry.name).map(|name| {
+            dir_entry::insert(
+                &mut bytes,
+                &instance.dir_format,
+                entry.inode,
+                &name,
+                entry.kind,
+            )
+        });
+        fits &= matches!(put, Some(Ok(Some(_))));
     }
-    for level in (0..steps.len()).rev() {
-        let (Some(index), Some((block, at))) = (indexes.get(level), steps.get(level)) else {
-            break;
-        };
-        if index.is_full() {
+    let mut root = vec![0; buffer.len()];
+    let version = instance.superblock.def_hash_version();
+    fits &= htree::init_root(
+        &mut root,
+        (disk.number, parent),
+        (instance.dir_format.filetype, instance.checksums),
+        if version <= LAST_HASH {
+            version
+        } else {
+            HALF_MD4
+        },
+        FileBlock(1),
+    );
+    if !fits {
+        return Err(instance.damaged(disk.number, Some(at), "its only block can't become a root"));
+    }
+    let (leaf, leaf_at) = append_block(directory.transaction, directory.record)?;
+    debug_assert_eq!(leaf, FileBlock(1), "it had one block");
+    directory.set_entries(leaf_at, &mut bytes)?;
+    let flags = directory.record.flags() | InodeFlags::INDEX;
+    directory.record.set_flags(flags);
+    change_index(directory, at, |block| {
+        block.copy_from_slice(&root);
+        true
+    })
+}
+
+/// Puts a name into a hashed directory, in whose block for it there may be no room; returns the
+/// block where it is then.
+///
+/// # Errors
+/// `Corrupt` if the index has no room for more; `Io` (also of the kind `StorageFull`), `NoSpace`.
+pub(super) fn insert(
+    directory: &mut Directory<'_, '_>,
+    name: &EntryName<'_>,
+    inode: InodeNo,
+    kind: Option<FileKind>,
+) -> Result<FileBlock> {
+    let instance = directory.transaction.instance;
+    loop {
+        let disk = directory.disk()?;
+        let hash = instance.dx_hasher(&disk)?.hash(name.as_bytes()).major;
+        let path = instance.dx_probe(&disk, hash)?;
+        let leaf = path.leaf().at(&instance.damage, Some(disk.number), None)?;
+        let buffer = instance.leaf_block(&disk, leaf)?;
+        let at = block_no(&buffer);
+        let gap = dir_entry::largest_gap(&buffer, &instance.dir_format).at(
+            &instance.damage,
+            Some(disk.number),
+            Some(at),
+        )?;
+        if gap >= dir_entry::entry_len(name.as_bytes().len()) {
+            directory.insert_into(at, name, inode, kind)?;
+            return Ok(leaf);
+        }
+        let lowest = path.levels();
+        if is_full(directory, &path, lowest)? {
+            make_room(directory, &path)?;
             continue;
         }
-        let below = steps.get(level + 1).zip(indexes.get(level + 1));
-        let (hash, new) = match below {
-            None => split_leaf(directory, disk, leaf)?,
-            Some(((below, _), entries)) => split_node(directory, *below, entries)?,
+        let new = Owned {
+            hash,
+            inode,
+            name: name.as_bytes().to_vec(),
+            kind,
         };
-        return add(directory, *block, index.start, at + 1, (hash, new));
+        let (entry, is_right) = split_leaf(directory, &disk, leaf, new)?;
+        add(directory, &path, lowest, entry)?;
+        return Ok(if is_right { entry.1 } else { leaf });
     }
-    match (steps.first(), indexes.first()) {
-        (Some((root, _)), Some(index)) => grow(directory, *root, index, steps.len() - 1),
-        _ => Ok(()),
+}
+
+fn is_full(directory: &Directory<'_, '_>, path: &DxPath, level: usize) -> Result<bool> {
+    path.is_full(level).at(
+        &directory.transaction.instance.damage,
+        Some(directory.record.ino()),
+        None,
+    )
+}
+
+/// Makes room in the index on the way to a block of entries, whose lowest node is full: one node
+/// is split, or the root grows. The caller looks the way up again.
+fn make_room(directory: &mut Directory<'_, '_>, path: &DxPath) -> Result<()> {
+    for level in (0..path.levels()).rev() {
+        if !is_full(directory, path, level)? {
+            let entry = split_node(directory, path, level + 1)?;
+            return add(directory, path, level, entry);
+        }
     }
+    grow(directory, path)
 }
 
 /// An entry of a directory, copied out.
@@ -122,17 +153,27 @@ struct Owned {
     kind: Option<FileKind>,
 }
 
-/// Moves the upper half of a block's entries, by hash, into a new block. Returns what the index
-/// is to say of that.
+impl Owned {
+    /// Bytes that it takes.
+    fn len(&self) -> usize {
+        dir_entry::entry_len(self.name.len())
+    }
+}
+
+/// Puts an entry into a full block of entries, half of which, by hash, moves into a new block. Both
+/// halves have room, for the new entry is counted in when the middle is chosen. Returns what the
+/// index is to say of the new block, and whether the entry is there.
 fn split_leaf(
     directory: &mut Directory<'_, '_>,
     disk: &DiskInode,
     leaf: FileBlock,
-) -> Result<(u32, FileBlock)> {
+    new: Owned,
+) -> Result<((u32, FileBlock), bool)> {
     let instance = directory.transaction.instance;
     let hasher = instance.dx_hasher(disk)?;
-    let at = instance.metadata_block(disk, leaf)?;
-    let buffer = instance.dir_block(disk, leaf)?;
+    let buffer = instance.leaf_block(disk, leaf)?;
+    let at = block_no(&buffer);
+    let (new_hash, new_name) = (new.hash, new.name.clone());
     let mut entries = instance
         .dir_entries(disk, leaf, &buffer)
         .entries()
@@ -144,141 +185,154 @@ fn split_leaf(
                 kind: entry.kind,
             })
         })
+        .chain([Ok(new)])
         .collect::<std::result::Result<Vec<_>, _>>()
         .at(&instance.damage, Some(disk.number), Some(at))?;
     entries.sort_by_key(|entry| entry.hash);
-    let bytes = |entry: &Owned| dir_entry::entry_len(entry.name.len());
-    let half = entries.iter().map(bytes).sum::<usize>() / 2;
+    let half = entries.iter().map(Owned::len).sum::<usize>() / 2;
     let mut sum = 0;
     let mid = entries
         .iter()
         .take_while(|entry| {
-            sum += bytes(entry);
+            sum += entry.len();
             sum <= half
         })
         .count()
         .max(1);
-    let (Some(first), Some(before)) = (entries.get(mid), entries.get(mid - 1)) else {
+    let unfit = || {
         let what = "a full block of entries can't be split";
-        return Err(instance.damaged(disk.number, Some(at), what));
+        instance.damaged(disk.number, Some(at), what)
+    };
+    let (Some(first), Some(before)) = (entries.get(mid), entries.get(mid - 1)) else {
+        return Err(unfit());
     };
     // Bit 0 says that names of this hash begin in the block before.
     let hash = first.hash | u32::from(first.hash == before.hash);
-    let (new, new_at) = append_block(directory.transaction, directory.record)?;
-    let right = entries.split_off(mid);
-    for (block, entries) in [(at, entries), (new_at, right)] {
+    let is_right = entries[mid..]
+        .iter()
+        .any(|entry| entry.hash == new_hash && entry.name == new_name);
+    let fill = |entries: &[Owned]| {
         let mut bytes = vec![0; buffer.len()];
         let mut fits = dir_entry::init_block(&mut bytes, &instance.dir_format);
-        for entry in &entries {
+        for entry in entries {
             let put = EntryName::new(&entry.name).map(|name| {
-                dir_entry::insert(
-                    &mut bytes,
-                    &instance.dir_format,
-                    entry.inode,
-                    &name,
-                    entry.kind,
-                )
+                let (inode, kind) = (entry.inode, entry.kind);
+                dir_entry::insert(&mut bytes, &instance.dir_format, inode, &name, kind)
             });
             fits &= matches!(put, Some(Ok(Some(_))));
         }
-        if !fits {
-            let what = "a full block of entries can't be split";
-            return Err(instance.damaged(disk.number, Some(at), what));
-        }
-        directory.set_entries(block, &mut bytes)?;
-    }
-    Ok((hash, new))
+        fits.then_some(bytes)
+    };
+    let (left, right) = entries.split_at(mid);
+    let (Some(left), Some(mut right)) = (fill(left), fill(right)) else {
+        return Err(unfit());
+    };
+    let (new, new_at) = append_block(directory.transaction, directory.record)?;
+    directory.set_entries(new_at, &mut right)?;
+    directory.change_entries(at, &left)?;
+    Ok(((hash, new), is_right))
 }
 
-/// Moves the upper half of a node's entries into a new node.
+/// Moves the upper half of the entries of a level's node into a new node. Returns what the level
+/// above is to say of that.
 fn split_node(
     directory: &mut Directory<'_, '_>,
-    node: BlockNo,
-    index: &Index,
+    path: &DxPath,
+    level: usize,
 ) -> Result<(u32, FileBlock)> {
-    let mid = index.entries.len() / 2;
-    let (left, right) = index.entries.split_at(mid);
+    let entries = entries(directory, path, level)?;
+    let (left, right) = entries.split_at(entries.len() / 2);
     let hash = right.first().map_or(0, |(hash, _)| *hash);
     let new = new_node(directory, right)?;
-    let left = Index {
-        entries: left.to_vec(),
-        ..*index
-    };
-    set_index(directory, node, &left, None)?;
+    set_entries(directory, path, level, left)?;
     Ok((hash, new))
 }
 
 /// Moves the root's entries into a node of their own.
-fn grow(
-    directory: &mut Directory<'_, '_>,
-    root: BlockNo,
-    index: &Index,
-    levels: usize,
-) -> Result<()> {
+fn grow(directory: &mut Directory<'_, '_>, path: &DxPath) -> Result<()> {
     let instance = directory.transaction.instance;
-    let large = instance.superblock.has_incompat(Incompat::LARGE_DIR);
-    if levels >= if large { 2 } else { 1 } {
+    let (root, _) = path.step(0);
+    let levels = path.levels() + 1;
+    if levels > instance.dx_levels_max() as usize {
         return Err(instance.damaged(directory.record.ino(), Some(root), "its index is full"));
     }
-    let new = new_node(directory, &index.entries)?;
-    let top = Index {
-        entries: vec![(0, new)],
-        ..*index
-    };
-    set_index(directory, root, &top, Some(levels as u8 + 1))
+    let entries = entries(directory, path, 0)?;
+    let new = new_node(directory, &entries)?;
+    let checksums = instance.checksums;
+    change_index(directory, root, |bytes| {
+        htree::set_entries(bytes, true, checksums, &[(0, new)])
+            && htree::set_levels(bytes, levels as u8)
+    })
 }
 
 /// Adds a block with a node of these entries to the directory.
 fn new_node(directory: &mut Directory<'_, '_>, entries: &[(u32, FileBlock)]) -> Result<FileBlock> {
     let instance = directory.transaction.instance;
     let (new, block) = append_block(directory.transaction, directory.record)?;
-    let size = instance.superblock.block_size() as usize;
-    let mut bytes = vec![0; size];
-    // An unused entry as long as the block, to those who do not know the index.
-    let whole = u16::try_from(size).unwrap_or(u16::MAX);
-    if let Some(length) = bytes.get_mut(4..6) {
-        length.copy_from_slice(&whole.to_le_bytes());
-    }
-    let tail = if instance.checksums { ENTRY } else { 0 };
-    let index = Index {
-        start: NODE_START,
-        limit: u16::try_from((size - NODE_START - tail) / ENTRY).unwrap_or(u16::MAX),
-        entries: entries.to_vec(),
-    };
-    index.write(&mut bytes);
+    let mut bytes = vec![0; instance.superblock.block_size() as usize];
+    let made = htree::init_node(&mut bytes, instance.checksums, entries);
+    debug_assert!(made, "what one node or the root had fits into a node");
     seal(directory, block, &mut bytes)?;
     directory.transaction.set(block, &bytes);
     Ok(new)
 }
 
-/// Adds an entry to a block of the index that has room.
+/// Adds an entry to the block of a level that has room, behind the one that was followed.
 fn add(
     directory: &mut Directory<'_, '_>,
-    block: BlockNo,
-    start: usize,
-    at: usize,
+    path: &DxPath,
+    level: usize,
     entry: (u32, FileBlock),
 ) -> Result<()> {
-    let bytes = directory.transaction.instance.read_block(block)?;
-    let mut index = Index::read(&bytes, start);
-    index.entries.insert(at.min(index.entries.len()), entry);
-    set_index(directory, block, &index, None)
+    let mut entries = entries(directory, path, level)?;
+    let (_, at) = path.step(level);
+    entries.insert((at + 1).min(entries.len()), entry);
+    set_entries(directory, path, level, &entries)
 }
 
-fn set_index(
+fn entries(
+    directory: &Directory<'_, '_>,
+    path: &DxPath,
+    level: usize,
+) -> Result<Vec<(u32, FileBlock)>> {
+    path.entries(level).at(
+        &directory.transaction.instance.damage,
+        Some(directory.record.ino()),
+        None,
+    )
+}
+
+fn set_entries(
+    directory: &mut Directory<'_, '_>,
+    path: &DxPath,
+    level: usize,
+    entries: &[(u32, FileBlock)],
+) -> Result<()> {
+    let checksums = directory.transaction.instance.checksums;
+    let (block, _) = path.step(level);
+    change_index(directory, block, |bytes| {
+        htree::set_entries(bytes, level == 0, checksums, entries)
+    })
+}
+
+/// Changes a block of the index, and refreshes its checksum. `edit` says whether it could.
+fn change_index(
     directory: &mut Directory<'_, '_>,
     block: BlockNo,
-    index: &Index,
-    levels: Option<u8>,
+    edit: impl FnOnce(&mut [u8]) -> bool,
 ) -> Result<()> {
-    let mut bytes = directory.transaction.instance.read_block(block)?.to_vec();
-    index.write(&mut bytes);
-    if let (Some(levels), Some(place)) = (levels, bytes.get_mut(ROOT_LEVELS)) {
-        *place = levels;
-    }
-    seal(directory, block, &mut bytes)?;
-    directory.transaction.set(block, &bytes);
-    Ok(())
+    let instance = directory.transaction.instance;
+    let inode = directory.record.ino();
+    let seed = directory.record.checksum_seed();
+    directory.transaction.change(block, |bytes| {
+        if !edit(bytes) {
+            return Err(instance.damaged(inode, Some(block), "its index has no room"));
+        }
+        if instance.checksums {
+            htree::update_checksum(bytes, seed).at(&instance.damage, Some(inode), Some(block))?;
+        }
+        Ok(())
+    })
 }
 
 fn seal(directory: &Directory<'_, '_>, block: BlockNo, bytes: &mut [u8]) -> Result<()> {

@@ -5,17 +5,21 @@
 //! dropped takes its changes back; [`super::Store::commit`] makes them durable as a whole.
 
 use hashbrown::{HashMap, HashSet};
-use pagefence_block_io::Buffer;
+use pagefence_block_io::{Buffer, DeviceError};
 use pagefence_ext4_format::group_desc::GroupDesc;
 use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::superblock::{SUPERBLOCK_OFFSET, Superblock};
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_vfs::Result;
+use pagefence_vfs::{Error, Result};
 
+use crate::alloc::{Allocator, Reservation};
+use crate::change::free_blocks::free_blocks;
 use crate::change::space::Space;
-use crate::error::At;
+use crate::error::{At, device};
 use crate::instance::Instance;
+use crate::live::Live;
+use crate::simple_journal::Handle;
 
 /// Changes that belong together. See the module's documentation.
 #[derive(Debug)]
@@ -28,7 +32,22 @@ pub(crate) struct Transaction<'a> {
 #[derive(Debug)]
 enum Backend<'a> {
     Gathered(Gathered<'a>),
+    Running(Running<'a>),
 }
+
+/// Changes that are part of the journal's running transaction, one handle's worth.
+#[derive(Debug)]
+struct Running<'a> {
+    live: &'a Live,
+    handle: Handle<'a>,
+    /// Blocks for metadata that it may take.
+    reservation: Reservation,
+    /// Something was changed, and it has not ended well so far.
+    is_half_done: bool,
+}
+
+/// Credits below which a handle asks for more.
+const CREDITS_LOW: u32 = 32;
 
 /// Changes gathered in memory, to be written as a whole: while the file system is being mounted.
 #[derive(Debug)]
@@ -76,10 +95,65 @@ impl<'a> Transaction<'a> {
         }
     }
 
+    /// A transaction through a journal handle, for blocks of `reservation`.
+    pub(crate) fn live(
+        instance: &'a Instance,
+        live: &'a Live,
+        handle: Handle<'a>,
+        reservation: Reservation,
+    ) -> Self {
+        Self {
+            instance,
+            backend: Backend::Running(Running {
+                live,
+                handle,
+                reservation,
+                is_half_done: false,
+            }),
+        }
+    }
+
+    /// Ends it where the file system is sound. One that has changed something and is dropped
+    /// otherwise aborts the journal: half of an operation must not become durable.
+    pub(crate) fn end(mut self) {
+        if let Backend::Running(running) = &mut self.backend {
+            running.is_half_done = false;
+        }
+    }
+
+    /// Has what it changed committed soon after its end.
+    pub(crate) fn sync(&mut self) {
+        if let Backend::Running(running) = &mut self.backend {
+            running.handle.sync();
+        }
+    }
+
+    /// Makes a block part of it whose contents are given when the transaction is sealed.
+    pub(crate) fn defer(&mut self, block: BlockNo) {
+        if let Backend::Running(running) = &mut self.backend {
+            running.is_half_done = true;
+            running.handle.defer(block);
+        }
+    }
+
+    /// The allocator and the journal's handle, of a live one.
+    pub(crate) fn allocation(&mut self) -> Option<(&'a Allocator, &mut Handle<'a>)> {
+        match &mut self.backend {
+            Backend::Gathered(_) => None,
+            Backend::Running(running) => {
+                running.is_half_done = true;
+                Some((&*running.live.allocator, &mut running.handle))
+            }
+        }
+    }
+
     /// Whether it should end at the next sound state: there is room for a few more blocks only.
-    pub(crate) fn is_large(&self) -> bool {
-        match &self.backend {
+    pub(crate) fn is_large(&mut self) -> bool {
+        match &mut self.backend {
             Backend::Gathered(gathered) => gathered.changed.len() >= gathered.blocks_max,
+            Backend::Running(running) => {
+                running.handle.credits() < CREDITS_LOW && !running.handle.extend(CREDITS_LOW)
+            }
         }
     }
 
@@ -87,6 +161,7 @@ impl<'a> Transaction<'a> {
     pub(crate) fn tid(&self) -> u64 {
         match &self.backend {
             Backend::Gathered(_) => 0,
+            Backend::Running(running) => running.handle.tid().0,
         }
     }
 
@@ -94,6 +169,7 @@ impl<'a> Transaction<'a> {
     pub(crate) fn is_empty(&self) -> bool {
         match &self.backend {
             Backend::Gathered(gathered) => gathered.changed.is_empty(),
+            Backend::Running(running) => !running.is_half_done,
         }
     }
 
@@ -109,6 +185,15 @@ impl<'a> Transaction<'a> {
         let instance = self.instance;
         match &mut self.backend {
             Backend::Gathered(gathered) => gathered.change(instance, block, edit),
+            Backend::Running(running) => {
+                instance.check_block(block)?;
+                let done = running
+                    .handle
+                    .change(block, |bytes| edit(bytes).map_err(EditError))
+                    .map_err(|EditError(error)| error)?;
+                running.is_half_done = true;
+                Ok(done)
+            }
         }
     }
 
@@ -118,6 +203,10 @@ impl<'a> Transaction<'a> {
             Backend::Gathered(gathered) => {
                 let buffer = self.instance.buffers.replace(block.0, bytes);
                 gathered.changed.insert(block, buffer);
+            }
+            Backend::Running(running) => {
+                running.is_half_done = true;
+                running.handle.set(block, bytes);
             }
         }
     }
@@ -130,6 +219,7 @@ impl<'a> Transaction<'a> {
                     self.instance.buffers.invalidate(block.0);
                 }
             }
+            Backend::Running(running) => running.handle.forget(block),
         }
     }
 
@@ -142,6 +232,14 @@ impl<'a> Transaction<'a> {
             Backend::Gathered(gathered) => {
                 let space = gathered.space;
                 space.allocate(self, inode, goal)
+            }
+            Backend::Running(running) => {
+                running.is_half_done = true;
+                let allocator = &running.live.allocator;
+                let reservation = &mut running.reservation;
+                let run = allocator.allocate(self.instance, goal, 1, reservation)?;
+                let (block, _) = allocator.use_run(&mut running.handle, run);
+                Ok(block)
             }
         }
     }
@@ -156,6 +254,7 @@ impl<'a> Transaction<'a> {
                 let space = gathered.space;
                 space.mark(self, inode, block, 1, false)
             }
+            Backend::Running(_) => free_blocks(self, inode, block, 1),
         }
     }
 
@@ -166,6 +265,7 @@ impl<'a> Transaction<'a> {
     pub(crate) fn check_owned(&self, inode: InodeNo, start: BlockNo, count: u32) -> Result<()> {
         match &self.backend {
             Backend::Gathered(gathered) => gathered.space.check(self.instance, inode, start, count),
+            Backend::Running(_) => self.instance.check_owned(inode, start, count),
         }
     }
 
@@ -177,6 +277,8 @@ impl<'a> Transaction<'a> {
                 let free = superblock.free_blocks_count().saturating_add_signed(more);
                 superblock.set_free_blocks_count(free.min(superblock.blocks_count()));
             }
+            // The allocator counts.
+            Backend::Running(_) => {}
         }
     }
 
@@ -188,6 +290,8 @@ impl<'a> Transaction<'a> {
                 let free = superblock.free_inodes_count().saturating_add_signed(more);
                 superblock.set_free_inodes_count(free.min(superblock.inodes_count()));
             }
+            // The allocator counts.
+            Backend::Running(_) => {}
         }
     }
 
@@ -195,6 +299,10 @@ impl<'a> Transaction<'a> {
     pub(crate) fn set_last_orphan(&mut self, inode: Option<InodeNo>) {
         match &mut self.backend {
             Backend::Gathered(gathered) => gathered.superblock.set_last_orphan(inode),
+            Backend::Running(running) => {
+                let live = running.live;
+                live.set_last_orphan(self, inode);
+            }
         }
     }
 
@@ -206,8 +314,12 @@ impl<'a> Transaction<'a> {
     ) -> Result<T> {
         let result = self.change(block, edit)?;
         match &mut self.backend {
-            Backend::Gathered(gathered) => gathered.allocation.insert(block),
-        };
+            Backend::Gathered(gathered) => {
+                gathered.allocation.insert(block);
+            }
+            // Bitmaps and descriptors are the allocator's to write.
+            Backend::Running(_) => debug_assert!(false, "the allocator was passed by"),
+        }
         Ok(result)
     }
 
@@ -254,7 +366,9 @@ impl<'a> Transaction<'a> {
     /// `Io`.
     pub(crate) fn finish(mut self) -> Result<Changes> {
         let instance = self.instance;
-        let Backend::Gathered(gathered) = &mut self.backend;
+        let Backend::Gathered(gathered) = &mut self.backend else {
+            return Err(Error::ReadOnly);
+        };
         if gathered.superblock != gathered.superblock_before {
             gathered.superblock.update_checksum();
             let superblock = gathered.superblock.clone();
@@ -293,11 +407,28 @@ impl Gathered<'_> {
     }
 }
 
+/// An error of a change, which may be the device's.
+struct EditError(Error);
+
+impl From<DeviceError> for EditError {
+    fn from(error: DeviceError) -> Self {
+        Self(device(error))
+    }
+}
+
 impl Drop for Transaction<'_> {
     fn drop(&mut self) {
-        let Backend::Gathered(gathered) = &mut self.backend;
-        for (block, _) in gathered.changed.drain() {
-            self.instance.buffers.invalidate(block.0);
+        match &mut self.backend {
+            Backend::Gathered(gathered) => {
+                for (block, _) in gathered.changed.drain() {
+                    self.instance.buffers.invalidate(block.0);
+                }
+            }
+            Backend::Running(running) if running.is_half_done => {
+                tracing::error!("an operation failed half way: the journal is aborted");
+                running.live.abort_half_done();
+            }
+            Backend::Running(_) => {}
         }
     }
 }

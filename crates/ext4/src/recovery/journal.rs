@@ -264,7 +264,7 @@ fn instance_of(recovered: &Recovered) -> Result<Instance, MountError> {
 
 /// Where the journal lies: by its inode, or by the copy of its map that the superblock keeps if
 /// the inode is no journal's (as e2fsck does).
-fn find(
+pub(super) fn find(
     device: &dyn Device,
     superblock: &Superblock,
     inode: InodeNo,

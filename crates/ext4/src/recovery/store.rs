@@ -123,7 +123,7 @@ pub(super) fn through_journal(
 }
 
 /// The journal's blocks, in runs.
-pub(super) fn blocks_of(location: &JournalLocation) -> Vec<Range<BlockNo>> {
+pub(crate) fn blocks_of(location: &JournalLocation) -> Vec<Range<BlockNo>> {
     let mut runs = Vec::new();
     let mut logical = 0;
     while let Some((first, count)) = location.physical(logical) {

@@ -67,6 +67,7 @@ fn overrides_show_other_owners_and_hide_acls() {
         umask: Some(0o022),
         posix_acl: true,
         threads: None,
+        ..ServeOptions::default()
     };
     let Some(mounted) = mount_with(fs, &options, |request| request.default_permissions = false)
     else {

@@ -211,3 +211,68 @@ proptest! {
         let _ = Acl::from_xattr(&bytes);
     }
 }
+
+/// What `chmod` makes of a list: POSIX.1e, 23.1.1 and Linux's rule that the group bits are the
+/// mask's.
+#[test]
+fn a_mode_goes_into_the_list() {
+    let list = sample().with_mode(0o640);
+    let due = [
+        (AclTag::UserObj, 6),
+        (AclTag::User(100), 6),
+        (AclTag::User(101), 0),
+        (AclTag::GroupObj, 4),
+        (AclTag::Group(200), 6),
+        (AclTag::Group(201), 1),
+        (AclTag::Mask, 4),
+        (AclTag::Other, 0),
+    ];
+    assert_eq!(list, acl(&due));
+    assert_eq!(list.permissions(), 0o640);
+    let three = [
+        (AclTag::UserObj, 0),
+        (AclTag::GroupObj, 0),
+        (AclTag::Other, 0),
+    ];
+    let list = acl(&three).with_mode(0o107_421);
+    assert_eq!(list.permissions(), 0o421, "without a mask the group's");
+    assert!(list.is_mode_only());
+    assert!(!sample().is_mode_only());
+    let mut masked = three.to_vec();
+    masked.insert(2, (AclTag::Mask, 7));
+    assert!(!acl(&masked).is_mode_only(), "a mask has to be kept");
+    assert_eq!(acl(&masked).permissions(), 0o070);
+}
+
+/// What a new file takes of its directory's default list: POSIX.1e, 23.3.3.
+#[test]
+fn a_new_file_gets_no_more_than_both_give() {
+    let list = sample().inherited(0o666);
+    let due = [
+        (AclTag::UserObj, 6),
+        (AclTag::User(100), 6),
+        (AclTag::User(101), 0),
+        (AclTag::GroupObj, 4),
+        (AclTag::Group(200), 6),
+        (AclTag::Group(201), 1),
+        (AclTag::Mask, 4),
+        (AclTag::Other, 0),
+    ];
+    assert_eq!(list, acl(&due));
+    let three = acl(&[
+        (AclTag::UserObj, 7),
+        (AclTag::GroupObj, 5),
+        (AclTag::Other, 0),
+    ]);
+    assert_eq!(three.inherited(0o666).permissions(), 0o640);
+    assert_eq!(three.inherited(0o777).permissions(), 0o750);
+}
+
+proptest! {
+    #[test]
+    fn the_mode_of_a_list_with_a_mode_is_that_mode(mode: u16) {
+        prop_assert_eq!(sample().with_mode(mode).permissions(), mode & 0o777);
+        let inherited = sample().inherited(mode).permissions();
+        prop_assert_eq!(inherited, sample().permissions() & mode);
+    }
+}

@@ -1,0 +1,428 @@
+//! Runs of blocks: found for somebody (busy), in use, and free again.
+
+use std::ops::Range;
+
+use pagefence_ext4_format::group_desc::GroupFlags;
+use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
+use pagefence_lock_order::primitives::Arc;
+use pagefence_vfs::{Error, Result};
+
+use crate::alloc::free_runs::FreeRuns;
+use crate::alloc::group_state::{Bits, GroupGuard};
+use crate::alloc::reservation::Reservation;
+use crate::alloc::{Allocator, Sink};
+use crate::change::free_blocks::{Piece, pieces};
+use crate::instance::Instance;
+
+/// Bitmaps that are read in search of a run that is long enough, at most, before a shorter one
+/// does.
+const READS_MAX: u32 = 8;
+
+/// Flex groups of so many groups and more keep their first group for directories (Linux:
+/// `EXT4_FLEX_SIZE_DIR_ALLOC_SCHEME`).
+const FLEX_WITH_DIRECTORIES: u32 = 4;
+
+/// Free blocks in a row, in one group, that nobody else gets meanwhile. Known in memory only;
+/// dropped, they are free again.
+#[derive(Debug)]
+pub(crate) struct BusyRun {
+    allocator: Arc<Allocator>,
+    start: BlockNo,
+    len: u32,
+}
+
+impl BusyRun {
+    /// First block.
+    pub(crate) fn start(&self) -> BlockNo {
+        self.start
+    }
+
+    /// Blocks, at least one.
+    pub(crate) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Cuts off all but the first `len` blocks; nothing if there are no more.
+    pub(crate) fn split_off(&mut self, len: u32) -> Option<Self> {
+        let rest = self.len.checked_sub(len).filter(|rest| *rest > 0)?;
+        self.len = len;
+        Some(Self {
+            allocator: Arc::clone(&self.allocator),
+            start: BlockNo(self.start.0 + u64::from(len)),
+            len: rest,
+        })
+    }
+
+    /// Makes the blocks free again, and promises as many to the holder of `reservation`.
+    ///
+    /// Takes the group's lock.
+    pub(crate) fn give_back(mut self, reservation: &mut Reservation) {
+        let allocator = Arc::clone(&self.allocator);
+        reservation.refund(&allocator, self.release());
+    }
+
+    fn release(&mut self) -> u32 {
+        let len = std::mem::take(&mut self.len);
+        if len > 0 {
+            self.allocator.unbusy(self.start, len);
+            self.allocator.note_returns();
+        }
+        len
+    }
+}
+
+impl Drop for BusyRun {
+    fn drop(&mut self) {
+        let len = self.release();
+        self.allocator.counts.give(len.into());
+    }
+}
+
+impl Allocator {
+    /// Finds 1 to `want` blocks in a row, near `goal`, for the holder of `from`, which has as
+    /// many fewer then: what begins at the goal; else the first run of `want` blocks behind it or
+    /// before it in its group; else in another group; else the longest run there is.
+    ///
+    /// Takes locks of groups, one at a time, and reads bitmaps with none held.
+    ///
+    /// # Errors
+    /// `NoSpace` if the reservation is empty, or damage took what it stood for; `Io` if there is
+    /// no free block but where a bitmap can't be read.
+    pub(crate) fn allocate(
+        self: &Arc<Self>,
+        instance: &Instance,
+        goal: BlockNo,
+        want: u32,
+        from: &mut Reservation,
+    ) -> Result<BusyRun> {
+        let want = want.min(u32::try_from(from.blocks()).unwrap_or(u32::MAX));
+        if want == 0 {
+            return Err(Error::NoSpace);
+        }
+        let (home, bit) = self
+            .superblock
+            .group_of_block(goal)
+            .unwrap_or((GroupNo(0), 0));
+        loop {
+            let returns = self.returns();
+            let mut search = Search {
+                allocator: self,
+                instance,
+                want,
+                failure: None,
+            };
+            let found = search
+                .near(home, bit)
+                .or_else(|| search.elsewhere(home))
+                .or_else(|| search.anywhere(home));
+            if let Some(run) = found {
+                from.spend(run.len);
+                return Ok(run);
+            }
+            // What came back to a group that was passed already is missed; whatever is promised
+            // is somewhere.
+            if returns == self.returns() {
+                return Err(search.failure.unwrap_or(Error::NoSpace));
+            }
+        }
+    }
+
+    /// Marks a busy run as in use: it belongs to who calls. Gives its first block and its length.
+    ///
+    /// Takes the group's lock. A transaction needs credits for three blocks: the bitmap, the
+    /// descriptor's block, the superblock.
+    pub(crate) fn use_run(&self, tx: &mut impl Sink, mut run: BusyRun) -> (BlockNo, u32) {
+        debug_assert!(std::ptr::eq(self, &*run.allocator), "one file system");
+        let (start, len) = (run.start, std::mem::take(&mut run.len));
+        let Ok((number, first)) = self.superblock.group_of_block(start) else {
+            return (start, 0);
+        };
+        let mut guard = self.lock(number);
+        let bitmap = guard.desc.block_bitmap();
+        if let Some(blocks) = guard.blocks_mut() {
+            let changed = bitmap::set_range(&mut blocks.bits, first..first + len);
+            debug_assert_eq!(changed, len, "busy blocks are not in use");
+            blocks.is_dirty = true;
+            blocks.busy -= len;
+            let desc = &mut guard.desc;
+            desc.set_free_clusters(desc.free_clusters().saturating_sub(changed));
+            let flags = desc.flags(&self.superblock);
+            desc.set_flags(flags.difference(GroupFlags::BLOCK_UNINIT));
+        }
+        self.mark_dirty(&mut guard, number);
+        drop(guard);
+        self.defer(tx, number, bitmap);
+        (start, len)
+    }
+
+    /// Frees `count` blocks from `start` on, which `inode` owns. They can be had again when the
+    /// transaction is durable. Blocks of a group whose bitmap is damaged are left as they are, as
+    /// Linux does: e2fsck finds them.
+    ///
+    /// Takes the locks of the groups, all at a time. A transaction needs credits for a bitmap and
+    /// a descriptor's block for each group that the run lies in, and the superblock.
+    ///
+    /// # Errors
+    /// `Corrupt`, and then nothing was freed, if the blocks are not all there, one belongs to the
+    /// file system itself, or one is not in use; `Io`.
+    pub(crate) fn free(
+        &self,
+        instance: &Instance,
+        tx: &mut impl Sink,
+        inode: InodeNo,
+        start: BlockNo,
+        count: u32,
+    ) -> Result<()> {
+        let refuse = |at: BlockNo, what: &str| Err(instance.damaged(inode, Some(at), what));
+        if count == 0 {
+            return Ok(());
+        }
+        if !instance.limits.contains(start, count) {
+            return refuse(start, "it owns blocks outside the file system");
+        }
+        if self.zones.overlap(start, count) {
+            return refuse(start, "it owns blocks of the file system itself");
+        }
+        let pieces = pieces(instance, inode, start, count)?;
+        let mut guards = self.lock_pieces(instance, &pieces)?;
+        for (piece, guard) in pieces.iter().zip(&guards) {
+            if let Bits::Loaded(blocks) = &guard.blocks
+                && let Some(bit) = bitmap::next_zero(&blocks.bits, piece.first..piece.end)
+            {
+                let first = self.superblock.first_block_of_group(piece.group);
+                drop(guards);
+                let at = BlockNo(first.0 + u64::from(bit));
+                return refuse(at, "it owns a block that is free");
+            }
+        }
+        let mut changed = Vec::with_capacity(pieces.len());
+        for (piece, guard) in pieces.iter().zip(&mut guards) {
+            let Some(blocks) = guard.blocks_mut() else {
+                continue;
+            };
+            let freed = bitmap::clear_range(&mut blocks.bits, piece.first..piece.end);
+            blocks.is_dirty = true;
+            blocks.pending += freed;
+            let desc = &mut guard.desc;
+            desc.set_free_clusters(desc.free_clusters().saturating_add(freed));
+            changed.push((piece, desc.block_bitmap()));
+            self.mark_dirty(guard, piece.group);
+        }
+        drop(guards);
+        for (piece, bitmap) in changed {
+            self.defer(tx, piece.group, bitmap);
+            let first = self.superblock.first_block_of_group(piece.group).0;
+            let run = first + u64::from(piece.first)..first + u64::from(piece.end);
+            self.with_pending(|pending| pending.add_blocks(tx.tid(), run));
+        }
+        Ok(())
+    }
+
+    /// The goal of a file's first block: the start of its inode's group, or with flex groups of
+    /// its flex group, in which what is in directories is kept apart from what is in files.
+    pub(crate) fn data_goal(&self, inode: InodeNo, is_directory: bool) -> BlockNo {
+        let superblock = &self.superblock;
+        let Ok(place) = superblock.locate_inode(inode) else {
+            return superblock.first_data_block();
+        };
+        let mut group = place.group.0;
+        let per_flex = superblock.groups_per_flex();
+        if per_flex >= FLEX_WITH_DIRECTORIES {
+            group -= group % per_flex;
+            if !is_directory && group + 1 < superblock.group_count() {
+                group += 1;
+            }
+        }
+        superblock.first_block_of_group(GroupNo(group))
+    }
+
+    /// The first run of free blocks at `from` or behind it in its group, of at least `least`
+    /// blocks, for the device to be told that it is free: busy until it is dropped. Nothing if
+    /// there is no more in the group.
+    ///
+    /// It takes half of what nobody is promised, at most, so that writers find space meanwhile; a
+    /// longer run comes in several.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn next_free_run(
+        self: &Arc<Self>,
+        instance: &Instance,
+        from: BlockNo,
+        least: u32,
+    ) -> Result<Option<BusyRun>> {
+        let Ok((number, bit)) = self.superblock.group_of_block(from) else {
+            return Ok(None);
+        };
+        let least = least.max(1);
+        if self.summary(number).longest() < least {
+            return Ok(None);
+        }
+        let most = u32::try_from(self.counts.left() / 2).unwrap_or(u32::MAX);
+        let size = most.min(self.superblock.blocks_per_group());
+        let Ok(mut promised) = self.reserve(size.into(), true) else {
+            return Ok(None);
+        };
+        let mut guard = self.lock_with_blocks(instance, number)?;
+        let Some(blocks) = guard.blocks_mut() else {
+            return Ok(None);
+        };
+        let run = blocks
+            .index
+            .first_fit(bit, least)
+            .and_then(|found| blocks.index.next_run(found.start))
+            .map(|run| run.start..run.end.min(run.start.saturating_add(size)))
+            .filter(|run| !run.is_empty());
+        Ok(run.map(|run| {
+            let run = self.make_busy(&mut guard, number, run);
+            promised.spend(run.len);
+            run
+        }))
+    }
+
+    /// Marks a run of a group as busy. It is in the index.
+    fn make_busy(
+        self: &Arc<Self>,
+        guard: &mut GroupGuard<'_>,
+        number: GroupNo,
+        run: Range<u32>,
+    ) -> BusyRun {
+        let len = run.end - run.start;
+        let first = self.superblock.first_block_of_group(number);
+        let start = BlockNo(first.0 + u64::from(run.start));
+        if let Some(blocks) = guard.blocks_mut() {
+            blocks.index.take(run);
+            blocks.busy += len;
+        }
+        BusyRun {
+            allocator: Arc::clone(self),
+            start,
+            len,
+        }
+    }
+
+    /// Puts busy blocks back into the index.
+    fn unbusy(&self, start: BlockNo, len: u32) {
+        let Ok((number, first)) = self.superblock.group_of_block(start) else {
+            return;
+        };
+        if let Some(blocks) = self.lock(number).blocks_mut() {
+            blocks.busy -= len;
+            blocks.index.give(first..first + len);
+        }
+    }
+
+    pub(super) fn mark_dirty(&self, guard: &mut GroupGuard<'_>, number: GroupNo) {
+        if !std::mem::replace(&mut guard.is_dirty, true) {
+            self.note_dirty(number);
+        }
+    }
+
+    /// Locks the groups of all pieces, their bitmaps in memory or damaged.
+    fn lock_pieces(&self, instance: &Instance, pieces: &[Piece]) -> Result<Vec<GroupGuard<'_>>> {
+        let mut pinned = 0;
+        let loaded = pieces.iter().try_for_each(|piece| {
+            self.lock_with_blocks(instance, piece.group)?.pins += 1;
+            pinned += 1;
+            Ok(())
+        });
+        // Ascending, as locks of one level are to be taken.
+        let guards: Vec<_> = pieces
+            .iter()
+            .take(pinned)
+            .map(|piece| {
+                let mut guard = self.lock(piece.group);
+                guard.pins -= 1;
+                guard
+            })
+            .collect();
+        loaded.map(|()| guards)
+    }
+}
+
+/// A search for a run.
+struct Search<'a> {
+    allocator: &'a Arc<Allocator>,
+    instance: &'a Instance,
+    want: u32,
+    /// Why a group could not be looked at.
+    failure: Option<Error>,
+}
+
+impl Search<'_> {
+    /// In the goal's group: at the goal, behind it, before it.
+    fn near(&mut self, home: GroupNo, bit: u32) -> Option<BusyRun> {
+        let want = self.want;
+        self.take(home, |runs| match runs.free_at(bit, want) {
+            0 => runs
+                .first_fit(bit, want)
+                .or_else(|| runs.first_fit(0, want)),
+            here => Some(bit..bit + here),
+        })
+    }
+
+    /// In the first group behind the goal's that has a run of the length wanted; else the longest
+    /// run of all groups whose runs are known.
+    fn elsewhere(&mut self, home: GroupNo) -> Option<BusyRun> {
+        let want = self.want;
+        let mut reads = 0;
+        let mut best = (0, home);
+        for number in self.groups_from(home) {
+            let summary = self.allocator.summary(number);
+            let mut longest = summary.longest();
+            if longest >= want && number != home {
+                if self.allocator.lock(number).blocks.is_absent() {
+                    if reads == READS_MAX {
+                        continue;
+                    }
+                    reads += 1;
+                }
+                let found = self.take(number, |runs| runs.first_fit(0, want));
+                if found.is_some() {
+                    return found;
+                }
+                longest = summary.longest();
+            }
+            if longest > best.0 {
+                best = (longest, number);
+            }
+        }
+        self.take_longest(best.1)
+    }
+
+    /// Wherever there is anything, reading all bitmaps if need be.
+    fn anywhere(&mut self, home: GroupNo) -> Option<BusyRun> {
+        self.groups_from(home)
+            .find_map(|number| self.take_longest(number))
+    }
+
+    fn take_longest(&mut self, number: GroupNo) -> Option<BusyRun> {
+        let want = self.want;
+        self.take(number, |runs| runs.first_fit(0, runs.longest().min(want)))
+    }
+
+    fn groups_from(&self, home: GroupNo) -> impl Iterator<Item = GroupNo> + use<> {
+        let count = self.allocator.superblock.group_count();
+        (home.0..count).chain(0..home.0).map(GroupNo)
+    }
+
+    /// Takes what `choose` finds in a group.
+    fn take(
+        &mut self,
+        number: GroupNo,
+        choose: impl FnOnce(&FreeRuns) -> Option<Range<u32>>,
+    ) -> Option<BusyRun> {
+        if self.allocator.summary(number).free() == 0 {
+            return None;
+        }
+        let mut guard = match self.allocator.lock_with_blocks(self.instance, number) {
+            Ok(guard) => guard,
+            Err(error) => {
+                self.failure = Some(error);
+                return None;
+            }
+        };
+        let run = choose(&guard.blocks_mut()?.index)?;
+        Some(self.allocator.make_busy(&mut guard, number, run))
+    }
+}

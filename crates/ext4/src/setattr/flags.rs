@@ -1,0 +1,166 @@
+//! Flags of inodes and projects (FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR). Rules: Linux's
+//! `fileattr_set_prepare` and `ext4_fileattr_set`.
+
+use pagefence_ext4_format::features::RoCompat;
+use pagefence_ext4_format::inode::InodeFlags;
+use pagefence_lock_order::Held;
+use pagefence_vfs::{Credentials, Error, FileKind, Fsxattr, InodeId, Result};
+
+use super::Attributes;
+use crate::disk_inode::DiskInode;
+use crate::filesystem::FileSystem;
+use crate::recovery::timestamp;
+
+/// Flags of FS_IOC_FSSETXATTR (FS_XFLAG_*), as inode flags.
+const XFLAGS: [(u32, InodeFlags); 7] = [
+    (0x8, InodeFlags::IMMUTABLE),
+    (0x10, InodeFlags::APPEND),
+    (0x20, InodeFlags::SYNC),
+    (0x40, InodeFlags::NOATIME),
+    (0x80, InodeFlags::NODUMP),
+    (0x200, InodeFlags::PROJINHERIT),
+    (0x8000, InodeFlags::DAX),
+];
+
+/// What a change of flags or of the project asks for.
+struct Wanted {
+    /// All flags that users see, as they become.
+    flags: InodeFlags,
+    project: Option<u32>,
+}
+
+impl FileSystem {
+    /// Sets the flags that users may set; those that they only see are passed over, as they come
+    /// back from whoever read them. Takes the inode lock and a transaction.
+    pub(crate) fn change_flags(&self, id: InodeId, flags: u32, who: &Credentials) -> Result<()> {
+        let flags = InodeFlags::from_bits_retain(flags);
+        self.change_extra(id, who, |_| {
+            Ok(Wanted {
+                flags,
+                project: None,
+            })
+        })
+    }
+
+    /// Sets the flags that FS_IOC_FSSETXATTR knows, and the project.
+    pub(crate) fn change_fsxattr(
+        &self,
+        id: InodeId,
+        attributes: &Fsxattr,
+        who: &Credentials,
+    ) -> Result<()> {
+        let known = XFLAGS.iter().fold(0, |known, (bit, _)| known | bit);
+        if attributes.xflags & !known != 0 || attributes.extent_size != 0 {
+            return Err(Error::Unsupported("attributes that ext4 does not have"));
+        }
+        self.change_extra(id, who, |disk| {
+            let mut flags = disk.record.flags() & InodeFlags::USER_VISIBLE;
+            for (bit, flag) in XFLAGS {
+                flags.set(flag, attributes.xflags & bit != 0);
+            }
+            Ok(Wanted {
+                flags,
+                project: Some(attributes.project),
+            })
+        })
+    }
+
+    fn change_extra(
+        &self,
+        id: InodeId,
+        who: &Credentials,
+        wanted: impl FnOnce(&DiskInode) -> Result<Wanted>,
+    ) -> Result<()> {
+        self.instance.live()?;
+        let inode = self.inode(id)?;
+        let mut held = Held::at_entry();
+        let (_exclusive, mut held) = inode.lock.write(&mut held);
+        let disk = inode.disk();
+        let wanted = wanted(&disk)?;
+        let flags = new_flags(&disk, wanted.flags, who)?;
+        let project = match wanted.project {
+            Some(project) => self.new_project(&disk, project)?,
+            None => None,
+        };
+        let stays_immutable = (flags & disk.record.flags()).contains(InodeFlags::IMMUTABLE);
+        if stays_immutable && (flags != disk.record.flags() || project.is_some()) {
+            return Err(Error::NotPermitted);
+        }
+        let mut xattrs = self.xattr_change(&disk)?;
+        if project.is_some() {
+            let mut record = disk.record.clone();
+            record.ensure_extra();
+            xattrs.grow_extra(&record)?;
+        }
+        let attributes = Attributes {
+            changed: Some(timestamp().1),
+            flags: Some(flags),
+            project,
+            ..Attributes::default()
+        };
+        self.apply_attributes(&mut held, &inode, &attributes, xattrs, who.uid == 0)
+    }
+
+    /// The project to be set, if it is another.
+    fn new_project(&self, disk: &DiskInode, project: u32) -> Result<Option<u32>> {
+        if !self.instance.superblock.has_ro_compat(RoCompat::PROJECT) {
+            return match project {
+                0 => Ok(None),
+                _ => Err(Error::Unsupported(
+                    "projects without the feature of that name",
+                )),
+            };
+        }
+        if project == u32::MAX {
+            return Err(Error::InvalidArgument);
+        }
+        // A record without the field is of project 0.
+        let is_new = disk.record.project().unwrap_or(0) != project;
+        Ok(is_new.then_some(project))
+    }
+}
+
+/// All flags as they become, if `wanted` may be asked for.
+fn new_flags(disk: &DiskInode, wanted: InodeFlags, who: &Credentials) -> Result<InodeFlags> {
+    let old = disk.record.flags();
+    if !InodeFlags::USER_VISIBLE.contains(wanted) {
+        return Err(Error::Unsupported("flags that nobody may set"));
+    }
+    let wanted = wanted & InodeFlags::USER_MODIFIABLE;
+    let kind = match disk.record.kind() {
+        Some(kind) => wanted.allowed_for(kind) == wanted,
+        None => false,
+    };
+    if !kind {
+        return Err(Error::Unsupported(
+            "flags that files of that kind can't have",
+        ));
+    }
+    let changed = (wanted ^ old) & InodeFlags::USER_MODIFIABLE;
+    if changed.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND) && who.uid != 0 {
+        return Err(Error::NotPermitted);
+    }
+    if changed.contains(InodeFlags::EXTENTS) {
+        return Err(Error::Unsupported("another form of a file's block map"));
+    }
+    if changed.contains(InodeFlags::JOURNAL_DATA) {
+        return Err(Error::Unsupported("a file's data in the journal"));
+    }
+    if changed.intersects(InodeFlags::CASEFOLD | InodeFlags::EOFBLOCKS) {
+        return Err(Error::Unsupported("that flag"));
+    }
+    if changed.contains(InodeFlags::DAX) {
+        let holds_data = matches!(disk.kind, FileKind::Regular | FileKind::Directory);
+        if wanted.contains(InodeFlags::DAX) && !holds_data {
+            return Err(Error::InvalidArgument);
+        }
+        let excludes = InodeFlags::VERITY
+            | InodeFlags::ENCRYPT
+            | InodeFlags::JOURNAL_DATA
+            | InodeFlags::INLINE_DATA;
+        if old.intersects(excludes) {
+            return Err(Error::Unsupported("direct access to such a file"));
+        }
+    }
+    Ok(old.difference(InodeFlags::USER_MODIFIABLE) | wanted)
+}
