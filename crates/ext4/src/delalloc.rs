@@ -37,12 +37,13 @@ pub(crate) struct Delayed {
     holes: BlockRanges,
     /// Blocks of unwritten extents that pages are dirty over: to be marked as written.
     unwritten: BlockRanges,
-    /// Of `holes`, those that writeback has chosen blocks for.
+    /// How many of `holes` writeback has chosen blocks for.
     chosen: u64,
     /// For the data.
     space: Option<Reservation>,
     /// For the map.
     map_space: Option<Reservation>,
+    flush_on_close: bool,
 }
 
 /// What of a file's map bounds how many blocks it may take.
@@ -190,9 +191,20 @@ fn indirect_blocks(amount: &Amount, per_block: u64) -> u64 {
 }
 
 impl Delayed {
-    /// Blocks without a place.
-    pub(crate) fn holes(&self) -> &BlockRanges {
-        &self.holes
+    /// How many blocks have no place, those included that are being given one.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.holes.len()
+    }
+
+    /// Has the file written back when it is closed ([`Self::take_flush_on_close`]).
+    pub(crate) fn set_flush_on_close(&mut self) {
+        self.flush_on_close = true;
+    }
+
+    /// Whether the file was cut to nothing since it was last written back for that: what was then
+    /// written to it is not left to chance (Linux: `auto_da_alloc`).
+    pub(crate) fn take_flush_on_close(&mut self) -> bool {
+        std::mem::take(&mut self.flush_on_close)
     }
 
     /// Whether dirty data over `block` has space, and for how many blocks from there that stays
@@ -201,7 +213,7 @@ impl Delayed {
         self.holes.run_at(block)
     }
 
-    /// As [`Self::hole_at`], for blocks of unwritten extents.
+    /// Whether unwritten `block` is counted in, and for how many blocks from there that stays so.
     pub(crate) fn unwritten_at(&self, block: FileBlock) -> (bool, u32) {
         self.unwritten.run_at(block)
     }
@@ -249,7 +261,9 @@ impl Delayed {
             .saturating_sub(blocks_of(self.map_space.as_ref()));
         match allocator.reserve(new + for_map, false) {
             Ok(mut reservation) => {
-                join(&mut self.map_space, reservation.take(for_map));
+                if let Some(for_map) = reservation.take(for_map) {
+                    join(&mut self.map_space, for_map);
+                }
                 join(&mut self.space, reservation);
                 Ok(())
             }
@@ -286,9 +300,13 @@ impl Delayed {
 
     /// The space of `count` blocks, for which writeback is about to choose a place.
     pub(crate) fn choose(&mut self, count: u64) -> Option<Reservation> {
+        let space = self.space.as_mut()?.take(count)?;
         self.chosen += count;
-        debug_assert!(self.chosen <= self.holes.len(), "chosen for what is delayed");
-        self.space.as_mut().map(|space| space.take(count))
+        debug_assert!(
+            self.chosen <= self.holes.len(),
+            "chosen for what is delayed"
+        );
+        Some(space)
     }
 
     /// The space of blocks that were not mapped after all.
@@ -324,7 +342,7 @@ impl Delayed {
         }
         let needed = shape.worst_case(&self.amount());
         if let Some(space) = &mut self.map_space {
-            drop(space.take(space.blocks().saturating_sub(needed)));
+            space.shrink_to(needed);
         }
         if self.is_empty() {
             debug_assert_eq!(self.chosen, 0, "chosen for what is delayed");
@@ -334,15 +352,14 @@ impl Delayed {
     }
 
     /// The blocks have no dirty data any more: their space is given up. None of them is under
-    /// writeback.
-    pub(crate) fn forget(&mut self, shape: &MapShapeNow, blocks: Range<u32>) {
+    /// writeback. [`Self::settle`] follows, when the blocks are taken away.
+    pub(crate) fn forget(&mut self, blocks: Range<u32>) {
         let gone = self.holes.remove(blocks.clone());
         self.unwritten.remove(blocks);
         if let Some(space) = &mut self.space {
             debug_assert!(space.blocks() >= gone, "none of them is under writeback");
-            drop(space.take(gone.min(space.blocks())));
+            space.shrink_to(space.blocks().saturating_sub(gone));
         }
-        self.settle(shape, None);
     }
 }
 

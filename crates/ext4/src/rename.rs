@@ -293,7 +293,7 @@ impl Work<'_> {
             && !self.rename.exchanges()
             && self.moving.inode.core.kind == FileKind::Regular
         {
-            self.fs.map_delayed(&self.moving.inode, held)?;
+            self.fs.write_before_rename(&self.moving.inode, held);
         }
         let instance = &self.fs.instance;
         let (from, to) = (self.rename.from, self.rename.to);
@@ -412,15 +412,6 @@ impl Work<'_> {
         }
         child.inode.core.update(|record| record.set_ctime(now));
         child.inode.core.write(transaction, true)
-    }
-}
-
-impl FileSystem {
-    /// Has the data of a file written that replaces another, so that a crash leaves one or the
-    /// other and not an empty file (Linux: `auto_da_alloc`).
-    fn map_delayed(&self, inode: &Inode, held: &mut Held<'_, levels::Inode>) -> Result<()> {
-        let _ = (inode, held);
-        Ok(())
     }
 }
 

@@ -173,13 +173,14 @@ impl ExtentTree<'_, '_> {
         Ok(removed)
     }
 
-    /// Says of the unwritten blocks from `first` up to (not including) `end` that they are written;
-    /// leaves those that are and holes as they are. Each run splits at most one extent at each
-    /// end, and takes no block away from the tree, so it needs at most two entries.
+    /// Says of the blocks from `first` up to (not including) `end` that they are written, or that
+    /// they are not; leaves those that are so, and holes, as they are. Each extent is cut at most
+    /// once at each end of the range, and no block is taken away from the tree.
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
-    pub(crate) fn mark_written(&mut self, first: FileBlock, end: FileBlock) -> Result<()> {
+    pub(crate) fn mark(&mut self, first: FileBlock, end: FileBlock, unwritten: bool) -> Result<()> {
+        let longest = u32::from(MAX_EXTENT_LEN) - u32::from(unwritten);
         let mut from = first;
         while from < end {
             let (path, leaf) = self.descend(from)?;
@@ -199,46 +200,55 @@ impl ExtentTree<'_, '_> {
             if extent.first >= end {
                 break;
             }
-            let (low, high) = (extent.first.max(from), extent.end().min(end));
+            let low = extent.first.max(from);
+            let high = extent
+                .end()
+                .min(end)
+                .min(FileBlock(low.0.saturating_add(longest)));
             from = high;
-            let Some(middle) = part(&extent, low, high).filter(|_| extent.unwritten) else {
+            let Some(middle) = part(&extent, low, high).filter(|_| extent.unwritten != unwritten)
+            else {
                 continue;
             };
-            let written = Extent {
-                unwritten: false,
+            let middle = Extent {
+                unwritten,
                 ..middle
             };
             let left = part(&extent, extent.first, low);
             let right = part(&extent, high, extent.end());
-            self.replace(&path, &leaf, at, left, written, right)?;
+            self.replace(&path, &leaf, at, left, middle, right)?;
         }
         Ok(())
     }
 
-    /// Puts up to three extents in the place of extent number `at`: `written`, and what is left
-    /// of the old one before and behind it. `written` joins its neighbours where it meets them.
+    /// Puts up to three extents in the place of extent number `at`: `middle`, and what is left of
+    /// the old one before and behind it. `middle` joins its neighbours where it meets them.
     fn replace(
         &mut self,
         path: &[Step],
         leaf: &Leaf,
         at: usize,
         left: Option<Extent>,
-        written: Extent,
+        middle: Extent,
         right: Option<Extent>,
     ) -> Result<()> {
         let before = at.checked_sub(1).and_then(|at| leaf.extents.get(at));
         let next = leaf.extents.get(at + 1);
         let with_before = before
             .filter(|_| left.is_none())
-            .and_then(|before| join(before, &written));
+            .and_then(|before| join(before, &middle));
         let with_next = next
             .filter(|_| right.is_none())
-            .and_then(|next| join(&written, next));
+            .and_then(|next| join(&middle, next));
         // Where a neighbour takes it in, the tree needs no further entry.
         match (left, right, with_before, with_next) {
             (None, None, Some(joined), _) => {
                 let whole = next.and_then(|next| join(&joined, next));
-                let gone = if whole.is_some() { at..at + 2 } else { at..at + 1 };
+                let gone = if whole.is_some() {
+                    at..at + 2
+                } else {
+                    at..at + 1
+                };
                 self.edit(path.last(), |node| {
                     let _ = node.set_extent(at - 1, &whole.unwrap_or(joined));
                     node.remove(gone);
@@ -249,7 +259,7 @@ impl ExtentTree<'_, '_> {
                 node.remove(at + 1..at + 2);
             }),
             (None, None, None, None) => self.edit(path.last(), |node| {
-                let _ = node.set_extent(at, &written);
+                let _ = node.set_extent(at, &middle);
             }),
             (None, Some(right), Some(joined), _) => self.edit(path.last(), |node| {
                 let _ = node.set_extent(at - 1, &joined);
@@ -260,11 +270,11 @@ impl ExtentTree<'_, '_> {
                 let _ = node.set_extent(at + 1, &joined);
             }),
             (left, right, _, _) => {
-                let stays = left.unwrap_or(written);
+                let stays = left.unwrap_or(middle);
                 self.edit(path.last(), |node| {
                     let _ = node.set_extent(at, &stays);
                 })?;
-                let more = [left.is_some().then_some(written), right];
+                let more = [left.is_some().then_some(middle), right];
                 more.into_iter()
                     .flatten()
                     .try_for_each(|extent| self.insert(extent))
@@ -479,11 +489,7 @@ impl ExtentTree<'_, '_> {
 ///
 /// # Errors
 /// `Corrupt` if the record has no room for so many.
-pub(crate) fn count_blocks(
-    instance: &Instance,
-    record: &mut InodeRecord,
-    more: i64,
-) -> Result<()> {
+pub(crate) fn count_blocks(instance: &Instance, record: &mut InodeRecord, more: i64) -> Result<()> {
     let per_block = i64::from(instance.superblock.block_size() / 512);
     let sectors = record
         .sectors()

@@ -1,5 +1,5 @@
-//! Mapping blocks where a file has a hole, and marking unwritten ones as written: extent trees
-//! and block maps alike.
+//! Mapping blocks where a file has a hole, in extent trees and block maps alike; and marking those
+//! of extent trees as written or not.
 //!
 //! Data blocks come from the caller, who marks them as used; blocks of the map are the
 //! transaction's to allocate. Both are counted into the inode's sectors.
@@ -42,22 +42,23 @@ pub(crate) fn insert_blocks(
     count_blocks(transaction.instance, record, i64::from(run.len))
 }
 
-/// Says of unwritten blocks of an extent tree that they are written now.
+/// Says of blocks of an extent tree that they are written now, or that they are not.
 ///
 /// # Errors
 /// As [`insert_blocks`].
-pub(crate) fn mark_written(
+pub(crate) fn mark(
     transaction: &mut Transaction<'_>,
     record: &mut InodeRecord,
     first: FileBlock,
     len: u32,
+    unwritten: bool,
 ) -> Result<()> {
     let end = FileBlock(first.0.saturating_add(len));
     let mut tree = ExtentTree {
         transaction,
         record,
     };
-    tree.mark_written(first, end)
+    tree.mark(first, end, unwritten)
 }
 
 fn insert_extents(
@@ -122,11 +123,9 @@ fn insert_in_one_block(
     let count = most.min(slots.saturating_sub(first));
     let point = |bytes: &mut [u8]| -> Result<()> {
         let pointers = match holder {
-            None => Pointers::root(bytes, &instance.limits).at(
-                &instance.damage,
-                Some(inode),
-                None,
-            )?,
+            None => {
+                Pointers::root(bytes, &instance.limits).at(&instance.damage, Some(inode), None)?
+            }
             Some(_) => Pointers::block(bytes, &instance.limits),
         };
         let is_hole = (first..first + count).all(|slot| matches!(pointers.get(slot), Ok(None)));
