@@ -99,16 +99,6 @@ impl FileSystem {
         let closed = live.close();
         synced.and(closed)
     }
-
-    /// Writes back the data of a file that takes the name of another, so that a crash leaves one
-    /// of the two, whole (Linux: `auto_da_alloc`). What fails is told to who syncs the file.
-    pub(crate) fn write_before_rename(&self, inode: &Inode, held: &mut Held<'_, levels::Inode>) {
-        if let Some(mapping) = inode.existing_mapping()
-            && !mapping.is_idle()
-        {
-            let _ = mapping.write_back(held, 0..u64::MAX, WaitFor::All);
-        }
-    }
 }
 
 impl Live {

@@ -50,7 +50,6 @@ mod group;
 mod htree;
 mod indirect;
 pub mod info;
-mod inherit_acl;
 mod inode;
 mod inode_cache;
 mod inode_data;
