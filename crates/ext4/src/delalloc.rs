@@ -16,9 +16,9 @@
 
 use std::ops::Range;
 
-use pagefence_ext4_format::FileBlock;
 use pagefence_ext4_format::extent::{ExtentNode, Place, entries_that_fit};
 use pagefence_ext4_format::indirect::DIRECT_SLOTS;
+use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
 use crate::alloc::{Allocator, Reservation};
@@ -44,6 +44,8 @@ pub(crate) struct Delayed {
     /// For the map.
     map_space: Option<Reservation>,
     flush_on_close: bool,
+    /// A block of the file, and where it would best lie: behind what was given a place last.
+    goal: Option<(u32, BlockNo)>,
 }
 
 /// What of a file's map bounds how many blocks it may take.
@@ -194,6 +196,19 @@ impl Delayed {
     /// How many blocks have no place, those included that are being given one.
     pub(crate) fn blocks(&self) -> u64 {
         self.holes.len()
+    }
+
+    /// Where block `first` would best lie, going by what was given a place last; what was may be
+    /// on its way to the map.
+    pub(crate) fn goal(&self, first: u32) -> Option<BlockNo> {
+        let (block, goal) = self.goal?;
+        let gap = first.checked_sub(block)?;
+        Some(BlockNo(goal.0.saturating_add(gap.into())))
+    }
+
+    /// What follows block `next` would best lie at `goal`.
+    pub(crate) fn set_goal(&mut self, next: u32, goal: BlockNo) {
+        self.goal = Some((next, goal));
     }
 
     /// Has the file written back when it is closed ([`Self::take_flush_on_close`]).

@@ -9,7 +9,7 @@ use std::ops::Range;
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_lock_order::Held;
-use pagefence_lock_order::levels::{self, Invalidate};
+use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{Evict, PAGE_SIZE, WaitFor};
 use pagefence_vfs::{Error, FallocateMode, Result};

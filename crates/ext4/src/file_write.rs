@@ -106,7 +106,7 @@ impl FileSystem {
             changed: Some(now),
             ..Attributes::default()
         };
-        self.apply_attributes(held, inode, &attributes, xattrs, true)
+        self.apply_attributes(held, inode, &attributes, Some(xattrs), true)
     }
 
     /// See [`pagefence_vfs::FileSystem::copy_range`]: through the cache, a piece at a time, so that

@@ -194,6 +194,8 @@ impl FileData {
             plan.io.push(Io { first, start, len });
             self.push_new(plan, first, run);
         }
+        let (mut delayed, _held) = self.inode.block_map.write(held);
+        delayed.set_goal(piece.first + piece.len, goal);
         Ok(())
     }
 
@@ -225,14 +227,17 @@ impl FileData {
             let gap = first.saturating_sub(before.first.0);
             return Ok(BlockNo(before.start.0 + u64::from(gap)));
         }
+        let (delayed, _held) = self.inode.block_map.read(held);
         if let Some(before) = first.checked_sub(1) {
-            let (_map, _held) = self.inode.block_map.read(held);
             let found = self
                 .instance
                 .map_blocks(&self.inode.disk(), FileBlock(before))?;
             if let Target::Written(block) | Target::Unwritten(block) = found.target {
                 return Ok(BlockNo(block.0 + 1));
             }
+        }
+        if let Some(goal) = delayed.goal(first) {
+            return Ok(goal);
         }
         Ok(live.allocator.data_goal(self.inode.number, false))
     }
