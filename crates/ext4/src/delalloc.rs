@@ -44,6 +44,7 @@ pub(crate) struct Delayed {
     /// For the map.
     map_space: Option<Reservation>,
     flush_on_close: bool,
+    has_failed: bool,
     /// A block of the file, and where it would best lie: behind what was given a place last.
     goal: Option<(u32, BlockNo)>,
 }
@@ -237,9 +238,19 @@ impl Delayed {
         self.holes.is_empty() && self.unwritten.is_empty()
     }
 
-    /// Blocks reserved, for the data and for the map.
-    pub(crate) fn reserved(&self) -> u64 {
-        blocks_of(self.space.as_ref()) + blocks_of(self.map_space.as_ref())
+    /// Writing back failed: blocks may stay delayed though no page is dirty over them.
+    pub(crate) fn note_failure(&mut self) {
+        self.has_failed = true;
+    }
+
+    /// Asserts that nothing is reserved, all pages having been written back.
+    pub(crate) fn assert_settled(&self) {
+        let reserved = blocks_of(self.space.as_ref()) + blocks_of(self.map_space.as_ref());
+        debug_assert!(
+            self.has_failed || (self.is_empty() && reserved == 0),
+            "{reserved} blocks are reserved for {} delayed ones of a file that is written",
+            self.holes.len() + self.unwritten.len()
+        );
     }
 
     fn amount(&self) -> Amount {

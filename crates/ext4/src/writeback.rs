@@ -98,7 +98,7 @@ impl FileData {
             .and_then(|()| self.submit(batch, &plan.io))
             .and_then(|()| self.map(held, batch, &mut plan.unmapped));
         if outcome.is_err() {
-            self.give_back(held, plan.unmapped)?;
+            self.give_back(held, plan.unmapped);
         }
         outcome
     }
@@ -365,13 +365,13 @@ impl FileData {
     }
 
     /// Gives chosen blocks back, which keep their space: their pages may be dirty anew.
-    fn give_back(
-        &self,
-        held: &mut Held<'_, Writepages>,
-        unmapped: VecDeque<Unmapped>,
-    ) -> Result<()> {
+    fn give_back(&self, held: &mut Held<'_, Writepages>, unmapped: VecDeque<Unmapped>) {
+        {
+            let (mut delayed, _held) = self.inode.block_map.write(held);
+            delayed.note_failure();
+        }
         let Some(live) = &self.instance.live else {
-            return Ok(());
+            return;
         };
         for left in unmapped {
             if let Unmapped::New { run, .. } = left {
@@ -382,7 +382,6 @@ impl FileData {
                 delayed.put_back(len, space);
             }
         }
-        Ok(())
     }
 }
 
