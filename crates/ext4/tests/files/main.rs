@@ -7,6 +7,7 @@
     reason = "tests panic on purpose"
 )]
 
+mod crash;
 mod full;
 mod ranges;
 mod support;

@@ -44,6 +44,12 @@ pub(crate) const KINDS: [Kind; 8] = [
     ),
 ];
 
+impl Kind {
+    pub(crate) fn has_journal(&self) -> bool {
+        !self.name.starts_with("ext2") && !self.options.contains(&"^has_journal")
+    }
+}
+
 /// An image in a temporary directory.
 pub(crate) struct Image {
     _dir: tempfile::TempDir,
@@ -67,6 +73,14 @@ impl Image {
         let arguments = [&["-q", "-F"], options, &[image, size]].concat();
         let output = Command::new("mke2fs").args(&arguments).output().unwrap();
         assert!(output.status.success(), "mke2fs {arguments:?}: {output:?}");
+        Self { _dir: dir, path }
+    }
+
+    /// One of these bytes.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, bytes).unwrap();
         Self { _dir: dir, path }
     }
 
