@@ -49,7 +49,9 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    pub(super) fn new(block_size: u32) -> Self {
+    /// No bytes. Holes are whole blocks.
+    #[must_use]
+    pub fn new(block_size: u32) -> Self {
         Self {
             block_size: u64::from(block_size),
             size: 0,
@@ -83,7 +85,8 @@ impl Bytes {
         bytes
     }
 
-    pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
+    /// Writes.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
@@ -101,7 +104,8 @@ impl Bytes {
         self.size = self.size.max(offset + data.len() as u64);
     }
 
-    pub(super) fn set_size(&mut self, size: u64) {
+    /// Cuts off, or extends by a hole.
+    pub fn set_size(&mut self, size: u64) {
         if size < self.size {
             let kept = size.div_ceil(self.block_size);
             self.blocks.split_off(&kept);
@@ -117,7 +121,7 @@ impl Bytes {
     }
 
     /// Gives the range space; the size grows to its end.
-    pub(super) fn promise(&mut self, offset: u64, length: u64) {
+    pub fn promise(&mut self, offset: u64, length: u64) {
         let end = offset + length;
         let blocks = offset / self.block_size..end.div_ceil(self.block_size);
         self.promised.extend(blocks);

@@ -14,9 +14,7 @@ impl Tree {
                 let empty = Kind::File(Bytes::new(self.format.block_size));
                 self.make(path, empty, 0o644)
             }
-            O::MakeDirectory { path } => {
-                self.make(path, Kind::Directory(BTreeMap::new()), 0o755)
-            }
+            O::MakeDirectory { path } => self.make(path, Kind::Directory(BTreeMap::new()), 0o755),
             O::Fifo { path } => self.make(path, Kind::Fifo, 0o644),
             O::Symlink { target, path } => self.symlink(target, path),
             O::Link { original, link } => self.link(original, link),
@@ -49,12 +47,7 @@ impl Tree {
         }
     }
 
-    pub(super) fn make(
-        &mut self,
-        path: &str,
-        kind: Kind,
-        permissions: u16,
-    ) -> Result<(), Failure> {
+    pub(super) fn make(&mut self, path: &str, kind: Kind, permissions: u16) -> Result<(), Failure> {
         let (parent, name) = self.parent_of(path)?;
         if self.entry(parent, name)?.is_some() {
             return Err(Failure::Exists);
@@ -100,9 +93,7 @@ impl Tree {
     fn rename(&mut self, from: &str, to: &str, how: RenameHow) -> Result<(), Failure> {
         let (old_parent, old_name) = self.parent_of(from)?;
         let (new_parent, new_name) = self.parent_of(to)?;
-        let moved = self
-            .entry(old_parent, old_name)?
-            .ok_or(Failure::NotFound)?;
+        let moved = self.entry(old_parent, old_name)?.ok_or(Failure::NotFound)?;
         let target = self.entry(new_parent, new_name)?;
         match (how, target) {
             (RenameHow::NoReplace, Some(_)) => return Err(Failure::Exists),

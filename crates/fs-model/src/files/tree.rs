@@ -279,12 +279,7 @@ impl Tree {
 
     /// What chown(2) does: what is no directory loses its set-uid bit, and its set-group-id bit
     /// if its group may execute it.
-    fn set_owner(
-        &mut self,
-        path: &str,
-        uid: Option<u32>,
-        gid: Option<u32>,
-    ) -> Result<(), Failure> {
+    fn set_owner(&mut self, path: &str, uid: Option<u32>, gid: Option<u32>) -> Result<(), Failure> {
         let number = self.node_at(path, false)?;
         let node = self.node_mut(number);
         node.uid = uid.unwrap_or(node.uid);

@@ -68,32 +68,6 @@ fn complaints<'t>(printed: &'t str, image: &'t str) -> impl Iterator<Item = &'t 
         .filter(move |line| !line.is_empty() && !line.starts_with("Pass ") && !is_usage(line))
 }
 
-/// Runs e2fsck with these arguments on a copy of the device; what is there then.
-///
-/// # Errors
-/// It could not mend it.
-pub(crate) fn mend(device: &MemoryDevice, arguments: &[&str]) -> Result<MemoryDevice, String> {
-    let file = file_of(device);
-    let output = Command::new("timeout")
-        .arg("60")
-        .arg("e2fsck")
-        .args(arguments)
-        .arg(file.path())
-        .env("LC_ALL", "C")
-        .output()
-        .map_err(|error| format!("e2fsck: {error}"))?;
-    // 1: errors were mended.
-    if !matches!(output.status.code(), Some(0 | 1)) {
-        return Err(format!(
-            "e2fsck {arguments:?}, {}:\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout)
-        ));
-    }
-    let bytes = std::fs::read(file.path()).map_err(|error| error.to_string())?;
-    Ok(MemoryDevice::from_bytes(&bytes))
-}
-
 #[test]
 fn a_wrong_count_is_a_complaint() {
     let printed = "Pass 5: Checking group summary information\n\

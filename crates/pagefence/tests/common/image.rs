@@ -27,11 +27,6 @@ impl Setup {
         }
     }
 
-    /// Whether a crash is recovered from by a journal.
-    pub(crate) fn has_journal(&self) -> bool {
-        self.kind != Kind::Ext2 && !self.features.contains("^has_journal")
-    }
-
     pub(crate) fn format(&self) -> Format {
         Format {
             block_size: self.block_size,

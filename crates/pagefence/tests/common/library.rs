@@ -97,7 +97,9 @@ impl Library {
             O::Link { original, link } => volume.hard_link(original, link)?,
             O::Symlink { target, path } => volume.symlink(target, path)?,
             O::Fifo { path } => volume.make_node(path, Node::Fifo)?,
-            O::SetPermissions { path, permissions } => volume.set_permissions(path, *permissions)?,
+            O::SetPermissions { path, permissions } => {
+                volume.set_permissions(path, *permissions)?
+            }
             O::SetOwner { path, uid, gid } => volume.set_owner(path, *uid, *gid)?,
             O::SetXattr { path, name, value } => volume.set_xattr(path, name, value)?,
             O::RemoveXattr { path, name } => {

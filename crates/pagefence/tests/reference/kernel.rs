@@ -67,7 +67,10 @@ impl Mounted {
 
     fn mount(&mut self) -> Result<(), String> {
         let options = ["-t", "ext4", "-o", "loop"].map(Path::new);
-        run("mount", &[&options[..], &[&self.image, &self.point]].concat())?;
+        run(
+            "mount",
+            &[&options[..], &[&self.image, &self.point]].concat(),
+        )?;
         self.is_mounted = true;
         Ok(())
     }
@@ -82,7 +85,9 @@ impl Mounted {
 
     fn apply(&mut self, operation: &Operation) -> Result<Answer, Errno> {
         if *operation == Operation::Reopen {
-            self.unmount().and_then(|()| self.mount()).expect("it is mounted again");
+            self.unmount()
+                .and_then(|()| self.mount())
+                .expect("it is mounted again");
             return Ok(Answer::Done);
         }
         let result = self.step(operation);
@@ -253,11 +258,7 @@ fn failure(errno: Errno) -> Option<Failure> {
 }
 
 /// Does the operations to the library, to the kernel and to the model.
-fn compare(
-    setup: &Setup,
-    image: &MemoryDevice,
-    operations: &[Operation],
-) -> Result<(), String> {
+fn compare(setup: &Setup, image: &MemoryDevice, operations: &[Operation]) -> Result<(), String> {
     let mut kernel = Mounted::new(image)?;
     let device = Arc::new(image.fork());
     let options = Options::new().write(true).cache(0);
@@ -292,7 +293,9 @@ fn compare(
         }
     }
     same_tree(&kernel, &library, &tree).map_err(|error| format!("at the end: {error}"))?;
-    library.close().map_err(|error| format!("closing: {error}"))?;
+    library
+        .close()
+        .map_err(|error| format!("closing: {error}"))?;
     kernel.unmount()?;
     e2fsck::check(&device)?;
     e2fsck::check_file(&kernel.image).map_err(|error| format!("of the kernel's: {error}"))

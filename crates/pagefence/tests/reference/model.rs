@@ -8,9 +8,7 @@ use pagefence::device::MemoryDevice;
 use pagefence::{Kind, Options};
 use pagefence_fs_model::files::{Answer, Operation, Tree};
 use proptest::strategy::{Strategy as _, ValueTree as _};
-use proptest::test_runner::{
-    Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner,
-};
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use crate::common::image::Setup;
 use crate::common::library::Library;
@@ -71,7 +69,9 @@ fn compare(
         }
     }
     same_tree(&library, &tree).map_err(|error| format!("at the end: {error}"))?;
-    library.close().map_err(|error| format!("closing: {error}"))?;
+    library
+        .close()
+        .map_err(|error| format!("closing: {error}"))?;
     e2fsck::check(&device)?;
     let library = Library::open(device, options)?;
     same_tree(&library, &tree).map_err(|error| format!("opened again: {error}"))?;
@@ -171,12 +171,18 @@ fn a_wrong_model_is_noticed() {
     let wrong: [(&str, Forgets); 8] = [
         ("append", |done| matches!(done, Operation::Append { .. })),
         ("write", |done| matches!(done, Operation::WriteHeld { .. })),
-        ("set the size", |done| matches!(done, Operation::SetSize { .. })),
+        ("set the size", |done| {
+            matches!(done, Operation::SetSize { .. })
+        }),
         ("rename", |done| matches!(done, Operation::Rename { .. })),
         ("link", |done| matches!(done, Operation::Link { .. })),
         ("remove", |done| matches!(done, Operation::Remove { .. })),
-        ("set an attribute", |done| matches!(done, Operation::SetXattr { .. })),
-        ("set the owner", |done| matches!(done, Operation::SetOwner { .. })),
+        ("set an attribute", |done| {
+            matches!(done, Operation::SetXattr { .. })
+        }),
+        ("set the owner", |done| {
+            matches!(done, Operation::SetOwner { .. })
+        }),
     ];
     for (what, forgets) in wrong {
         let is_noticed = (1..200).any(|seed| {

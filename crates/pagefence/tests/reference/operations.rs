@@ -124,8 +124,14 @@ fn attributes() -> impl Strategy<Value = Operation> {
     ]);
     let id = || prop::option::of(select(vec![0_u32, 1000, 65_535, 65_536, 4_000_000_000]));
     let xattr = || {
-        select(vec!["user.a", "user.b", "user.longer.name", "trusted.c", "security.d"])
-            .prop_map(str::to_owned)
+        select(vec![
+            "user.a",
+            "user.b",
+            "user.longer.name",
+            "trusted.c",
+            "security.d",
+        ])
+        .prop_map(str::to_owned)
     };
     let value = prop_oneof![
         4 => prop::collection::vec(any::<u8>(), 0..20),
@@ -135,10 +141,10 @@ fn attributes() -> impl Strategy<Value = Operation> {
         (path(), permissions)
             .prop_map(|(path, permissions)| O::SetPermissions { path, permissions }),
         (path(), id(), id())
-            .prop_filter("one of them", |(_, uid, gid)| uid.is_some() || gid.is_some())
+            .prop_filter("one of them", |(_, uid, gid)| uid.is_some()
+                || gid.is_some())
             .prop_map(|(path, uid, gid)| O::SetOwner { path, uid, gid }),
-        (path(), xattr(), value)
-            .prop_map(|(path, name, value)| O::SetXattr { path, name, value }),
+        (path(), xattr(), value).prop_map(|(path, name, value)| O::SetXattr { path, name, value }),
         (path(), xattr()).prop_map(|(path, name)| O::RemoveXattr { path, name }),
     ]
 }
@@ -162,8 +168,13 @@ fn held() -> impl Strategy<Value = Operation> {
 fn crowd() -> impl Strategy<Value = Vec<Operation>> {
     use Operation as O;
     let directory = prop_oneof![Just(String::new()), path().prop_map(|path| path + "/")];
-    (directory, 1_usize..90, select(vec![8_usize, 60, 240]), 0_u8..3).prop_map(
-        |(directory, count, length, what)| {
+    (
+        directory,
+        1_usize..90,
+        select(vec![8_usize, 60, 240]),
+        0_u8..3,
+    )
+        .prop_map(|(directory, count, length, what)| {
             let paths = (0..count).map(|number| {
                 let name = format!("{number:03}{}", "n".repeat(length - 3));
                 format!("{directory}{name}")
@@ -172,6 +183,5 @@ fn crowd() -> impl Strategy<Value = Vec<Operation>> {
                 0 => paths.skip(1).map(|path| O::Remove { path }).collect(),
                 _ => paths.map(|path| O::Create { path }).collect(),
             }
-        },
-    )
+        })
 }

@@ -122,7 +122,9 @@ fn at_path(
     first: &mut BTreeMap<u64, String>,
 ) -> Result<Seen, pagefence::Error> {
     let metadata = volume.symlink_metadata(path)?;
-    let same_as = first.entry(metadata.ino()).or_insert_with(|| path.to_owned());
+    let same_as = first
+        .entry(metadata.ino())
+        .or_insert_with(|| path.to_owned());
     let mut seen = Seen {
         permissions: metadata.permissions(),
         uid: metadata.uid(),
@@ -133,7 +135,8 @@ fn at_path(
     };
     for name in volume.xattr_names(path)? {
         let value = volume.xattr(path, &name)?.unwrap_or_default();
-        seen.xattrs.insert(name.to_string_lossy().into_owned(), value);
+        seen.xattrs
+            .insert(name.to_string_lossy().into_owned(), value);
     }
     if metadata.is_file() {
         (seen.kind, seen.size) = ("file", metadata.len());
@@ -193,7 +196,9 @@ fn at_mounted(
 ) -> std::io::Result<Seen> {
     let full = root.join(path);
     let metadata = std::fs::symlink_metadata(&full)?;
-    let same_as = first.entry(metadata.ino()).or_insert_with(|| path.to_owned());
+    let same_as = first
+        .entry(metadata.ino())
+        .or_insert_with(|| path.to_owned());
     let mut seen = Seen {
         permissions: (metadata.mode() & 0o7777) as u16,
         uid: metadata.uid(),
@@ -251,10 +256,9 @@ pub(crate) fn difference(expected: &Walked, found: &Walked) -> Result<(), String
     for path in expected.keys().chain(found.keys()) {
         match (expected.get(path), found.get(path)) {
             (Some(expected), Some(found)) if expected == found => {}
-            (Some(expected), Some(found)) => return Err(format!(
-                "{path:?} differs: {}",
-                of_one(expected, found)
-            )),
+            (Some(expected), Some(found)) => {
+                return Err(format!("{path:?} differs: {}", of_one(expected, found)));
+            }
             (Some(expected), None) => return Err(format!("{path:?} is missing: {expected:.200?}")),
             (None, found) => return Err(format!("{path:?} should not be there: {found:.200?}")),
         }
@@ -276,11 +280,19 @@ fn of_one(expected: &Seen, found: &Seen) -> String {
             let (expected, found) = (expected.len(), found.len());
             return format!("from byte {at} on {expected} bytes are expected, and {found} found");
         }
-        let differs = expected.iter().zip(found).position(|(one, other)| one != other);
+        let differs = expected
+            .iter()
+            .zip(found)
+            .position(|(one, other)| one != other);
         if let Some(first) = differs {
             let at = at + first as u64;
-            let shown = |bytes: &[u8]| format!("{:02x?}", &bytes[first..bytes.len().min(first + 16)]);
-            return format!("byte {at}: expected {}, found {}", shown(expected), shown(found));
+            let shown =
+                |bytes: &[u8]| format!("{:02x?}", &bytes[first..bytes.len().min(first + 16)]);
+            return format!(
+                "byte {at}: expected {}, found {}",
+                shown(expected),
+                shown(found)
+            );
         }
     }
     "in the number of pieces".to_owned()
@@ -299,7 +311,9 @@ pub(crate) fn check_space(volume: &Volume, tree: &Tree) -> Result<(), String> {
             let extent = extent.map_err(|error| error.to_string())?;
             let run = (extent.logical, extent.logical + extent.length);
             if !covers(&bytes.with_space(), run) {
-                return Err(format!("{path:?} has blocks at {run:?} that nobody asked for"));
+                return Err(format!(
+                    "{path:?} has blocks at {run:?} that nobody asked for"
+                ));
             }
             if extent.state != pagefence::ExtentState::Unwritten {
                 written.push((extent.logical, extent.length));
