@@ -3,10 +3,10 @@
 use std::io::IoSliceMut;
 
 use pagefence_ext4_format::FileBlock;
-use pagefence_lock_order::levels::{BlockMap, Invalidate, Level, PageLock};
+use pagefence_lock_order::levels::{BlockMap, Invalidate, Level, PageLock, Writepages};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::{After, Held};
-use pagefence_page_cache::{Backing, FrameMut, PAGE_SIZE, Segment};
+use pagefence_page_cache::{Backing, FrameMut, PAGE_SIZE, Segment, WriteBacking, WriteBatch};
 use pagefence_vfs::Result;
 
 use crate::error::{FillError, device};
@@ -132,6 +132,30 @@ impl Backing for FileData {
         pages: &mut [FrameMut],
     ) -> Result<(), FillError> {
         Ok(self.fill(held, first, pages)?)
+    }
+}
+
+impl WriteBacking for FileData {
+    fn block_size(&self) -> u32 {
+        self.instance.superblock.block_size()
+    }
+
+    fn reserve(
+        &self,
+        _held: &mut Held<'_, PageLock>,
+        _range: std::ops::Range<u64>,
+    ) -> Result<(), FillError> {
+        Err(pagefence_vfs::Error::ReadOnly.into())
+    }
+
+    fn grow(&self, _held: &mut Held<'_, PageLock>, _end: u64) {}
+
+    fn write_pages(
+        &self,
+        _held: &mut Held<'_, Writepages>,
+        _batch: &WriteBatch<'_>,
+    ) -> Result<(), FillError> {
+        Err(pagefence_vfs::Error::ReadOnly.into())
     }
 }
 

@@ -135,7 +135,7 @@ impl Idle for Inode {
             .mapping
             .lock()
             .as_ref()
-            .is_none_or(|mapping| Arc::strong_count(mapping) == 1);
+            .is_none_or(|mapping| Arc::strong_count(mapping) == 1 && mapping.is_idle());
         mapping_is_idle && !self.core.is_dirty() && Arc::strong_count(&self.core) <= 2
     }
 }

@@ -14,9 +14,11 @@ pub mod arena;
 pub mod copy;
 pub mod frame;
 mod free_map;
+pub mod page_buffer;
 
 pub use arena::Arena;
 pub use frame::{Frame, FrameCell, FrameMut};
+pub use page_buffer::PageBuffer;
 
 /// Bytes of a page frame.
 pub const FRAME_SIZE: usize = 4096;

@@ -1,8 +1,12 @@
 //! What a file system gives the page cache for one file.
 
+use std::ops::Range;
+
 use pagefence_host_memory::FrameMut;
 use pagefence_lock_order::Held;
-use pagefence_lock_order::levels::{Invalidate, PageLock};
+use pagefence_lock_order::levels::{Inode, Invalidate, PageLock, Writepages};
+
+use crate::write_batch::WriteBatch;
 
 /// Bytes of a page.
 pub const PAGE_SIZE: usize = 4096;
@@ -48,5 +52,54 @@ pub trait Backing: Send + Sync + 'static {
         held: &mut Held<'_, PageLock>,
         first: u64,
         pages: &mut [FrameMut],
+    ) -> Result<(), Self::Error>;
+}
+
+/// The storage behind a mapping that is also written.
+///
+/// The cache decides *when* pages are written, the file system *where*. A page that became dirty
+/// has its space reserved, so that writing it back finds some; what [`Self::write_pages`] returned
+/// `Ok` for can be read through [`Backing::read_pages`] from then on.
+pub trait WriteBacking: Backing {
+    /// Bytes of a block: 1024, 2048 or 4096. Pages are dirty block by block. It never changes.
+    fn block_size(&self) -> u32;
+
+    /// Reserves space for bytes `range`, whole blocks all of whose pages are locked and about to
+    /// become dirty. The last step of a write that can fail. Blocks that have space, or a
+    /// reservation (they may be dirty already, or being written back just now), need none.
+    ///
+    /// # Errors
+    /// No space, quota, or the block map can't be read; nothing is reserved then.
+    fn reserve(&self, held: &mut Held<'_, PageLock>, range: Range<u64>) -> Result<(), Self::Error>;
+
+    /// [`Self::reserve`] failed with `error`: may free some space (write back, commit), with no
+    /// page lock held. True if it is worth another try. The cache tries a few times only.
+    fn make_room(&self, held: &mut Held<'_, Inode>, error: &Self::Error) -> bool {
+        let (_, _) = (held, error);
+        false
+    }
+
+    /// The file's bytes up to `end` are in the cache and dirty: its size (i_size) is `end` from now
+    /// on, if it was less. Called with the inode lock held exclusively, and before the pages are
+    /// unlocked. So writeback, which looks at the size when it has locked a page, never takes bytes
+    /// just written for bytes past the end.
+    fn grow(&self, held: &mut Held<'_, PageLock>, end: u64);
+
+    /// Writes the dirty blocks of `batch` to the device, then maps those that were not mapped, and
+    /// raises the size on disk to what [`WriteBatch::size`] allows. The pages are under writeback,
+    /// not locked; they stay that until this returns, so the journal handle that maps has ended
+    /// before the mark goes. On return the data is with the device, not necessarily durable.
+    ///
+    /// Blocks may be reserved and dirtied anew meanwhile. `held` is the level of a lock that is
+    /// held shared throughout; no page may be waited for from here.
+    ///
+    /// # Errors
+    /// Each open file is told once ([`crate::ErrorCursor`]). The pages are up to date and clean
+    /// then, as in Linux since 5.19; a page dirtied anew meanwhile relies on the reservation of
+    /// its blocks, so blocks that could not be mapped keep theirs.
+    fn write_pages(
+        &self,
+        held: &mut Held<'_, Writepages>,
+        batch: &WriteBatch<'_>,
     ) -> Result<(), Self::Error>;
 }

@@ -1,15 +1,19 @@
 //! One cache for all files of a process: its budget, its frames, its workers.
 
+use std::time::Duration;
+
 use pagefence_host_memory::{Arena, FrameMut};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels::Entry;
 use pagefence_lock_order::primitives::Arc;
 
 use crate::backing::PAGE_SIZE;
+use crate::flusher::{CanFlush, Flusher, Limits};
 use crate::pages::PAGE_OVERHEAD;
 use crate::readahead_worker::{Queue, Workers};
 use crate::reclaim::Clock;
-use crate::wait::{FrameEvents, PageQueues};
+use crate::wait::{Events, PageQueues};
+use crate::writeback::{BATCH_PAGES, Buffers};
 
 /// Pages reclaimed at least when frames have run out, so that the next few allocations find some.
 const RECLAIM_BATCH: usize = 32;
@@ -27,10 +31,19 @@ pub struct Config {
     pub readahead_workers: usize,
     /// Windows that may wait for a worker; more are forgotten.
     pub readahead_queue: usize,
+    /// Bytes of pages that may be dirty or under writeback before writers write back themselves;
+    /// from half of it on, the flusher writes. At most half the budget counts.
+    pub dirty_limit_bytes: u64,
+    /// How long a file has dirty pages before the flusher writes them.
+    pub dirty_expire: Duration,
+    /// Threads that write dirty pages, started when first needed; with 0, pages are written by
+    /// who asks for it, by writers over the limit, and by [`PageCache::run_flusher`].
+    pub flusher_threads: usize,
 }
 
 impl Config {
-    /// Windows from 128 KiB to 2 MiB, two workers, within `budget_bytes`.
+    /// Windows from 128 KiB to 2 MiB and two workers; up to a fifth of `budget_bytes` dirty, for
+    /// up to 5 seconds, and three flushers.
     #[must_use]
     pub fn new(budget_bytes: u64) -> Self {
         Self {
@@ -39,6 +52,9 @@ impl Config {
             readahead_max_bytes: 2 << 20,
             readahead_workers: 2,
             readahead_queue: 64,
+            dirty_limit_bytes: budget_bytes / 5,
+            dirty_expire: Duration::from_secs(5),
+            flusher_threads: 3,
         }
     }
 }
@@ -50,13 +66,19 @@ pub struct Usage {
     pub budget_bytes: u64,
     /// Bytes that pages take, what is kept about them included, at most.
     pub used_bytes: u64,
+    /// Bytes of pages that are dirty.
+    pub dirty_bytes: u64,
+    /// Bytes of pages that are under writeback.
+    pub writeback_bytes: u64,
 }
 
 /// The page cache of a process. Files join it by [`crate::Mapping::new`].
 ///
-/// Owns the budget, the frames, the clock of reclaim and the readahead workers; the pages
-/// themselves belong to their mappings. Dropping it ends the workers (and waits for what they
-/// read just now); mappings that are left go on without readahead in the background.
+/// Owns the budget, the frames, the clock of reclaim, the readahead workers and the flushers; the
+/// pages themselves belong to their mappings. Dropping it ends the threads (and waits for what
+/// they read and write just now); mappings that are left go on without anything in the background.
+/// What is dirty then is written by [`crate::Mapping::write_back`] only: a file system that ends
+/// calls [`PageCache::sync_all`] first.
 #[derive(Debug)]
 pub struct PageCache {
     shared: Arc<Shared>,
@@ -71,9 +93,11 @@ pub(crate) struct Shared {
     budget_bytes: u64,
     pub(crate) clock: Clock,
     pub(crate) page_queues: PageQueues,
-    pub(crate) frame_events: FrameEvents,
+    pub(crate) frame_events: Events,
     pub(crate) readahead: Queue,
     pub(crate) windows: crate::readahead::Windows,
+    pub(crate) flusher: Flusher,
+    pub(crate) buffers: Buffers,
     #[cfg(test)]
     pub(crate) mutants: crate::mutants::Mutants,
 }
@@ -120,10 +144,27 @@ impl PageCache {
         Usage {
             budget_bytes: self.shared.budget_bytes,
             used_bytes: page_cost(used),
+            dirty_bytes: bytes_of(self.shared.flusher.dirty()),
+            writeback_bytes: bytes_of(self.shared.flusher.writeback()),
         }
     }
 
-    /// Drops up to `bytes` of cached pages, least used first, and gives all unused memory back
+    /// Writes every file that is dirty now and waits for what others write; says how many files
+    /// could not be written in full. Their open files hear why ([`crate::ErrorCursor`]).
+    ///
+    /// Called with nothing held or with inode locks, of which writing back needs none. The data is
+    /// with the devices then, and mapped; making it durable is the file systems' to do.
+    pub fn sync_all<L: CanFlush>(&self, held: &mut Held<'_, L>) -> usize {
+        self.shared.flusher.run_all(held)
+    }
+
+    /// Writes some pages of the file that has been dirty longest on the calling thread; false if
+    /// there are none. For a cache without flushers of its own, and to make room.
+    pub fn run_flusher<L: CanFlush>(&self, held: &mut Held<'_, L>) -> bool {
+        self.shared.flusher.run_one(held)
+    }
+
+    /// Drops up to `bytes` of cached pages, least used first, none that is dirty, and gives all unused memory back
     /// to the operating system; says how many bytes of pages were dropped.
     pub fn shrink(&self, bytes: u64) -> u64 {
         let pages = usize::try_from(bytes.div_ceil(PAGE_SIZE as u64)).unwrap_or(usize::MAX);
@@ -148,6 +189,12 @@ impl PageCache {
     }
 }
 
+impl Drop for PageCache {
+    fn drop(&mut self) {
+        self.shared.flusher.close();
+    }
+}
+
 impl Shared {
     fn new(
         config: &Config,
@@ -164,9 +211,11 @@ impl Shared {
             budget_bytes: config.budget_bytes,
             clock: Clock::new(frames),
             page_queues: PageQueues::new(),
-            frame_events: FrameEvents::default(),
+            frame_events: Events::default(),
             readahead: Queue::new(config.readahead_queue),
             windows: crate::readahead::Windows::new(config, frames),
+            flusher: Flusher::new(limits(config, frames)),
+            buffers: Buffers::default(),
             #[cfg(test)]
             mutants,
         })
@@ -183,12 +232,16 @@ impl Shared {
             self.clock.reclaim((want - frames.len()).max(RECLAIM_BATCH));
             frames.extend(self.arena.allocate_batch(want - frames.len()));
             frames.sort_unstable_by_key(FrameMut::number);
+            if frames.len() < want {
+                self.flusher.urge();
+            }
         }
         frames
     }
 
-    /// Waits until a frame may be had. The caller holds no lock and no frame; who has frames
-    /// finishes without help from here, so this ends.
+    /// Waits until a frame may be had. The caller holds no frame, no page lock, and the invalidate
+    /// lock exclusively if at all; who has frames, and who writes pages, finishes without help
+    /// from here and without the locks above those, so this ends.
     pub(crate) fn wait_for_frame(&self) {
         self.frame_events
             .wait_unless(|| !self.allocate(1).is_empty());
@@ -202,6 +255,22 @@ impl Shared {
     pub(crate) fn take_all_frames(&self) -> Vec<FrameMut> {
         self.arena.allocate_batch(self.arena.frames())
     }
+}
+
+fn limits(config: &Config, frames: usize) -> Limits {
+    let most = usize::try_from(config.dirty_limit_bytes / PAGE_SIZE as u64).unwrap_or(usize::MAX);
+    let dirty = most.min(frames / 2);
+    Limits {
+        dirty,
+        background: dirty / 2,
+        expire: config.dirty_expire,
+        threads: config.flusher_threads,
+        portion: (dirty as u64 / 2).clamp(1, BATCH_PAGES),
+    }
+}
+
+fn bytes_of(pages: usize) -> u64 {
+    u64::try_from(pages).map_or(u64::MAX, |pages| pages * PAGE_SIZE as u64)
 }
 
 fn page_cost(pages: usize) -> u64 {

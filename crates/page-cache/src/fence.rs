@@ -1,8 +1,11 @@
 //! The exclusive section of a file: nobody fills pages, so blocks can be taken away.
 //!
 //! ```
-//! # use pagefence_lock_order::{Held, levels::{Invalidate, PageLock}};
-//! # use pagefence_page_cache::{Backing, Config, Evict, Evicted, FrameMut, Mapping, PageCache, Segment};
+//! # use std::ops::Range;
+//! # use pagefence_lock_order::{Held, levels::{Invalidate, PageLock, Writepages}};
+//! # use pagefence_page_cache::{
+//! #     Backing, Config, Evict, Evicted, FrameMut, Mapping, PageCache, Segment, WriteBacking, WriteBatch,
+//! # };
 //! # struct Zeros;
 //! # impl Backing for Zeros {
 //! #     type Error = ();
@@ -15,6 +18,12 @@
 //! #         Ok(())
 //! #     }
 //! # }
+//! # impl WriteBacking for Zeros {
+//! #     fn block_size(&self) -> u32 { 4096 }
+//! #     fn reserve(&self, _: &mut Held<'_, PageLock>, _: Range<u64>) -> Result<(), ()> { Err(()) }
+//! #     fn grow(&self, _: &mut Held<'_, PageLock>, _: u64) {}
+//! #     fn write_pages(&self, _: &mut Held<'_, Writepages>, _: &WriteBatch<'_>) -> Result<(), ()> { Err(()) }
+//! # }
 //! fn free_blocks(evicted: &Evicted<'_, Zeros>) { /* … of evicted.mapping(), in evicted.range() */ }
 //!
 //! # fn main() -> std::io::Result<()> {
@@ -22,7 +31,7 @@
 //! let mapping = Mapping::new(&cache, 1, Zeros);
 //! let mut entry = Held::at_entry();
 //! let (mut fence, mut held) = mapping.fence(&mut entry, 0..4096);
-//! let evicted = fence.evict(&mut held, Evict::Discard);
+//! let evicted = fence.evict(&mut held, Evict::Discard).expect("no edge to write");
 //! free_blocks(&evicted);
 //! drop(fence);
 //! # Ok(())
@@ -31,12 +40,12 @@
 //! Blocks can't be changed once the lock is given up:
 //! ```compile_fail,E0505
 //! # use pagefence_lock_order::Held;
-//! # use pagefence_page_cache::{Backing, Evict, Evicted, Mapping};
-//! # fn free_blocks<B: Backing>(evicted: &Evicted<'_, B>) {}
-//! # fn example<B: Backing>(mapping: &Mapping<B>) {
+//! # use pagefence_page_cache::{Evict, Evicted, Mapping, WriteBacking};
+//! # fn free_blocks<B: WriteBacking>(evicted: &Evicted<'_, B>) {}
+//! # fn example<B: WriteBacking>(mapping: &Mapping<B>) {
 //! let mut entry = Held::at_entry();
 //! let (mut fence, mut held) = mapping.fence(&mut entry, 0..4096);
-//! let evicted = fence.evict(&mut held, Evict::Discard);
+//! let evicted = fence.evict(&mut held, Evict::Discard).expect("evicted");
 //! drop(fence);
 //! free_blocks(&evicted);
 //! # }
@@ -64,8 +73,9 @@ use std::ops::Range;
 use pagefence_lock_order::levels::{Invalidate, Level};
 use pagefence_lock_order::{After, Held, OrderedWriteGuard};
 
-use crate::backing::Backing;
-use crate::mapping::{Mapping, PAGE_BYTES};
+use crate::backing::{Backing, WriteBacking};
+use crate::mapping::{LARGEST, Mapping, PAGE_BYTES};
+use crate::writeback::WaitFor;
 
 /// The invalidate lock of one file, held exclusively; released when dropped.
 ///
@@ -84,11 +94,18 @@ pub struct Fence<'a, B: Backing> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Evict {
-    /// Their contents are no longer wanted (truncate, punch, zero range).
+    /// The range is to read as zeros (truncate, punch, zero range). Pages wholly inside are
+    /// dropped, dirty or not. Those at its ends stay, with zeros in the part that lies in the
+    /// range; blocks in part in the range that hold data are written so, before blocks are changed
+    /// (RACES B20 to B22). An edge in a hole or in unwritten blocks costs nothing.
     Discard,
+    /// What the range holds is wanted (collapse, insert, exchange): all that it touches is written
+    /// first and then dropped, the pages at its ends as well.
+    WriteFirst,
 }
 
-/// Proof that no page of the fence's range is in the cache, nor can come back while it lives.
+/// Proof that no page that lies in the fence's range is in the cache, nor can come back while it
+/// lives; nor, after [`Evict::WriteFirst`], one that the range touches.
 #[derive(Debug)]
 #[must_use]
 pub struct Evicted<'f, B: Backing> {
@@ -131,22 +148,57 @@ impl<B: Backing> Fence<'_, B> {
     pub fn range(&self) -> Range<u64> {
         self.range.clone()
     }
+}
 
-    /// Drops every page that the range touches. Those in part as well: what is left of them is
-    /// read anew, once the blocks are changed.
+impl<B: WriteBacking> Fence<'_, B> {
+    /// Takes the pages of the range out of the cache, as `how` says. Waits for those being written
+    /// (under each page's lock, S4.16), so that no write is in flight to blocks that are taken away.
     ///
-    /// Takes page locks, ascending, waiting for them in a second pass only (S4.16).
-    pub fn evict(&mut self, held: &mut Held<'_, Invalidate>, how: Evict) -> Evicted<'_, B> {
-        let Evict::Discard = how;
-        let touched = self.range.start / PAGE_BYTES..self.range.end.div_ceil(PAGE_BYTES);
-        if self.range.start < self.range.end {
-            self.mapping.pages().drop_range(held, touched);
+    /// Takes page locks, ascending, waiting for them in a second pass only. A truncate has set the
+    /// new size before.
+    ///
+    /// # Errors
+    ///
+    /// An edge can't be read or written, or pages can't be written first. Nothing of the range was
+    /// dropped then, and no block may be changed; parts at the edges may be zeroed.
+    pub fn evict(
+        &mut self,
+        held: &mut Held<'_, Invalidate>,
+        how: Evict,
+    ) -> Result<Evicted<'_, B>, B::Error> {
+        let (start, end) = (self.range.start, self.range.end);
+        if start < end {
+            let pages = match how {
+                Evict::Discard => {
+                    for edge in edges(&self.range) {
+                        self.mapping.zero_edge(held, edge)?;
+                    }
+                    start.div_ceil(PAGE_BYTES)..end / PAGE_BYTES
+                }
+                Evict::WriteFirst => {
+                    let range = self.range.clone();
+                    self.mapping.write_back(held, range, WaitFor::All)?;
+                    start / PAGE_BYTES..end.div_ceil(PAGE_BYTES)
+                }
+            };
+            self.mapping.pages().drop_range(held, pages);
         }
-        Evicted {
+        Ok(Evicted {
             mapping: self.mapping,
             range: self.range.clone(),
-        }
+        })
     }
+}
+
+/// The parts of `range` that are less than a page, at its ends; those past where files end are
+/// nobody's.
+fn edges(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let (start, end) = (range.start, range.end);
+    let first = start..end.min(start.checked_next_multiple_of(PAGE_BYTES).unwrap_or(end));
+    let last = (end / PAGE_BYTES * PAGE_BYTES).max(first.end)..end;
+    [first, last]
+        .into_iter()
+        .filter(|edge| !edge.is_empty() && edge.start < LARGEST)
 }
 
 impl<B: Backing> Drop for Fence<'_, B> {

@@ -124,7 +124,7 @@ impl<B: Backing> Mapping<B> {
 
     /// Reads the absent pages `run`, as many as there are frames for; those from `asked_end` on
     /// are read ahead of need.
-    fn fill_data(
+    pub(crate) fn fill_data(
         &self,
         held: &mut Held<'_, Invalidate>,
         run: Range<u64>,

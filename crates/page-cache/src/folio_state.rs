@@ -1,9 +1,12 @@
-//! The state word of a folio: its lock, and what reclaim and readahead remember of it.
+//! The state word of a folio: its lock, what is dirty and what is being written, and what reclaim
+//! and readahead remember of it.
 //!
 //! "Up to date" is not here: a folio is up to date if and only if it has a frame (see
 //! [`crate::folio`]).
 
 use pagefence_lock_order::primitives::atomic::{AtomicU32, Ordering};
+
+use crate::write_batch::{Mask, WHOLE};
 
 /// Somebody holds the page lock.
 const LOCKED: u32 = 1;
@@ -15,10 +18,18 @@ const DETACHED: u32 = 1 << 2;
 const MARKER: u32 = 1 << 3;
 /// Read ahead, and not asked for yet.
 const UNREAD: u32 = 1 << 4;
+/// Somebody may sleep until the page is written.
+const WRITEBACK_WAITERS: u32 = 1 << 5;
 /// Uses since reclaim last looked, up to [`USES_MAX`].
 const USE: u32 = 1 << 8;
 const USES: u32 = USES_MAX * USE;
 const USES_MAX: u32 = 3;
+/// Blocks that are dirty, a [`Mask`]. Changed under the page lock only.
+const DIRTY_SHIFT: u32 = 16;
+const DIRTY: u32 = mask_bits(WHOLE, DIRTY_SHIFT);
+/// Blocks that are under writeback, a [`Mask`]. Set under the page lock, cleared without it.
+const WRITEBACK_SHIFT: u32 = 20;
+const WRITEBACK: u32 = mask_bits(WHOLE, WRITEBACK_SHIFT);
 
 /// The state word.
 #[derive(Debug)]
@@ -97,7 +108,77 @@ impl FolioState {
         true
     }
 
+    /// The dirty blocks. Exact for who holds the page lock.
+    pub(crate) fn dirty(&self) -> Mask {
+        mask_at(self.0.load(Ordering::Acquire), DIRTY_SHIFT)
+    }
+
+    /// The blocks that are dirty or under writeback: those of which the device does not have the
+    /// bytes yet.
+    pub(crate) fn unclean(&self) -> Mask {
+        let state = self.0.load(Ordering::Acquire);
+        mask_at(state, DIRTY_SHIFT) | mask_at(state, WRITEBACK_SHIFT)
+    }
+
+    /// Makes `blocks` dirty; true if none was. Under the page lock.
+    pub(crate) fn set_dirty(&self, blocks: Mask) -> bool {
+        debug_assert_ne!(blocks, 0, "dirty, and nothing is");
+        self.0
+            .fetch_or(mask_bits(blocks, DIRTY_SHIFT), Ordering::AcqRel)
+            & DIRTY
+            == 0
+    }
+
+    /// Forgets that `blocks` are dirty; true if some were, and none is left. Under the page lock.
+    pub(crate) fn clear_dirty(&self, blocks: Mask) -> bool {
+        let bits = mask_bits(blocks, DIRTY_SHIFT);
+        let before = self.0.fetch_and(!bits, Ordering::AcqRel);
+        before & DIRTY != 0 && before & DIRTY & !bits == 0
+    }
+
+    pub(crate) fn is_writeback(&self) -> bool {
+        self.has(WRITEBACK)
+    }
+
+    /// What is dirty is under writeback from now on, and no longer dirty; says which blocks. Under
+    /// the page lock, and none is under writeback.
+    pub(crate) fn begin_writeback(&self) -> Mask {
+        let state = self.0.load(Ordering::Acquire);
+        debug_assert_eq!(state & WRITEBACK, 0, "written twice at once");
+        debug_assert_ne!(state & LOCKED, 0, "writeback begins under the page lock");
+        let blocks = mask_at(state, DIRTY_SHIFT);
+        // Both masks change under the page lock only, but for the end of writeback, of which
+        // there is none: so flipping moves the bits.
+        self.0.fetch_xor(
+            mask_bits(blocks, DIRTY_SHIFT) | mask_bits(blocks, WRITEBACK_SHIFT),
+            Ordering::AcqRel,
+        );
+        blocks
+    }
+
+    /// The page is written; true if sleepers are to be woken.
+    #[must_use]
+    pub(crate) fn end_writeback(&self) -> bool {
+        let before = self
+            .0
+            .fetch_and(!(WRITEBACK | WRITEBACK_WAITERS), Ordering::Release);
+        before & WRITEBACK_WAITERS != 0
+    }
+
+    /// Announces a sleeper; false if the page is not under writeback.
+    pub(crate) fn announce_writeback_waiter(&self) -> bool {
+        self.0.fetch_or(WRITEBACK_WAITERS, Ordering::Acquire) & WRITEBACK != 0
+    }
+
     fn has(&self, bit: u32) -> bool {
         self.0.load(Ordering::Acquire) & bit != 0
     }
+}
+
+const fn mask_bits(mask: Mask, shift: u32) -> u32 {
+    (mask as u32) << shift
+}
+
+fn mask_at(state: u32, shift: u32) -> Mask {
+    Mask::try_from(state >> shift & mask_bits(WHOLE, 0)).expect("four bits")
 }

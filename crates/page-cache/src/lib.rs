@@ -55,8 +55,11 @@
 
 pub mod backing;
 mod cache;
+mod dirty;
+mod error_cursor;
 mod fence;
 mod fill;
+mod flusher;
 mod folio;
 mod folio_state;
 mod mapping;
@@ -69,14 +72,21 @@ mod readahead_worker;
 mod reclaim;
 mod truncate;
 mod wait;
+mod write;
+mod write_batch;
+mod writeback;
 
-pub use backing::{Backing, PAGE_SIZE, Segment};
+pub use backing::{Backing, PAGE_SIZE, Segment, WriteBacking};
 pub use cache::{Config, PageCache, Usage};
+pub use error_cursor::ErrorCursor;
 pub use fence::{Evict, Evicted, Fence};
+pub use flusher::CanFlush;
 pub use mapping::Mapping;
 pub use pagefence_host_memory::FrameMut;
 pub use read::ReadError;
 pub use readahead::{Hint, Readahead};
+pub use write_batch::WriteBatch;
+pub use writeback::WaitFor;
 
 #[cfg(test)]
 mod tests;

@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
-use pagefence_lock_order::levels::{Entry, Invalidate};
+use pagefence_lock_order::levels::{Invalidate, Level, Writepages};
 use pagefence_lock_order::primitives::{Arc, Weak};
 #[cfg(test)]
 use pagefence_lock_order::rank::RankGuard;
-use pagefence_lock_order::{Held, OrderedReadGuard, OrderedRwLock};
+use pagefence_lock_order::{After, Held, OrderedReadGuard, OrderedRwLock};
 
 use crate::backing::{Backing, PAGE_SIZE};
 use crate::cache::{PageCache, Shared};
+use crate::error_cursor::{ErrorCursor, ErrorLog};
 use crate::pages::Pages;
 use crate::readahead::Ahead;
 use crate::readahead_worker::{Job, Target};
@@ -17,14 +18,20 @@ use crate::readahead_worker::{Job, Target};
 /// [`PAGE_SIZE`] as a file offset.
 pub(crate) const PAGE_BYTES: u64 = PAGE_SIZE as u64;
 
+/// Where every file ends.
+pub(crate) const LARGEST: u64 = u64::MAX >> 1;
+
 /// The cached pages of one file.
 ///
-/// - Owns: the index of the pages and, through it, the pages; the invalidate lock; the backing.
+/// - Owns: the index of the pages and, through it, the pages; the invalidate lock and the lock of
+///   writeback; the errors of writing back; the backing.
 /// - Stays outside: the inode lock, the size, the block map (the backing's), how it is read (one
 ///   [`crate::Readahead`] per open file).
 /// - Lifecycle: made with the inode in memory, dropped with it. Its pages go with it, those that
 ///   somebody still copies from a moment later. Readahead that is queued does not keep it;
-///   readahead that is being read does, until the read is over.
+///   readahead that is being read does, until the read is over; so with writing back in the
+///   background. What is dirty when it is dropped is lost: who wants it asks [`Mapping::is_idle`]
+///   first. (Nobody wants the pages of a file that is deleted.)
 ///
 /// Without pages it is a small thing (under 300 bytes beside its backing).
 #[derive(Debug)]
@@ -32,6 +39,8 @@ pub struct Mapping<B: Backing> {
     backing: B,
     pages: Arc<Pages>,
     invalidate_lock: OrderedRwLock<Invalidate, ()>,
+    writepages_lock: OrderedRwLock<Writepages, ()>,
+    pub(crate) errors: ErrorLog<B::Error>,
     this: Weak<Mapping<B>>,
 }
 
@@ -40,6 +49,7 @@ pub struct Mapping<B: Backing> {
 pub(crate) enum Filler {
     Read,
     Readahead,
+    Write,
 }
 
 /// The invalidate lock, held shared.
@@ -64,6 +74,8 @@ impl<B: Backing> Mapping<B> {
             backing,
             pages: Arc::new(Pages::new(shared, number)),
             invalidate_lock: OrderedRwLock::new(number, ()),
+            writepages_lock: OrderedRwLock::new(number, ()),
+            errors: ErrorLog::new(),
             this: Weak::clone(this),
         })
     }
@@ -93,11 +105,51 @@ impl<B: Backing> Mapping<B> {
         &self.invalidate_lock
     }
 
+    /// The lock of writeback (S2, RACES B7): held shared from looking for dirty pages until they
+    /// are written and mapped. Held exclusively, none of this file's is in flight: for a change of
+    /// the block map's format.
+    #[must_use]
+    pub fn writepages_lock(&self) -> &OrderedRwLock<Writepages, ()> {
+        &self.writepages_lock
+    }
+
+    /// Whether no page is dirty or under writeback: then dropping the mapping loses nothing.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let counts = self.pages.dirty().counts();
+        counts.dirty + counts.writeback == 0
+    }
+
+    /// Pages that are dirty now, those not counted that are being written.
+    #[must_use]
+    pub fn dirty_pages(&self) -> usize {
+        self.pages.dirty().counts().dirty
+    }
+
+    /// A cursor for a file that is being opened.
+    #[must_use]
+    pub fn error_cursor(&self) -> ErrorCursor {
+        self.errors.cursor()
+    }
+
+    /// Tells the open file whose cursor this is of the last error of writing back, once.
+    ///
+    /// # Errors
+    ///
+    /// What [`crate::WriteBacking::write_pages`] failed with since the cursor was made or asked
+    /// last, whoever had asked for the writing.
+    pub fn check_errors(&self, cursor: &ErrorCursor) -> Result<(), B::Error> {
+        self.errors.check(cursor)
+    }
+
     /// The file's size in bytes now. A file ends at 2^63 - 1, so that no sum of an offset and a
     /// length inside it overflows.
     pub(crate) fn size(&self) -> u64 {
-        const LARGEST: u64 = u64::MAX >> 1;
         self.backing.size().min(LARGEST)
+    }
+
+    pub(crate) fn this(&self) -> &Weak<Self> {
+        &self.this
     }
 
     pub(crate) fn pages(&self) -> &Arc<Pages> {
@@ -110,15 +162,19 @@ impl<B: Backing> Mapping<B> {
 
     /// Enters the section in which `filler` may look up blocks and fill pages (S1.2). It spans
     /// the query of the block map, the I/O, and making the pages up to date.
-    pub(crate) fn fill_section<'a>(
+    pub(crate) fn fill_section<'a, P: Level>(
         &'a self,
-        held: &'a mut Held<'_, Entry>,
+        held: &'a mut Held<'_, P>,
         filler: Filler,
-    ) -> (Section<'a>, Held<'a, Invalidate>) {
+    ) -> (Section<'a>, Held<'a, Invalidate>)
+    where
+        Invalidate: After<P>,
+    {
         #[cfg(test)]
         if match filler {
             Filler::Read => self.shared().mutants.read_unlocked,
             Filler::Readahead => self.shared().mutants.readahead_unlocked,
+            Filler::Write => false,
         } {
             let (rank, held) = held.descend(self.number());
             return (Section::Mutant { _rank: rank }, held);

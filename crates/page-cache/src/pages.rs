@@ -14,14 +14,17 @@ use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
 use pagefence_lock_order::primitives::{Arc, RwLock};
 
 use crate::cache::Shared;
+use crate::dirty::DirtyIndex;
 use crate::folio::{Folio, PageLockGuard};
+use crate::write_batch::Mask;
 
 const SLOTS: usize = 16;
 const SLOTS_U64: u64 = 16;
 
 /// Bytes that one cached page costs at most beside its frame: the folio, a chunk that it is
-/// alone in, its share of a half-full tree node, its place on reclaim's clock.
-pub(crate) const PAGE_OVERHEAD: u64 = 320;
+/// alone in, its share of a half-full tree node, its place on reclaim's clock, and the same share
+/// of the index of dirty pages.
+pub(crate) const PAGE_OVERHEAD: u64 = 344;
 
 // Shuttle's atomics and locks are larger than real ones.
 #[cfg(not(shuttle))]
@@ -30,9 +33,10 @@ const _: () = {
     const ALLOCATOR: usize = 16;
     const TREE_ENTRY: usize = 48;
     const CLOCK: usize = 8;
+    const DIRTY: usize = 2 * crate::dirty::ENTRY;
     let folio = size_of::<Folio>() + REFERENCE_COUNTS + ALLOCATOR;
     let chunk = size_of::<Chunk>() + ALLOCATOR;
-    assert!((folio + chunk + TREE_ENTRY + CLOCK) as u64 <= PAGE_OVERHEAD);
+    assert!((folio + chunk + TREE_ENTRY + CLOCK + DIRTY) as u64 <= PAGE_OVERHEAD);
 };
 
 /// The pages of one file, and what every page of it needs to know: outlives the mapping only as
@@ -43,6 +47,7 @@ pub(crate) struct Pages {
     number: u64,
     tree: RwLock<BTreeMap<u64, Box<Chunk>>>,
     count: AtomicU64,
+    dirty: DirtyIndex,
     /// The invalidate lock is held exclusively; for assertions (S1.11).
     #[cfg(debug_assertions)]
     fenced: AtomicBool,
@@ -61,6 +66,7 @@ impl Pages {
             number,
             tree: RwLock::new(BTreeMap::new()),
             count: AtomicU64::new(0),
+            dirty: DirtyIndex::default(),
             #[cfg(debug_assertions)]
             fenced: AtomicBool::new(false),
         }
@@ -73,6 +79,32 @@ impl Pages {
     /// The file's number.
     pub(crate) fn number(&self) -> u64 {
         self.number
+    }
+
+    /// The index of the dirty pages.
+    pub(crate) fn dirty(&self) -> &DirtyIndex {
+        &self.dirty
+    }
+
+    /// Makes blocks of `folios`, all locked, dirty.
+    pub(crate) fn set_dirty<'a>(&self, folios: impl Iterator<Item = (&'a Arc<Folio>, Mask)>) {
+        let mut count = 0;
+        let new = folios.filter_map(|(folio, blocks)| {
+            debug_assert!(folio.state.is_locked(), "dirtied without its lock");
+            debug_assert!(!folio.state.is_detached(), "dirtied outside the cache");
+            folio.state.set_dirty(blocks).then_some(folio.index)
+        });
+        self.dirty.add(new.inspect(|_| count += 1));
+        self.shared.flusher.note_dirtied(count);
+    }
+
+    /// Forgets that `blocks` of the page under `guard` are dirty: their bytes are not wanted.
+    pub(crate) fn clear_dirty(&self, guard: &PageLockGuard<'_>, blocks: Mask) {
+        let folio = guard.folio();
+        if folio.state.clear_dirty(blocks) {
+            self.dirty.remove(folio.index);
+            self.shared.flusher.note_discarded(1);
+        }
     }
 
     /// Pages in the index.
@@ -188,6 +220,9 @@ impl Pages {
     pub(crate) fn clear(&self) {
         let tree = std::mem::take(&mut *self.tree.write());
         self.count.store(0, Ordering::Relaxed);
+        let unclean = self.dirty.clear();
+        debug_assert_eq!(unclean.writeback, 0, "who writes keeps the mapping");
+        self.shared.flusher.note_discarded(unclean.dirty);
         for folio in tree.values().flat_map(|chunk| chunk.slots.iter().flatten()) {
             folio.state.set_detached();
         }

@@ -6,6 +6,8 @@
 //! read finds neighbours to lie in. A page is in no list, so nothing is to be kept up on a hit,
 //! and a page that leaves the cache otherwise leaves no stale entry behind.
 //!
+//! Pages that are dirty or under writeback stay; whoever finds no frame has the flusher write some.
+//!
 //! Reclaim only ever tries locks. So it may run wherever memory is needed, whatever is held, and
 //! a fence, a filler or a reader that holds a page is never waited for.
 
@@ -95,7 +97,8 @@ impl Clock {
     }
 }
 
-/// Takes one page out of the cache, unless it is to be spared or its lock is held.
+/// Takes one page out of the cache, unless it is to be spared, not on the device, or its lock is
+/// held.
 fn take(folio: &Arc<Folio>, pressure: Pressure) -> bool {
     if pressure == Pressure::Sparing {
         // The index and we: whoever else has a reference copies from it now.
@@ -107,6 +110,16 @@ fn take(folio: &Arc<Folio>, pressure: Pressure) -> bool {
     let Some(guard) = PageLockGuard::try_lock(folio) else {
         return false;
     };
+    // Dirty is set under the page lock only, so this stays true. A page under writeback is not on
+    // the device yet, or its blocks are not mapped.
+    if folio.state.unclean() != 0 {
+        #[cfg(test)]
+        if folio.shared().mutants.reclaim_takes_dirty && !folio.state.is_writeback() {
+            folio.pages.clear_dirty(&guard, crate::write_batch::WHOLE);
+            return folio.pages.remove_locked(&guard);
+        }
+        return false;
+    }
     !folio.state.is_detached() && folio.pages.remove_locked(&guard)
 }
 

@@ -1,4 +1,5 @@
-//! Where threads sleep: hashed queues for page locks, and one for page frames.
+//! Where threads sleep: hashed queues for page locks and writeback, and [`Events`] that tell of
+//! page frames and of progress in writing.
 
 use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering, fence};
 use pagefence_lock_order::primitives::{Condvar, Mutex};
@@ -8,8 +9,8 @@ use crate::folio::Folio;
 /// A power of two. Under shuttle few, so that collisions are met.
 const QUEUES: usize = if cfg!(shuttle) { 2 } else { 64 };
 
-/// The queues of those who wait for a page lock: few, shared by all pages, as only a handful of
-/// pages is ever waited for.
+/// The queues of those who wait for a page lock or for a page to be written: few, shared by all
+/// pages, as only a handful of pages is ever waited for.
 #[derive(Debug)]
 pub(crate) struct PageQueues {
     queues: Box<[Queue]>,
@@ -18,7 +19,7 @@ pub(crate) struct PageQueues {
 #[derive(Debug, Default)]
 struct Queue {
     lock: Mutex<()>,
-    unlocked: Condvar,
+    changed: Condvar,
 }
 
 impl PageQueues {
@@ -39,7 +40,7 @@ impl PageQueues {
         // Announcing under the queue's lock, and waking under it, leaves no moment in between
         // in which a wake-up could get lost.
         while folio.state.announce_waiter() {
-            queue.unlocked.wait(&mut guard);
+            queue.changed.wait(&mut guard);
         }
     }
 
@@ -55,7 +56,29 @@ impl PageQueues {
         if folio.state.unlock() {
             let queue = self.queue(folio);
             let _guard = queue.lock.lock();
-            queue.unlocked.notify_all();
+            queue.changed.notify_all();
+        }
+    }
+
+    /// Waits until `folio` is not under writeback. The caller may hold the page lock, and then the
+    /// page stays as it is; but no journal handle, and no page that it has gathered to write.
+    pub(crate) fn wait_writeback(&self, folio: &Folio) {
+        if !folio.state.is_writeback() {
+            return;
+        }
+        let queue = self.queue(folio);
+        let mut guard = queue.lock.lock();
+        while folio.state.announce_writeback_waiter() {
+            queue.changed.wait(&mut guard);
+        }
+    }
+
+    /// `folio` is written: wakes who waits for that. Takes no page lock.
+    pub(crate) fn end_writeback(&self, folio: &Folio) {
+        if folio.state.end_writeback() {
+            let queue = self.queue(folio);
+            let _guard = queue.lock.lock();
+            queue.changed.notify_all();
         }
     }
 
@@ -68,19 +91,20 @@ impl PageQueues {
     }
 }
 
-/// Tells those who found no page frame that one may have become free.
+/// Tells those who found nothing (no page frame, too many dirty pages) to look again.
 ///
 /// A waiter registers, looks once more, then sleeps; a giver gives, then looks for waiters.
 /// Sequentially consistent fences on both sides: one of the two sees the other.
 #[derive(Debug, Default)]
-pub(crate) struct FrameEvents {
+pub(crate) struct Events {
     waiters: AtomicUsize,
     count: Mutex<u64>,
     happened: Condvar,
 }
 
-impl FrameEvents {
-    /// Something came free: a frame, or the lock of a page that reclaim could take.
+impl Events {
+    /// Something changed: a frame came free, the lock of a page that reclaim could take, or pages
+    /// are written.
     pub(crate) fn notify(&self) {
         fence(Ordering::SeqCst);
         if self.waiters.load(Ordering::Relaxed) != 0 {

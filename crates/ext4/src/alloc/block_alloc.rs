@@ -57,7 +57,8 @@ impl BusyRun {
     ///
     /// Takes the group's lock.
     pub(crate) fn give_back(mut self, reservation: &mut Reservation) {
-        reservation.refund(self.release());
+        let allocator = Arc::clone(&self.allocator);
+        reservation.refund(&allocator, self.release());
     }
 
     fn release(&mut self) -> u32 {
@@ -131,6 +132,7 @@ impl Allocator {
     /// Takes the group's lock. A transaction needs credits for three blocks: the bitmap, the
     /// descriptor's block, the superblock.
     pub(crate) fn use_run(&self, tx: &mut impl Sink, mut run: BusyRun) -> (BlockNo, u32) {
+        debug_assert!(std::ptr::eq(self, &*run.allocator), "one file system");
         let (start, len) = (run.start, std::mem::take(&mut run.len));
         let Ok((number, first)) = self.superblock.group_of_block(start) else {
             return (start, 0);

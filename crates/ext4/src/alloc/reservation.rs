@@ -76,7 +76,11 @@ impl Reservation {
     }
 
     /// Blocks that a busy run no longer has are promised again.
-    pub(super) fn refund(&mut self, blocks: u32) {
+    pub(super) fn refund(&mut self, allocator: &Allocator, blocks: u32) {
+        debug_assert!(
+            Arc::ptr_eq(&self.counts, &allocator.counts),
+            "one file system"
+        );
         self.blocks += u64::from(blocks);
     }
 }

@@ -86,7 +86,9 @@ impl Allocator {
     /// Groups for a file below `parent`, best first; each group there is comes at least once.
     pub(super) fn groups_of_file(&self, parent: InodeNo) -> impl Iterator<Item = GroupNo> + '_ {
         let home = self.group_of_parent(parent);
-        let flex = self.groups_of_flex(home / self.superblock.groups_per_flex());
+        let flex = self
+            .groups_of_flex(home / self.superblock.groups_per_flex())
+            .filter(move |group| *group != home);
         // Files of one directory follow each other, those of directories in one group do not.
         let count = u64::from(self.superblock.group_count());
         let first = (u64::from(home) + u64::from(parent.0)) % count;

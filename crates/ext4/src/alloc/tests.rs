@@ -47,7 +47,7 @@ fn ext4(mib: u64, block_size: u32) -> MemoryDevice {
     image(mib, block_size, Kind::Ext4, "extent")
 }
 
-fn open(device: Arc<MemoryDevice>, metadata_bytes: u64) -> Instance {
+fn open(device: Arc<dyn Device>, metadata_bytes: u64) -> Instance {
     let mut bytes = [0; SUPERBLOCK_BYTES];
     device
         .read(SUPERBLOCK_OFFSET, &mut bytes)
@@ -114,7 +114,7 @@ impl World {
 
     fn with_memory(device: MemoryDevice, metadata_bytes: u64) -> Self {
         let device = Arc::new(device);
-        let instance = open(Arc::clone(&device), metadata_bytes);
+        let instance = open(device.clone(), metadata_bytes);
         let allocator = Allocator::new(&instance, []).expect("a sound file system");
         Self {
             device,

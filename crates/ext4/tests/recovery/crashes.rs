@@ -5,6 +5,7 @@ use pagefence_block_io::fault_device::random::Random;
 use pagefence_block_io::fault_device::{Fault, Times};
 use pagefence_block_io::{Device, FaultDevice, Operation};
 use pagefence_lock_order::primitives::Arc;
+use pagefence_vfs::FileSystem as _;
 
 use crate::images::{Image, read_only, recover};
 use crate::journal::dirty;
@@ -129,7 +130,9 @@ fn a_device_that_fails_leaves_a_recovery_that_can_start_over() {
                     errno: 5,
                 });
                 // Reads may fail where there is another way; nothing else goes unnoticed.
-                let outcome = recover(Arc::clone(&device) as Arc<dyn Device>).map(|_| ());
+                let outcome = recover(Arc::clone(&device) as Arc<dyn Device>)
+                    .map_err(|error| error.to_string())
+                    .and_then(|fs| fs.shut_down().map_err(|error| error.to_string()));
                 assert!(outcome.is_err() || operation == Operation::Read, "{what}");
                 device.clear_faults();
                 let fs = recover(Arc::clone(&device) as _)

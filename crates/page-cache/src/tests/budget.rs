@@ -2,14 +2,14 @@
 
 use pagefence_host_memory::FrameMut;
 use pagefence_lock_order::Held;
-use pagefence_lock_order::levels::{Invalidate, PageLock};
+use pagefence_lock_order::levels::{Invalidate, PageLock, Writepages};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::device::Device;
 use super::{SMALL, Task, config, read, stamped};
-use crate::backing::{Backing, PAGE_SIZE, Segment};
-use crate::{Config, Mapping, PageCache, Readahead};
+use crate::backing::{Backing, PAGE_SIZE, Segment, WriteBacking};
+use crate::{Config, Mapping, PageCache, Readahead, WriteBatch};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -174,6 +174,24 @@ impl Backing for () {
     }
 }
 
+impl WriteBacking for () {
+    fn block_size(&self) -> u32 {
+        4096
+    }
+
+    fn reserve(&self, _: &mut Held<'_, PageLock>, _: std::ops::Range<u64>) -> Result<(), ()> {
+        Ok(())
+    }
+
+    fn grow(&self, _: &mut Held<'_, PageLock>, end: u64) {
+        assert!(end <= u64::MAX >> 1);
+    }
+
+    fn write_pages(&self, _: &mut Held<'_, Writepages>, _: &WriteBatch<'_>) -> Result<(), ()> {
+        Ok(())
+    }
+}
+
 #[test]
 fn offsets_near_the_end_of_all_numbers_are_safe() {
     let cache = PageCache::new(config(SMALL)).expect("a cache");
@@ -199,11 +217,15 @@ fn offsets_near_the_end_of_all_numbers_are_safe() {
     assert_eq!(read(end - 3 * PAGE - 5, 4 * PAGE_SIZE), 3 * PAGE_SIZE + 5);
     let mut entry = Held::at_entry();
     let (mut fence, mut held) = mapping.fence(&mut entry, end - PAGE..u64::MAX);
-    let _ = fence.evict(&mut held, crate::Evict::Discard);
+    let _ = fence
+        .evict(&mut held, crate::Evict::Discard)
+        .expect("evicted");
     drop(fence);
     assert!(mapping.nr_pages() > 0);
     let (mut fence, mut held) = mapping.fence(&mut entry, 0..u64::MAX);
-    let _ = fence.evict(&mut held, crate::Evict::Discard);
+    let _ = fence
+        .evict(&mut held, crate::Evict::Discard)
+        .expect("evicted");
     assert_eq!(mapping.nr_pages(), 0);
 }
 

@@ -1,19 +1,21 @@
-//! A file on a device that the test is in command of: it holds completions, fails, and notices
-//! I/O to blocks that were taken away meanwhile (oracle O9).
+//! A file on a device that the test is in command of: it holds completions, fails, runs out of
+//! space, and notices I/O to blocks that were taken away meanwhile (oracle O9), and dirty blocks
+//! that have neither a block nor a reservation (O3).
 #![cfg_attr(
     shuttle,
     expect(dead_code, reason = "there the scheduler decides, not the test")
 )]
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use pagefence_host_memory::FrameMut;
 use pagefence_lock_order::Held;
-use pagefence_lock_order::levels::{Invalidate, PageLock};
+use pagefence_lock_order::levels::{Inode, Invalidate, PageLock, Writepages};
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, MutexGuard};
 
-use crate::backing::{Backing, PAGE_SIZE, Segment};
-use crate::{Evicted, Mapping, PageCache};
+use crate::backing::{Backing, PAGE_SIZE, Segment, WriteBacking};
+use crate::{Evicted, Mapping, PageCache, WriteBatch};
 
 pub(super) type TestMapping = Mapping<Device>;
 
@@ -21,13 +23,17 @@ pub(super) type TestMapping = Mapping<Device>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failed;
 
-/// Where a fill stops for the test.
+/// Where a fill or a write stops for the test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
     /// K3: the mapping was looked up, the I/O not submitted.
     BeforeIo,
     /// K4: the I/O is done, the pages are not up to date.
     AfterIo,
+    /// K10: writeback is to write.
+    BeforeWrite,
+    /// K12: the blocks are written, and not mapped.
+    BeforeMapping,
 }
 
 type Hook = Box<dyn FnOnce() + Send>;
@@ -45,8 +51,27 @@ struct State {
     failing_segments: usize,
     panicking_reads: usize,
     segment_hook: Option<Hook>,
+    grow_hook: Option<Hook>,
     reads: Vec<Range<u64>>,
-    /// I/O that hit a block which was no data at submission, or another one at completion.
+    /// Blocks that have no data yet, and space set aside.
+    reserved: BTreeSet<usize>,
+    /// Blocks that may still be reserved; `None` for as many as anyone likes.
+    free: Option<usize>,
+    /// Blocks that each call for room will find.
+    room: Vec<usize>,
+    failing_writes: usize,
+    panicking_writes: usize,
+    /// Bytes written, in pieces.
+    writes: Vec<Range<u64>>,
+    /// A write may read what a page keeps that is a hole.
+    holes_are_read: bool,
+    /// Calls of `write_pages`.
+    batches: usize,
+    generation: u64,
+    /// What a crash would leave of the size.
+    disk_size: u64,
+    /// I/O that hit a block which was no data at submission, or another one at completion; dirty
+    /// blocks that nobody had reserved.
     violations: usize,
 }
 
@@ -81,9 +106,27 @@ impl Device {
             block_size,
             size: bytes.len() as u64,
             blocks: vec![Some(0); bytes.len() / block_size],
+            disk_size: bytes.len() as u64,
             bytes,
             ..State::default()
         };
+        Self::of(state)
+    }
+
+    /// A file of `size` bytes without a block.
+    pub(super) fn hole(size: u64, block_size: usize) -> Self {
+        let mut state = State {
+            block_size,
+            size,
+            disk_size: size,
+            holes_are_read: true,
+            ..State::default()
+        };
+        state.reach(size);
+        Self::of(state)
+    }
+
+    fn of(state: State) -> Self {
         Self {
             control: Arc::new(Control {
                 state: Mutex::new(state),
@@ -115,11 +158,8 @@ impl Device {
     /// from now on.
     pub(super) fn punch(evicted: &Evicted<'_, Self>) {
         let mut state = evicted.mapping().backing().state();
-        for at in state.blocks_in(evicted.range()) {
-            state.blocks[at] = None;
-            let block = state.block_size;
-            state.bytes[at * block..][..block].fill(0xBD);
-        }
+        let blocks = state.blocks_in(evicted.range());
+        state.take_away(blocks);
     }
 
     /// Gives the fence's range, which is whole blocks, other blocks with these bytes.
@@ -132,21 +172,12 @@ impl Device {
         }
     }
 
-    /// Sets the size; the fence reaches from there on.
-    pub(super) fn truncate(evicted: &Evicted<'_, Self>, size: u64) {
+    /// Frees what lies past the size, which was set before; the fence reaches from there on.
+    pub(super) fn truncate(evicted: &Evicted<'_, Self>) {
         let mut state = evicted.mapping().backing().state();
-        let (old, block) = (state.size, state.block_size as u64);
-        // As a file system does: what is cut off reads as zeros when the file grows again.
-        let edge = size.min(old)..size.min(old).next_multiple_of(block);
-        for at in edge {
-            if let Some(byte) = state.bytes.get_mut(usize::try_from(at).expect("small")) {
-                *byte = 0;
-            }
-        }
-        for at in state.blocks_in(size.min(old)..u64::MAX) {
-            state.blocks[at] = None;
-        }
-        state.size = size.min(state.bytes.len() as u64);
+        let blocks = state.blocks_in(state.size..u64::MAX);
+        state.take_away(blocks);
+        state.disk_size = state.size;
     }
 }
 
@@ -155,12 +186,24 @@ impl Control {
         self.state.lock()
     }
 
-    /// Stops fills at `stop` from now on.
+    /// Sets the size: the first step of a truncate, inside the fence.
+    pub(super) fn set_size(&self, size: u64) {
+        let mut state = self.state();
+        state.reach(size);
+        state.size = size;
+    }
+
+    /// What a crash would leave of the size.
+    pub(super) fn disk_size(&self) -> u64 {
+        self.state().disk_size
+    }
+
+    /// Stops fills and writes at `stop` from now on.
     pub(super) fn stop_at(&self, stop: Stop) {
         self.state().stop = Some(stop);
     }
 
-    /// Waits until `count` fills have stopped.
+    /// Waits until `count` have stopped.
     pub(super) fn wait_stopped(&self, count: usize) {
         let mut state = self.state();
         while state.stopped < count {
@@ -172,7 +215,7 @@ impl Control {
         self.state().stopped
     }
 
-    /// Lets every stopped fill go on, and stops no more.
+    /// Lets everything that stopped go on, and stops no more.
     pub(super) fn go_on(&self) {
         self.state().stop = None;
         self.changed.notify_all();
@@ -190,6 +233,47 @@ impl Control {
         self.state().panicking_reads = 1;
     }
 
+    pub(super) fn fail_writes(&self, count: usize) {
+        self.state().failing_writes = count;
+    }
+
+    pub(super) fn panic_in_write(&self) {
+        self.state().panicking_writes = 1;
+    }
+
+    /// Lets reads meet holes: those of pages written in part do.
+    pub(super) fn let_holes_be_read(&self) {
+        self.state().holes_are_read = true;
+    }
+
+    /// Leaves `free` blocks to reserve; each call for room finds one of `room` more, from the
+    /// last on.
+    pub(super) fn limit_space(&self, free: usize, room: &[usize]) {
+        let mut state = self.state();
+        state.free = Some(free);
+        state.room = room.to_vec();
+    }
+
+    /// Blocks that are reserved.
+    pub(super) fn reserved(&self) -> usize {
+        self.state().reserved.len()
+    }
+
+    /// Runs `hook` when the size is raised next, or could be.
+    pub(super) fn on_grow(&self, hook: impl FnOnce() + Send + 'static) {
+        self.state().grow_hook = Some(Box::new(hook));
+    }
+
+    /// The byte ranges written so far; forgets them.
+    pub(super) fn take_writes(&self) -> Vec<Range<u64>> {
+        std::mem::take(&mut self.state().writes)
+    }
+
+    /// How often pages were written; forgets it.
+    pub(super) fn take_batches(&self) -> usize {
+        std::mem::take(&mut self.state().batches)
+    }
+
     /// Runs `hook` in the next query of the block map.
     pub(super) fn on_segment(&self, hook: impl FnOnce() + Send + 'static) {
         self.state().segment_hook = Some(Box::new(hook));
@@ -204,7 +288,7 @@ impl Control {
         self.state().violations
     }
 
-    /// The file as it should read.
+    /// The file as the device has it.
     pub(super) fn contents(&self) -> Vec<u8> {
         let state = self.state();
         let mut bytes: Vec<u8> = state.bytes.clone();
@@ -238,6 +322,34 @@ impl State {
         let index = |at: u64| usize::try_from(at).unwrap_or(all).min(all);
         let (start, end) = (index(range.start.div_ceil(block)), index(range.end / block));
         start..end.max(start)
+    }
+
+    /// Makes room for a file of `size` bytes.
+    fn reach(&mut self, size: u64) {
+        let blocks = usize::try_from(size)
+            .expect("small")
+            .div_ceil(self.block_size);
+        if blocks > self.blocks.len() {
+            self.blocks.resize(blocks, None);
+            self.bytes.resize(blocks * self.block_size, 0xBD);
+        }
+    }
+
+    fn take_away(&mut self, blocks: Range<usize>) {
+        for at in blocks {
+            if self.blocks[at].take().is_some() | self.reserved.remove(&at)
+                && let Some(free) = &mut self.free
+            {
+                *free += 1;
+            }
+            let block = self.block_size;
+            self.bytes[at * block..][..block].fill(0xBD);
+        }
+    }
+
+    fn blocks_of(&self, run: &Range<u64>) -> Range<usize> {
+        let index = |at: u64| usize::try_from(at).expect("small") / self.block_size;
+        index(run.start)..index(run.end)
     }
 
     fn generations(&self, pages: Range<u64>) -> Vec<Option<u64>> {
@@ -295,7 +407,8 @@ impl Backing for Device {
             let mut state = self.state();
             state.reads.push(range.clone());
             let generations = state.generations(range.clone());
-            if state.block_size == PAGE_SIZE && generations.contains(&None) {
+            if state.block_size == PAGE_SIZE && generations.contains(&None) && !state.holes_are_read
+            {
                 state.violations += 1;
             }
             generations
@@ -330,6 +443,114 @@ impl Backing for Device {
             }
         }
         self.pause(Stop::AfterIo);
+        Ok(())
+    }
+}
+
+impl WriteBacking for Device {
+    fn block_size(&self) -> u32 {
+        self.state().block_size.try_into().expect("small")
+    }
+
+    fn reserve(&self, _held: &mut Held<'_, PageLock>, range: Range<u64>) -> Result<(), Failed> {
+        let mut state = self.state();
+        state.reach(range.end);
+        let new: Vec<usize> = state
+            .blocks_of(&range)
+            .filter(|at| state.blocks[*at].is_none() && !state.reserved.contains(at))
+            .collect();
+        if let Some(free) = &mut state.free {
+            *free = free.checked_sub(new.len()).ok_or(Failed)?;
+        }
+        state.reserved.extend(new);
+        Ok(())
+    }
+
+    fn make_room(&self, _held: &mut Held<'_, Inode>, _error: &Failed) -> bool {
+        let mut state = self.state();
+        let found = state.room.pop();
+        if let (Some(found), Some(free)) = (found, &mut state.free) {
+            *free += found;
+        }
+        found.is_some()
+    }
+
+    fn grow(&self, _held: &mut Held<'_, PageLock>, end: u64) {
+        let hook = self.state().grow_hook.take();
+        if let Some(hook) = hook {
+            hook();
+        }
+        let mut state = self.state();
+        state.size = state.size.max(end);
+    }
+
+    fn write_pages(
+        &self,
+        _held: &mut Held<'_, Writepages>,
+        batch: &WriteBatch<'_>,
+    ) -> Result<(), Failed> {
+        let runs: Vec<Range<u64>> = batch.runs().collect();
+        assert!(!runs.is_empty(), "a batch has something to write");
+        let submitted: Vec<(usize, Option<u64>)> = {
+            let mut state = self.state();
+            state.batches += 1;
+            let blocks: Vec<usize> = runs.iter().flat_map(|run| state.blocks_of(run)).collect();
+            let homeless = blocks
+                .iter()
+                .filter(|at| state.blocks[**at].is_none() && !state.reserved.contains(at));
+            let homeless = homeless.count();
+            state.violations += homeless;
+            blocks
+                .into_iter()
+                .map(|at| (at, state.blocks[at]))
+                .collect()
+        };
+        self.pause(Stop::BeforeWrite);
+        let fill = |state: &mut State, at: usize| {
+            let block = state.block_size;
+            let start = (at * block) as u64;
+            let bytes = batch.bytes(start..start + block as u64);
+            state.bytes[at * block..][..block].copy_from_slice(bytes);
+        };
+        {
+            let mut state = self.state();
+            if state.panicking_writes > 0 {
+                state.panicking_writes -= 1;
+                drop(state);
+                panic!("the device was told to panic");
+            }
+            if state.failing_writes > 0 {
+                state.failing_writes -= 1;
+                return Err(Failed);
+            }
+            for &(at, generation) in &submitted {
+                if state.blocks[at] != generation {
+                    state.violations += 1;
+                }
+                if generation.is_some() {
+                    fill(&mut state, at);
+                }
+            }
+        }
+        self.pause(Stop::BeforeMapping);
+        let mut state = self.state();
+        state.generation += 1;
+        for (at, generation) in submitted {
+            if state.blocks[at] != generation {
+                state.violations += 1;
+            }
+            if generation.is_none() {
+                if !state.reserved.remove(&at) {
+                    state.violations += 1;
+                }
+                // Until now these bytes were in a block that was nobody's.
+                fill(&mut state, at);
+                state.blocks[at] = Some(state.generation);
+            }
+        }
+        let end = runs.last().map_or(0, |run| run.end);
+        state.disk_size = state.disk_size.max(batch.size().min(end));
+        state.writes.extend(runs);
         Ok(())
     }
 }

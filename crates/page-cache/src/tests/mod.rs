@@ -5,6 +5,8 @@ mod device;
 #[cfg(not(shuttle))]
 mod budget;
 #[cfg(not(shuttle))]
+mod edges;
+#[cfg(not(shuttle))]
 mod model;
 #[cfg(not(shuttle))]
 mod mutants;
@@ -12,15 +14,22 @@ mod mutants;
 mod races;
 #[cfg(shuttle)]
 mod shuttle;
+#[cfg(shuttle)]
+mod shuttle_writes;
 #[cfg(not(shuttle))]
 mod streams;
+#[cfg(not(shuttle))]
+mod writeback;
+#[cfg(not(shuttle))]
+mod writes;
 
 #[cfg(not(shuttle))]
 use std::time::Duration;
 
-use pagefence_lock_order::Held;
+use pagefence_lock_order::levels::Inode;
 #[cfg(not(shuttle))]
 use pagefence_lock_order::primitives::thread;
+use pagefence_lock_order::{Held, OrderedRwLock};
 
 use crate::backing::PAGE_SIZE;
 use crate::{Config, Readahead};
@@ -29,10 +38,11 @@ use device::TestMapping;
 /// The least budget: 59 pages.
 const SMALL: u64 = 256 << 10;
 
-/// A cache without threads, whose readahead the test runs by hand.
+/// A cache without threads, whose readahead and writeback the test runs by hand.
 fn config(budget_bytes: u64) -> Config {
     Config {
         readahead_workers: 0,
+        flusher_threads: 0,
         ..Config::new(budget_bytes)
     }
 }
@@ -57,6 +67,19 @@ fn read_with(
         }
         Err(crate::ReadError::Backing(failed)) => Err(failed),
     }
+}
+
+/// Writes `data` at `offset` as the only writer.
+fn write(mapping: &TestMapping, offset: u64, data: &[u8]) -> Result<usize, device::Failed> {
+    let inode: OrderedRwLock<Inode, ()> = OrderedRwLock::new(mapping.number(), ());
+    let mut entry = Held::at_entry();
+    let (_lock, mut held) = inode.write(&mut entry);
+    mapping.write(&mut held, offset, data)
+}
+
+/// Writes everything back and waits for it.
+fn sync(mapping: &TestMapping) -> Result<(), device::Failed> {
+    mapping.write_back(&mut Held::at_entry(), 0..u64::MAX, crate::WaitFor::All)
 }
 
 /// What page `index` of version `version` holds.

@@ -34,7 +34,7 @@ fn stale_after_fill_inside_fence(
 ) -> bool {
     let mut entry = Held::at_entry();
     let (mut fence, mut held) = mapping.fence(&mut entry, 0..8 * PAGE);
-    let evicted = fence.evict(&mut held, Evict::Discard);
+    let evicted = fence.evict(&mut held, Evict::Discard).expect("evicted");
     let filler = Task::start(fill);
     assert_eq!(over(&filler, mutated), mutated);
     Device::punch(&evicted);

@@ -30,7 +30,7 @@ fn start_punch(mapping: &Arc<TestMapping>, pages: std::ops::Range<u64>) -> Task<
 fn punch(mapping: &TestMapping, pages: std::ops::Range<u64>) {
     let mut entry = Held::at_entry();
     let (mut fence, mut held) = mapping.fence(&mut entry, pages.start * PAGE..pages.end * PAGE);
-    Device::punch(&fence.evict(&mut held, Evict::Discard));
+    Device::punch(&fence.evict(&mut held, Evict::Discard).expect("evicted"));
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn t1_read_waits_for_the_fence_and_sees_the_hole() {
     let mut entry = Held::at_entry();
     let (mut fence, mut held) = mapping.fence(&mut entry, 0..4 * PAGE);
     // K1: dropped from the cache, the blocks are still there.
-    let evicted = fence.evict(&mut held, Evict::Discard);
+    let evicted = fence.evict(&mut held, Evict::Discard).expect("evicted");
     mapping.backing().take_reads();
     let reader = start_read(&mapping, 2);
     assert!(!reader.is_over_shortly(), "the reader waits");
@@ -57,7 +57,7 @@ fn t1_cached_pages_outside_the_range_are_read_during_a_fence() {
     read(&mapping, 0, 8 * PAGE_SIZE).expect("read");
     let mut entry = Held::at_entry();
     let (mut fence, mut held) = mapping.fence(&mut entry, 0..4 * PAGE);
-    let _evicted = fence.evict(&mut held, Evict::Discard);
+    let _evicted = fence.evict(&mut held, Evict::Discard).expect("evicted");
     assert_eq!(start_read(&mapping, 6).finish(), Ok(stamped(6, 1)));
 }
 
@@ -67,7 +67,7 @@ fn t1_readahead_waits_for_the_fence() {
     assert!(mapping.queue_readahead(0..32, None));
     let mut entry = Held::at_entry();
     let (mut fence, mut held) = mapping.fence(&mut entry, 0..16 * PAGE);
-    let evicted = fence.evict(&mut held, Evict::Discard);
+    let evicted = fence.evict(&mut held, Evict::Discard).expect("evicted");
     let worker = Task::start(move || cache.run_readahead(&mut Held::at_entry()));
     assert!(!worker.is_over_shortly(), "readahead waits");
     Device::punch(&evicted);
@@ -215,7 +215,7 @@ fn an_error_after_some_bytes_gives_those_bytes() {
     let (mut entry, all) = (Held::at_entry(), PAGE..8 * PAGE);
     {
         let (mut fence, mut held) = mapping.fence(&mut entry, all);
-        let _ = fence.evict(&mut held, Evict::Discard);
+        let _ = fence.evict(&mut held, Evict::Discard).expect("evicted");
     }
     mapping.backing().fail_reads(1);
     assert_eq!(read(&mapping, 0, 2 * PAGE_SIZE), Ok(stamped(0, 1)));
@@ -302,7 +302,7 @@ fn readers_fences_and_reclaim_together_never_show_an_old_version() {
     for version in 2..60 {
         let mut entry = Held::at_entry();
         let (mut fence, mut held) = mapping.fence(&mut entry, 0..100 * PAGE);
-        let evicted = fence.evict(&mut held, Evict::Discard);
+        let evicted = fence.evict(&mut held, Evict::WriteFirst).expect("evicted");
         let bytes: Vec<u8> = (0..100).flat_map(|page| stamped(page, version)).collect();
         Device::replace(&evicted, &bytes);
         drop(fence);

@@ -69,7 +69,7 @@ impl World {
         let (mut fence, mut held) = self
             .mapping
             .fence(&mut entry, pages.start * PAGE..pages.end * PAGE);
-        let evicted = fence.evict(&mut held, Evict::Discard);
+        let evicted = fence.evict(&mut held, Evict::WriteFirst).expect("evicted");
         let bytes: Vec<u8> = pages
             .flat_map(|page| super::stamped(page.try_into().expect("small"), version))
             .collect();

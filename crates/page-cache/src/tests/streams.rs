@@ -193,7 +193,7 @@ fn holes_in_a_window_take_no_memory() {
     {
         let mut entry = Held::at_entry();
         let (mut fence, mut held) = mapping.fence(&mut entry, 40 * PAGE..100 * PAGE);
-        Device::punch(&fence.evict(&mut held, Evict::Discard));
+        Device::punch(&fence.evict(&mut held, Evict::Discard).expect("evicted"));
     }
     let readahead = Readahead::new();
     for number in 0..6 {

@@ -1,5 +1,8 @@
 //! Damaged groups are left alone, and nothing else suffers.
 
+use pagefence_block_io::device::Operation;
+use pagefence_block_io::fault_device::{Fault, FaultDevice, Times};
+
 use super::super::GROUPS_MAX;
 use super::*;
 
@@ -158,4 +161,62 @@ fn a_damaged_descriptor_keeps_it_from_being_written() {
 fn groups_are_bounded() {
     // 128 TiB of 4 KiB blocks in groups of 128 MiB.
     assert_eq!(u64::from(GROUPS_MAX) * (128 << 20), 128 << 40);
+}
+
+/// What can't be read now is passed over, changes nothing, and is there when it can be read.
+#[test]
+fn bitmaps_that_can_not_be_read_are_passed_over() {
+    let device = Arc::new(FaultDevice::new(
+        &image(32, 1024, Kind::Ext2, "^resize_inode"),
+        1,
+    ));
+    let instance = open(device.clone(), AMPLE);
+    let allocator = Allocator::new(&instance, []).expect("sound");
+    let fail = |times| {
+        device.fail(Fault {
+            operation: Operation::Read,
+            call: device.calls(Operation::Read),
+            times,
+            errno: 5,
+        });
+    };
+    let before = allocator.counts();
+    let goal = BlockNo(4000);
+    let mut promised = allocator.reserve(10, true).expect("enough");
+    fail(Times::Forever);
+    let got = allocator.allocate(&instance, goal, 10, &mut promised);
+    assert!(matches!(got, Err(Error::Io(_))), "{got:?}");
+    let mut tx = Tx::default();
+    let freed = allocator.free(&instance, &mut tx, OWNER, goal, 10);
+    assert!(matches!(freed, Err(Error::Io(_))), "{freed:?}");
+    let request = NewInode {
+        parent: InodeNo::ROOT,
+        is_directory: false,
+        is_top_level: false,
+        name: b"a",
+    };
+    let new = allocator.new_inode(&instance, &mut tx, request);
+    assert!(matches!(new, Err(Error::Io(_))), "{new:?}");
+    assert!(tx.deferred.is_empty());
+    assert_eq!(promised.blocks(), 10);
+
+    // One group alone: another one does.
+    device.clear_faults();
+    fail(Times::Once);
+    let run = allocator.allocate(&instance, goal, 10, &mut promised);
+    assert!(run.expect("elsewhere").start().0 > 8192);
+    device.clear_faults();
+    fail(Times::Once);
+    let new = allocator.new_inode(&instance, &mut tx, request);
+    let group = |inode| instance.superblock.locate_inode(inode).expect("one").group;
+    assert_ne!(group(new.expect("elsewhere").number), GroupNo(0));
+
+    device.clear_faults();
+    let mut promised = allocator.reserve(10, true).expect("enough");
+    let run = allocator.allocate(&instance, goal, 10, &mut promised);
+    assert_eq!(run.expect("readable").start(), goal);
+    drop(promised);
+    let counts = allocator.counts();
+    assert_eq!(counts.blocks_unreserved, before.blocks_unreserved);
+    assert_eq!(counts.inodes, before.inodes - 1);
 }

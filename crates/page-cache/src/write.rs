@@ -1,0 +1,407 @@
+//! Writing a file through the cache.
+//!
+//! The caller holds the inode lock, so there is one writer a file. A chunk at a time: inside the
+//! invalidate lock, shared, the pages are locked in ascending order, absent ones inserted; what a
+//! partial page keeps is read; space is reserved, the last step that can fail; then the bytes are
+//! copied, the pages made dirty, the size raised, and the pages unlocked. No block is allocated.
+//!
+//! Nothing is waited for with page locks held but other page locks, further up in the file: their
+//! holders (fillers, writeback gathering) wait for no lock of ours. Too many dirty pages, missing
+//! frames and missing space are waited for before the first page lock.
+
+use std::ops::Range;
+
+use pagefence_host_memory::FrameMut;
+use pagefence_lock_order::Held;
+use pagefence_lock_order::levels::{Inode, PageLock};
+use pagefence_lock_order::primitives::{Arc, Weak};
+
+use crate::backing::{PAGE_SIZE, WriteBacking};
+use crate::cache::Shared;
+use crate::flusher::Flush;
+use crate::folio::Folio;
+use crate::mapping::{Filler, LARGEST, Mapping, PAGE_BYTES};
+use crate::write_batch::{Mask, blocks_touched};
+
+/// Pages written under one hold of the locks, at most: 1 MiB.
+const CHUNK_PAGES: u64 = 256;
+
+/// How often a write that found no space asks the file system to make some, before it tries to
+/// write less.
+const ROOM_TRIES: u32 = 3;
+
+/// What came of trying to write a chunk.
+enum Chunk {
+    /// So many bytes, at least one.
+    Written(usize),
+    /// Another thread changed the pages meanwhile: try again.
+    Changed,
+    /// No frame is to be had: wait with no page lock held, then try again.
+    NoFrame,
+}
+
+/// Why a chunk was not written.
+enum Failed<E> {
+    /// What a partial page keeps could not be read.
+    Read(E),
+    /// There is no space.
+    Reserve(E),
+}
+
+impl<B: WriteBacking> Mapping<B> {
+    /// Writes `data` at byte `offset`: into the cache, with space reserved for it. Says how many
+    /// bytes, which is less than asked for only before an error, or where files end (2^63 - 1).
+    /// A write past the end raises the size by [`WriteBacking::grow`]; what lies between reads as
+    /// zeros, and a hole stays one.
+    ///
+    /// The caller holds the inode lock exclusively. A page is read first only if the write leaves
+    /// some of its bytes inside the file alone. Readers see each page before or after, or some of
+    /// its bytes before and some after.
+    ///
+    /// `data` is touched with page locks held: it must be private memory, never a mapping of a
+    /// file in this cache (RACES U1).
+    ///
+    /// # Errors
+    ///
+    /// If nothing could be written: no space, after [`WriteBacking::make_room`] had its chances, or
+    /// the old contents of a page that is written in part can't be read.
+    pub fn write(
+        &self,
+        held: &mut Held<'_, Inode>,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, B::Error> {
+        let room = usize::try_from(LARGEST.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let data = &data[..data.len().min(room)];
+        let portion = self.shared().flusher.limits().portion;
+        let most = portion.min(CHUNK_PAGES);
+        let (mut done, mut limit, mut tries) = (0, most, 0);
+        while done < data.len() {
+            self.shared().flusher.throttle(held, self);
+            let at = offset + u64::try_from(done).expect("inside the file");
+            let failed = match self.write_chunk(held, at, &data[done..], limit) {
+                Ok(Chunk::Written(len)) => {
+                    done += len;
+                    (limit, tries) = (most, 0);
+                    continue;
+                }
+                Ok(Chunk::Changed) => continue,
+                Ok(Chunk::NoFrame) => {
+                    self.shared().wait_for_frame();
+                    continue;
+                }
+                Err(failed) => failed,
+            };
+            let error = match failed {
+                Failed::Reserve(error) => {
+                    if tries < ROOM_TRIES && self.backing().make_room(held, &error) {
+                        tries += 1;
+                        continue;
+                    }
+                    if limit > 1 {
+                        // There may be space for less.
+                        limit /= 2;
+                        continue;
+                    }
+                    error
+                }
+                Failed::Read(error) => error,
+            };
+            return if done > 0 { Ok(done) } else { Err(error) };
+        }
+        Ok(done)
+    }
+
+    /// Writes the front of `data`, up to `limit` pages of it.
+    fn write_chunk(
+        &self,
+        held: &mut Held<'_, Inode>,
+        offset: u64,
+        data: &[u8],
+        limit: u64,
+    ) -> Result<Chunk, Failed<B::Error>> {
+        let first = offset / PAGE_BYTES;
+        let whole = offset + u64::try_from(data.len()).expect("inside the file");
+        let bytes = offset..whole.min((first + limit) * PAGE_BYTES);
+        let written = {
+            let (_section, mut held) = self.fill_section(held, Filler::Write);
+            let pages = first..bytes.end.div_ceil(PAGE_BYTES);
+            let (_rank, mut held) = held.descend::<PageLock>(pages.end - 1);
+            let mut run = WriteRun::lock(self, &held, pages, bytes);
+            if run.slots.is_empty() {
+                return Ok(if run.starved {
+                    Chunk::NoFrame
+                } else {
+                    Chunk::Changed
+                });
+            }
+            self.read_partial(&mut held, &mut run)?;
+            let block_size = u64::from(self.backing().block_size());
+            debug_assert!([1024, 2048, 4096].contains(&block_size));
+            let blocks = run.bytes.start / block_size * block_size
+                ..run.bytes.end.next_multiple_of(block_size);
+            self.backing()
+                .reserve(&mut held, blocks)
+                .map_err(Failed::Reserve)?;
+            self.store(&mut held, run, data, block_size)
+        };
+        self.tell_flusher();
+        Ok(Chunk::Written(written))
+    }
+
+    /// Makes the new pages of `run` complete where the write does not, cutting the run short
+    /// before one that can't be read.
+    fn read_partial(
+        &self,
+        held: &mut Held<'_, PageLock>,
+        run: &mut WriteRun<'_>,
+    ) -> Result<(), Failed<B::Error>> {
+        let size = self.size();
+        // The two ends; the pages between are overwritten in full.
+        let last = run.slots.len() - 1;
+        for at in [0, last] {
+            let slot = &mut run.slots[at];
+            let Some(frame) = &mut slot.frame else {
+                continue;
+            };
+            let (start, index) = (slot.folio.index * PAGE_BYTES, slot.folio.index);
+            let part = part_of(&run.bytes, index);
+            let keeps_head = part.start > 0 && start < size;
+            let keeps_tail = part.end < PAGE_BYTES && start + part.end < size;
+            if keeps_head || keeps_tail {
+                let read = self
+                    .backing()
+                    .read_pages(held, index, std::slice::from_mut(frame));
+                match read {
+                    Ok(()) => {}
+                    Err(error) if at == 0 => return Err(Failed::Read(error)),
+                    Err(_) => {
+                        run.shorten(at);
+                        return Ok(());
+                    }
+                }
+            } else {
+                frame.fill(0);
+            }
+            if at == last {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the bytes, makes the pages dirty, raises the size, and unlocks; how many bytes.
+    fn store(
+        &self,
+        held: &mut Held<'_, PageLock>,
+        mut run: WriteRun<'_>,
+        data: &[u8],
+        block_size: u64,
+    ) -> usize {
+        let bytes = run.bytes.clone();
+        let mut rest = data;
+        for slot in &mut run.slots {
+            let part = part_of(&bytes, slot.folio.index);
+            let at = usize::try_from(part.start).expect("inside a page");
+            let len = usize::try_from(part.end - part.start).expect("inside a page");
+            let (source, after) = rest.split_at(len);
+            rest = after;
+            slot.blocks = blocks_touched(part, block_size);
+            match slot.frame.take() {
+                Some(mut frame) => {
+                    frame[at..at + len].copy_from_slice(source);
+                    slot.folio.publish(frame);
+                }
+                None => {
+                    if let Some(frame) = slot.folio.frame() {
+                        frame.copy_in(at, source);
+                    }
+                }
+            }
+        }
+        #[cfg(test)]
+        if self.shared().mutants.dirty_unlocked {
+            return self.store_dirtying_late(held, run, data.len() - rest.len());
+        }
+        self.pages().set_dirty(run.dirtied());
+        self.backing().grow(held, bytes.end);
+        drop(run);
+        data.len() - rest.len()
+    }
+
+    /// The mutant: the pages are unlocked, and dirty a moment later.
+    #[cfg(test)]
+    fn store_dirtying_late(
+        &self,
+        held: &mut Held<'_, PageLock>,
+        run: WriteRun<'_>,
+        len: usize,
+    ) -> usize {
+        let end = run.bytes.end;
+        let late: Vec<_> = run
+            .dirtied()
+            .map(|(folio, blocks)| (Arc::clone(folio), blocks))
+            .collect();
+        drop(run);
+        self.backing().grow(held, end);
+        for (folio, blocks) in late {
+            if let Some(guard) = crate::folio::PageLockGuard::try_lock(&folio)
+                && !folio.state.is_detached()
+            {
+                self.pages()
+                    .set_dirty(std::iter::once((guard.folio(), blocks)));
+            }
+        }
+        len
+    }
+
+    /// Puts the mapping on the flusher's list if it is not, and wakes a thread if one is needed.
+    /// With no page lock held.
+    pub(crate) fn tell_flusher(&self) {
+        let flusher = &self.shared().flusher;
+        if self.pages().dirty().enlist() {
+            let this: Weak<dyn Flush> = Weak::<Self>::clone(self.this());
+            flusher.enlist(self.shared(), this);
+        }
+        flusher.wake_if_needed();
+    }
+}
+
+/// The bytes of page `index` that `bytes` of the file covers, counted from the page's start.
+fn part_of(bytes: &Range<u64>, index: u64) -> Range<u64> {
+    let start = index * PAGE_BYTES;
+    bytes.start.saturating_sub(start)..(bytes.end - start).min(PAGE_BYTES)
+}
+
+/// Consecutive locked pages that are about to be written, and the bytes of the file that they will
+/// get.
+///
+/// However it is left, the pages that are not up to date go out of the index before any is
+/// unlocked, and every one is unlocked.
+struct WriteRun<'a> {
+    shared: &'a Shared,
+    slots: Vec<Slot>,
+    bytes: Range<u64>,
+    /// It ends for want of a frame.
+    starved: bool,
+}
+
+struct Slot {
+    folio: Arc<Folio>,
+    /// The frame that a new page will get; `None` if it is up to date.
+    frame: Option<FrameMut>,
+    /// The blocks that are written.
+    blocks: Mask,
+}
+
+impl<'a> WriteRun<'a> {
+    /// Locks the pages `wanted`, ascending, inserting those that are absent: up to the first that
+    /// has no frame or changes hands meanwhile. They are to get `bytes`.
+    fn lock<B: WriteBacking>(
+        mapping: &'a Mapping<B>,
+        held: &Held<'_, PageLock>,
+        wanted: Range<u64>,
+        bytes: Range<u64>,
+    ) -> Self {
+        let (pages, shared): (_, &Shared) = (mapping.pages(), mapping.shared());
+        let count = usize::try_from(wanted.end - wanted.start).expect("a chunk");
+        let mut present = Vec::with_capacity(count);
+        pages.gather(wanted.clone(), count, &mut present);
+        let absent = count - present.len();
+        let mut frames = if absent > 0 {
+            shared.allocate(absent).into_iter()
+        } else {
+            Vec::new().into_iter()
+        };
+        let mut run = Self {
+            shared,
+            slots: Vec::with_capacity(count),
+            starved: frames.len() < absent,
+            bytes,
+        };
+        let mut at = wanted.start;
+        let ends = present.iter().map(|folio| (folio.index, Some(folio)));
+        for (next, folio) in ends.chain([(wanted.end, None)]) {
+            let gap = usize::try_from(next - at).expect("a chunk");
+            let new: Vec<_> = (at..next)
+                .take(frames.len())
+                .map(|index| Arc::new(Folio::locked(pages, index, false)))
+                .collect();
+            let inserted = if new.is_empty() {
+                0
+            } else {
+                pages.insert_absent(&new)
+            };
+            // What found its place taken was seen by nobody.
+            run.slots
+                .extend(new.into_iter().take(inserted).map(|folio| Slot {
+                    folio,
+                    frame: frames.next(),
+                    blocks: 0,
+                }));
+            if inserted < gap {
+                run.starved &= frames.len() == 0;
+                break;
+            }
+            let Some(folio) = folio else { break };
+            shared.page_queues.lock(folio);
+            if folio.state.is_detached() || !folio.is_uptodate() {
+                shared.page_queues.unlock(folio);
+                run.starved = false;
+                break;
+            }
+            run.slots.push(Slot {
+                folio: Arc::clone(folio),
+                frame: None,
+                blocks: 0,
+            });
+            at = next + 1;
+        }
+        let _ = held;
+        run.cut();
+        run
+    }
+
+    /// Gives up the pages from slot `at` on.
+    fn shorten(&mut self, at: usize) {
+        let rest = Self {
+            shared: self.shared,
+            slots: self.slots.split_off(at),
+            bytes: self.bytes.clone(),
+            starved: false,
+        };
+        drop(rest);
+        self.cut();
+    }
+
+    /// Makes the bytes end where the pages do.
+    fn cut(&mut self) {
+        let end = self
+            .slots
+            .last()
+            .map_or(self.bytes.start, |slot| (slot.folio.index + 1) * PAGE_BYTES);
+        self.bytes.end = self.bytes.end.min(end);
+    }
+
+    fn dirtied(&self) -> impl Iterator<Item = (&Arc<Folio>, Mask)> {
+        self.slots.iter().map(|slot| (&slot.folio, slot.blocks))
+    }
+}
+
+impl Drop for WriteRun<'_> {
+    fn drop(&mut self) {
+        let failed = || {
+            let folios = self.slots.iter().map(|slot| &slot.folio);
+            folios.filter(|folio| !folio.is_uptodate())
+        };
+        if let Some(folio) = failed().next() {
+            folio.pages.remove(failed());
+        }
+        for slot in &self.slots {
+            self.shared.page_queues.unlock(&slot.folio);
+        }
+        self.shared.frame_events.notify();
+    }
+}
+
+const _: () = assert!(CHUNK_PAGES.is_power_of_two() && PAGE_SIZE == 4096);

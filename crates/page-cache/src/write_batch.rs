@@ -1,0 +1,185 @@
+//! What writeback hands to a file system: consecutive pages, and which blocks of them are dirty.
+
+use std::iter;
+use std::ops::Range;
+
+use crate::backing::PAGE_SIZE;
+use crate::mapping::PAGE_BYTES;
+
+/// The granularity of dirty masks: the least block size.
+const UNIT: u64 = 1024;
+
+/// Which KiB of a page are meant, one bit each.
+pub(crate) type Mask = u8;
+
+/// All of a page.
+pub(crate) const WHOLE: Mask = 0xF;
+
+/// The bits of the blocks, of `block_size` bytes, that bytes `range` of a page touch.
+pub(crate) fn blocks_touched(range: Range<u64>, block_size: u64) -> Mask {
+    debug_assert!(range.end <= PAGE_BYTES, "inside a page");
+    if range.is_empty() {
+        return 0;
+    }
+    let start = range.start / block_size * block_size;
+    let end = range.end.next_multiple_of(block_size);
+    bits(start / UNIT..end / UNIT)
+}
+
+/// The bits of the blocks that lie wholly in bytes `range` of a page.
+pub(crate) fn blocks_inside(range: Range<u64>, block_size: u64) -> Mask {
+    let start = range.start.next_multiple_of(block_size);
+    let end = range.end / block_size * block_size;
+    bits(start / UNIT..end.max(start) / UNIT)
+}
+
+fn bits(units: Range<u64>) -> Mask {
+    units.fold(0, |mask, unit| mask | 1 << unit)
+}
+
+/// The first run of bits in `mask`, from byte `from` of the page on, as bytes of the page.
+pub(crate) fn first_run(mask: Mask, from: u64) -> Option<Range<u64>> {
+    let set = |unit: &u64| mask & 1 << unit != 0;
+    let units = PAGE_BYTES / UNIT;
+    let start = (from / UNIT..units).find(set)?;
+    let end = (start..units)
+        .find(|unit| !set(unit))
+        .map_or(units, |unit| unit);
+    Some((start * UNIT).max(from)..end * UNIT)
+}
+
+/// Consecutive pages of a file under writeback, as they are to be written.
+///
+/// The bytes are a copy, taken after the pages were marked: what is stored to a page later makes
+/// it dirty again. Bytes past the end of the file are zeros (RACES B22).
+#[derive(Debug)]
+pub struct WriteBatch<'a> {
+    first: u64,
+    masks: &'a [Mask],
+    data: &'a [u8],
+    size: u64,
+}
+
+impl<'a> WriteBatch<'a> {
+    /// `data` has [`PAGE_SIZE`] bytes for each of `masks`.
+    pub(crate) fn new(first: u64, masks: &'a [Mask], data: &'a [u8], size: u64) -> Self {
+        debug_assert_eq!(data.len(), masks.len() * PAGE_SIZE);
+        Self {
+            first,
+            masks,
+            data,
+            size,
+        }
+    }
+
+    /// The bytes of the file that the pages hold: at most 4 MiB, whole pages.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        let start = self.first * PAGE_BYTES;
+        start..start + self.masks.len() as u64 * PAGE_BYTES
+    }
+
+    /// The dirty bytes: runs of whole blocks, ascending, neighbours joined. At least one. A run
+    /// may reach past the end of the file, to the end of its last block and further.
+    pub fn runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let range = self.range();
+        let mut at = range.start;
+        iter::from_fn(move || {
+            let start = self.next_dirty(at)?;
+            let mut end = start.end;
+            while let Some(next) = self.next_dirty(end).filter(|next| next.start == end) {
+                end = next.end;
+            }
+            at = end;
+            Some(start.start..end)
+        })
+    }
+
+    /// The first dirty bytes from `at` on, inside one page.
+    fn next_dirty(&self, at: u64) -> Option<Range<u64>> {
+        let start = self.range().start;
+        let mut from = at % PAGE_BYTES;
+        let index = usize::try_from((at - start) / PAGE_BYTES).ok()?;
+        for (page, &mask) in (at / PAGE_BYTES..).zip(self.masks.get(index..)?) {
+            if let Some(run) = first_run(mask, from) {
+                let base = page * PAGE_BYTES;
+                return Some(base + run.start..base + run.end);
+            }
+            from = 0;
+        }
+        None
+    }
+
+    /// The bytes of the file at `range`, which lies in [`Self::range`]. A page begins at an
+    /// address that is a multiple of [`PAGE_SIZE`].
+    ///
+    /// # Panics
+    ///
+    /// If `range` does not lie there.
+    #[must_use]
+    pub fn bytes(&self, range: Range<u64>) -> &'a [u8] {
+        let inside = self.range();
+        assert!(
+            inside.start <= range.start && range.end <= inside.end,
+            "bytes {range:?} of a batch of {inside:?}"
+        );
+        let at = |offset: u64| usize::try_from(offset - inside.start).expect("at most 4 MiB");
+        &self.data[at(range.start)..at(range.end)]
+    }
+
+    /// The file's size when the bytes were copied: bytes from there on are zeros, and the size on
+    /// disk must not pass it on account of this batch.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{WHOLE, WriteBatch, blocks_inside, blocks_touched, first_run};
+    use crate::backing::PAGE_SIZE;
+
+    #[test]
+    fn blocks_touched_and_inside() {
+        assert_eq!(blocks_touched(0..4096, 4096), WHOLE);
+        assert_eq!(blocks_touched(100..101, 4096), WHOLE);
+        assert_eq!(blocks_touched(100..101, 1024), 0b0001);
+        assert_eq!(blocks_touched(1023..1025, 1024), 0b0011);
+        assert_eq!(blocks_touched(2048..4096, 2048), 0b1100);
+        assert_eq!(blocks_touched(5..5, 1024), 0);
+        assert_eq!(blocks_inside(0..4096, 4096), WHOLE);
+        assert_eq!(blocks_inside(1..4096, 4096), 0);
+        assert_eq!(blocks_inside(1..4096, 1024), 0b1110);
+        assert_eq!(blocks_inside(1..2047, 1024), 0);
+        assert_eq!(blocks_inside(1024..2050, 1024), 0b0010);
+    }
+
+    #[test]
+    fn runs_of_a_mask() {
+        assert_eq!(first_run(0, 0), None);
+        assert_eq!(first_run(WHOLE, 5), Some(5..4096));
+        assert_eq!(first_run(0b0110, 0), Some(1024..3072));
+        assert_eq!(first_run(0b0110, 3072), None);
+        assert_eq!(first_run(0b1001, 1000), Some(1000..1024));
+        assert_eq!(first_run(0b1001, 1024), Some(3072..4096));
+        assert_eq!(first_run(WHOLE, 4096), None);
+    }
+
+    #[test]
+    fn runs_join_over_pages() {
+        let data = vec![0; 5 * PAGE_SIZE];
+        let batch = WriteBatch::new(10, &[0b1000, WHOLE, 0b0001, 0, 0b0101], &data, 1);
+        let base = 10 * 4096;
+        let runs: Vec<_> = batch.runs().collect();
+        assert_eq!(
+            runs,
+            [
+                base + 3072..base + 2 * 4096 + 1024,
+                base + 4 * 4096..base + 4 * 4096 + 1024,
+                base + 4 * 4096 + 2048..base + 4 * 4096 + 3072
+            ]
+        );
+        assert_eq!(batch.bytes(base + 1..base + 5000).len(), 4999);
+    }
+}

@@ -1,0 +1,390 @@
+//! Writing dirty pages back.
+//!
+//! Consecutive dirty pages are locked, marked as under writeback, unlocked, copied, and handed to
+//! the file system in one piece. The mark goes when the file system is done, the mapping of new
+//! blocks included, and its going takes no page lock; so whoever waits for it may hold one.
+//!
+//! Only the first page of a piece is waited for, its lock and its writeback by others, while no
+//! other is gathered (docs/adr/0008): the rest is taken if it can be had at once. Neither the inode
+//! lock nor the invalidate lock is taken (RACES U4); callers may hold them.
+
+use std::ops::Range;
+
+use pagefence_host_memory::PageBuffer;
+use pagefence_lock_order::levels::{Entry, Inode, Level, PageLock, Writepages};
+use pagefence_lock_order::primitives::{Arc, Mutex};
+use pagefence_lock_order::{After, Held};
+
+use crate::backing::{PAGE_SIZE, WriteBacking};
+use crate::cache::Shared;
+use crate::flusher::{Flush, Flushed, Portion};
+use crate::folio::{Folio, PageLockGuard};
+use crate::mapping::{Mapping, PAGE_BYTES};
+use crate::write_batch::{Mask, WriteBatch};
+
+/// Pages written at a time, at most: 4 MiB.
+pub(crate) const BATCH_PAGES: u64 = 1024;
+
+/// Whose writing [`Mapping::write_back`] waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitFor {
+    /// Only its own: pages that others write just now are left to them, though they may be dirty
+    /// anew. To clean pages.
+    Own,
+    /// Everybody's: on return, what was dirty or under writeback in the range when the call began
+    /// is written. For fsync, and before blocks change.
+    All,
+}
+
+/// What came of a look for pages to write.
+enum Written<E> {
+    /// So many pages were written, or failed to be; what comes after them is next.
+    Pages(Range<u64>, Result<(), E>),
+    /// There is nothing to write before this page.
+    Skipped(u64),
+    /// There is nothing to write.
+    Nothing,
+}
+
+impl<B: WriteBacking> Mapping<B> {
+    /// Writes the dirty pages that bytes `range` touches. Pages made dirty meanwhile may or may
+    /// not be among them.
+    ///
+    /// Called with any lock above page locks held, or none: it takes the lock of writeback shared,
+    /// and page locks.
+    ///
+    /// # Errors
+    ///
+    /// The first error met by this call; the other pages are written all the same. It is noted
+    /// for [`Mapping::check_errors`], too, which also tells of errors that others met: that is what
+    /// fsync asks.
+    pub fn write_back<P: Level>(
+        &self,
+        held: &mut Held<'_, P>,
+        range: Range<u64>,
+        wait: WaitFor,
+    ) -> Result<(), B::Error>
+    where
+        Writepages: After<P>,
+    {
+        let pages = range.start / PAGE_BYTES..range.end.div_ceil(PAGE_BYTES);
+        if range.is_empty() {
+            return Ok(());
+        }
+        let (_, result) = self.write_dirty(held, pages.clone(), u64::MAX, wait);
+        if wait == WaitFor::All {
+            self.wait_written(pages);
+        }
+        result
+    }
+
+    /// Writes up to `most` dirty pages of `pages`, ascending; how many, and the first error.
+    fn write_dirty<P: Level>(
+        &self,
+        held: &mut Held<'_, P>,
+        pages: Range<u64>,
+        most: u64,
+        wait: WaitFor,
+    ) -> (u64, Result<(), B::Error>)
+    where
+        Writepages: After<P>,
+    {
+        let (mut at, mut done, mut result) = (pages.start, 0, Ok(()));
+        while done < most {
+            // For each piece anew, so that a change of format gets its turn.
+            let (_lock, mut held) = self.writepages_lock().read(held);
+            match self.write_next(&mut held, at..pages.end, most - done, wait) {
+                Written::Pages(written, outcome) => {
+                    done += written.end - written.start;
+                    at = written.end;
+                    result = result.and(outcome);
+                }
+                Written::Skipped(next) => at = next,
+                Written::Nothing => break,
+            }
+        }
+        (done, result)
+    }
+
+    /// Writes the first dirty pages of `range` that follow each other.
+    fn write_next(
+        &self,
+        held: &mut Held<'_, Writepages>,
+        range: Range<u64>,
+        most: u64,
+        wait: WaitFor,
+    ) -> Written<B::Error> {
+        let most = most.min(BATCH_PAGES);
+        let Some(dirty) = self.pages().dirty().next_dirty(range, most) else {
+            return Written::Nothing;
+        };
+        let count = usize::try_from(dirty.end - dirty.start).expect("at most a batch");
+        let mut folios = Vec::with_capacity(count);
+        self.pages().gather(dirty.clone(), count, &mut folios);
+        let marked = {
+            let (_rank, held) = held.descend::<PageLock>(dirty.end - 1);
+            self.mark(&held, &folios, dirty.start, wait)
+        };
+        let Some(marked) = marked else {
+            return Written::Skipped(dirty.start + 1);
+        };
+        #[cfg(test)]
+        let marked = marked.or_unmarked_early();
+        let pages = marked.pages();
+        let result = self.write_marked(held, &marked);
+        if let Err(error) = &result {
+            self.errors.note(error.clone());
+        }
+        // Noted before the mark goes: who waited for it asks for errors next.
+        drop(marked);
+        Written::Pages(pages, result)
+    }
+
+    /// Marks `folios`, as far as they follow `first` and each other, are dirty, and can be locked,
+    /// as under writeback. `None` if that is not even the first.
+    fn mark<'a>(
+        &'a self,
+        held: &Held<'_, PageLock>,
+        folios: &'a [Arc<Folio>],
+        first: u64,
+        wait: WaitFor,
+    ) -> Option<Marked<'a>> {
+        let head = folios.first().filter(|folio| folio.index == first)?;
+        let guard = PageLockGuard::lock(head, held);
+        if head.state.is_detached() || head.state.dirty() == 0 {
+            return None;
+        }
+        if head.state.is_writeback() {
+            if wait == WaitFor::Own {
+                return None;
+            }
+            // With the page lock, so that nobody begins anew; with no page gathered.
+            self.shared().page_queues.wait_writeback(head);
+        }
+        let mut guards = vec![guard];
+        for (folio, index) in folios.iter().zip(first..).skip(1) {
+            if folio.index != index {
+                break;
+            }
+            let Some(guard) = PageLockGuard::try_lock(folio) else {
+                break;
+            };
+            let state = &folio.state;
+            if state.is_detached() || state.dirty() == 0 || state.is_writeback() {
+                break;
+            }
+            guards.push(guard);
+        }
+        let masks: Vec<Mask> = guards
+            .iter()
+            .map(|guard| guard.folio().state.begin_writeback())
+            .collect();
+        let folios = &folios[..guards.len()];
+        let end = first + u64::try_from(guards.len()).expect("at most a batch");
+        self.pages().dirty().begin_writeback(first..end);
+        self.shared().flusher.note_begun(guards.len());
+        Some(Marked {
+            shared: self.shared(),
+            folios,
+            masks,
+            #[cfg(test)]
+            ended: false,
+        })
+    }
+
+    /// Copies the pages of `marked` and has them written.
+    fn write_marked(
+        &self,
+        held: &mut Held<'_, Writepages>,
+        marked: &Marked<'_>,
+    ) -> Result<(), B::Error> {
+        let pages = marked.pages();
+        let mut buffer = self.shared().buffers.take(marked.folios.len());
+        let data = &mut buffer[..marked.folios.len() * PAGE_SIZE];
+        for (folio, page) in marked.folios.iter().zip(data.chunks_mut(PAGE_SIZE)) {
+            if let Some(frame) = folio.frame() {
+                frame.copy_out(0, page);
+            }
+        }
+        // Looked up after the pages were locked: whoever made bytes past it dirty before had
+        // grown the file by then ([`WriteBacking::grow`]), and who does so now makes them dirty
+        // again.
+        let size = self.size();
+        let start = pages.start * PAGE_BYTES;
+        let inside = usize::try_from(size.saturating_sub(start)).unwrap_or(usize::MAX);
+        if let Some(past) = data.get_mut(inside..) {
+            past.fill(0);
+        }
+        let batch = WriteBatch::new(pages.start, &marked.masks, data, size);
+        let result = self.backing().write_pages(held, &batch);
+        self.shared().buffers.give(buffer);
+        result
+    }
+
+    /// Waits for what others write of `pages`.
+    pub(crate) fn wait_written(&self, pages: Range<u64>) {
+        let mut at = pages.start;
+        while let Some(page) = self.pages().dirty().next_writeback(at..pages.end) {
+            if let Some(folio) = self.pages().get(page) {
+                self.shared().page_queues.wait_writeback(&folio);
+            }
+            at = page + 1;
+        }
+    }
+
+    /// The first bytes from `offset` on that the device may not have: those of blocks that are
+    /// dirty or under writeback, as far as they go on. For lseek's `SEEK_DATA` and `SEEK_HOLE`,
+    /// within the size.
+    ///
+    /// Ask here first and then the block map: a block that is neither dirty nor under writeback
+    /// any more is mapped by then, but not the other way round.
+    #[must_use]
+    pub fn next_dirty(&self, offset: u64) -> Option<Range<u64>> {
+        let mut found: Option<Range<u64>> = None;
+        let mut at = offset;
+        loop {
+            let page = self.pages().dirty().next_unclean(at / PAGE_BYTES..u64::MAX);
+            let start = page.map(|page| at.max(page * PAGE_BYTES));
+            let next = start.filter(|&start| found.as_ref().is_none_or(|run| run.end == start));
+            let Some(start) = next else { return found };
+            let page = start / PAGE_BYTES;
+            let mask = self
+                .pages()
+                .get(page)
+                .map_or(0, |folio| folio.state.unclean());
+            let base = page * PAGE_BYTES;
+            match crate::write_batch::first_run(mask, start - base) {
+                Some(run) => {
+                    let run = base + run.start..base + run.end;
+                    match &mut found {
+                        Some(found) if found.end == run.start => found.end = run.end,
+                        Some(_) => return found,
+                        None => found = Some(run.clone()),
+                    }
+                    at = run.end;
+                }
+                // Written meanwhile, or clean from here on to the end of the page.
+                None if found.is_some() => return found,
+                None => at = base + PAGE_BYTES,
+            }
+        }
+    }
+
+    fn flush_portion<P: Level>(&self, held: &mut Held<'_, P>, portion: Portion) -> Flushed
+    where
+        Writepages: After<P>,
+    {
+        let all = 0..u64::MAX;
+        match portion {
+            Portion::Pages(most) => {
+                // What becomes dirty behind the front is left for the next time.
+                let dirty = self.dirty_pages().try_into().unwrap_or(u64::MAX);
+                let (pages, result) = self.write_dirty(held, all, most.min(dirty), WaitFor::Own);
+                Flushed {
+                    pages,
+                    failed: result.is_err(),
+                }
+            }
+            Portion::All => {
+                let (pages, result) = self.write_dirty(held, all.clone(), u64::MAX, WaitFor::All);
+                self.wait_written(all);
+                Flushed {
+                    pages,
+                    failed: result.is_err(),
+                }
+            }
+        }
+    }
+}
+
+impl<B: WriteBacking> Flush for Mapping<B> {
+    fn flush_at_entry(&self, held: &mut Held<'_, Entry>, portion: Portion) -> Flushed {
+        self.flush_portion(held, portion)
+    }
+
+    fn flush_below_inode(&self, held: &mut Held<'_, Inode>, portion: Portion) -> Flushed {
+        self.flush_portion(held, portion)
+    }
+
+    fn delist(&self) -> bool {
+        self.pages().dirty().delist()
+    }
+}
+
+/// Consecutive pages under writeback; they no longer are when this is dropped, whatever came of
+/// it.
+struct Marked<'a> {
+    shared: &'a Shared,
+    folios: &'a [Arc<Folio>],
+    masks: Vec<Mask>,
+    #[cfg(test)]
+    ended: bool,
+}
+
+impl Marked<'_> {
+    fn pages(&self) -> Range<u64> {
+        let ends = self.folios.first().zip(self.folios.last());
+        ends.map_or(0..0, |(first, last)| first.index..last.index + 1)
+    }
+
+    /// The mutant: readers, reclaim and fences take the pages for written now.
+    #[cfg(test)]
+    fn or_unmarked_early(mut self) -> Self {
+        if self.shared.mutants.unmark_early {
+            self.end();
+            self.ended = true;
+        }
+        self
+    }
+
+    fn end(&self) {
+        let Some(first) = self.folios.first() else {
+            return;
+        };
+        first.pages.dirty().end_writeback(self.pages());
+        for folio in self.folios {
+            self.shared.page_queues.end_writeback(folio);
+        }
+        self.shared.flusher.note_written(self.folios.len());
+        self.shared.frame_events.notify();
+    }
+}
+
+impl Drop for Marked<'_> {
+    fn drop(&mut self) {
+        #[cfg(test)]
+        if self.ended {
+            return;
+        }
+        self.end();
+    }
+}
+
+/// Buffers for pieces being written, kept for the next ones.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers(Mutex<Vec<PageBuffer>>);
+
+/// Buffers kept, of 4 MiB each at most.
+const KEPT: usize = 4;
+
+impl Buffers {
+    /// A buffer of `pages` pages or more; what it holds means nothing.
+    fn take(&self, pages: usize) -> PageBuffer {
+        let mut kept = self.0.lock();
+        let fitting = kept.iter().position(|buffer| buffer.pages() >= pages);
+        let buffer = fitting.map(|at| kept.swap_remove(at));
+        drop(kept);
+        buffer.unwrap_or_else(|| PageBuffer::new(pages.next_power_of_two()))
+    }
+
+    fn give(&self, buffer: PageBuffer) {
+        let mut kept = self.0.lock();
+        kept.push(buffer);
+        kept.sort_unstable_by_key(PageBuffer::pages);
+        let surplus = kept.len().saturating_sub(KEPT);
+        // The smallest go: a larger one serves as well.
+        let dropped: Vec<_> = kept.drain(..surplus).collect();
+        drop(kept);
+        drop(dropped);
+    }
+}
