@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pagefence::device::MemoryDevice;
 use pagefence::{Kind, Options};
@@ -23,6 +23,8 @@ use crate::model::one_case;
 use crate::seen;
 
 const NORMAL: Duration = Duration::from_millis(2500);
+/// How long a mount may be busy.
+const BUSY: Duration = Duration::from_secs(5);
 /// The whole trees are compared after so many operations.
 const WALK_EVERY: usize = 32;
 
@@ -77,10 +79,17 @@ impl Mounted {
 
     fn unmount(&mut self) -> Result<(), String> {
         self.held.clear();
-        if std::mem::take(&mut self.is_mounted) {
-            run("umount", &[&self.point])?;
+        if !std::mem::take(&mut self.is_mounted) {
+            return Ok(());
         }
-        Ok(())
+        // A process that another test starts has our files until it becomes another program.
+        let end = Instant::now() + BUSY;
+        loop {
+            match run("umount", &[&self.point]) {
+                Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+                done => return done,
+            }
+        }
     }
 
     fn apply(&mut self, operation: &Operation) -> Result<Answer, Errno> {

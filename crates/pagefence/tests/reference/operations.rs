@@ -11,11 +11,13 @@ const SLOTS: u8 = 3;
 const TOO_FAR: u64 = 1 << 46;
 
 /// A list of operations. What belongs together (a crowd of names) shrinks together.
-pub(crate) fn operations(most: usize) -> impl Strategy<Value = Vec<Operation>> {
-    prop::collection::vec(step(), 1..most).prop_map(|steps| steps.concat())
+pub(crate) fn operations(most: usize) -> BoxedStrategy<Vec<Operation>> {
+    prop::collection::vec(step(), 1..most)
+        .prop_map(|steps| steps.concat())
+        .boxed()
 }
 
-fn step() -> impl Strategy<Value = Vec<Operation>> {
+fn step() -> BoxedStrategy<Vec<Operation>> {
     let one = |strategy: BoxedStrategy<Operation>| strategy.prop_map(|operation| vec![operation]);
     prop_oneof![
         8 => one(namespace().boxed()),
@@ -26,37 +28,42 @@ fn step() -> impl Strategy<Value = Vec<Operation>> {
         1 => one(Just(Operation::SyncAll).boxed()),
         1 => crowd(),
     ]
+    .boxed()
 }
 
-fn name() -> impl Strategy<Value = String> {
+fn name() -> BoxedStrategy<String> {
     prop_oneof![
         20 => select(vec!["a", "b", "c", "d"]).prop_map(str::to_owned),
         1 => Just("l".repeat(255)),
         1 => select(vec!["m".repeat(100), "m".repeat(200), "x".repeat(256)]),
     ]
+    .boxed()
 }
 
-fn path() -> impl Strategy<Value = String> {
+fn path() -> BoxedStrategy<String> {
     prop_oneof![
         4 => name(),
         3 => (name(), name()).prop_map(|(one, two)| format!("{one}/{two}")),
         1 => (name(), name(), name()).prop_map(|(one, two, three)| format!("{one}/{two}/{three}")),
     ]
+    .boxed()
 }
 
 /// Relative, so that it stays within wherever the image is mounted; some too long to fit into an
 /// inode, some too long for a block.
-fn target() -> impl Strategy<Value = String> {
+fn target() -> BoxedStrategy<String> {
     let dots = prop_oneof![
         6 => Just(0_usize),
         2 => 20_usize..40,
         1 => 100_usize..500,
         1 => 505_usize..520,
     ];
-    (path(), dots).prop_map(|(path, dots)| "./".repeat(dots) + &path)
+    (path(), dots)
+        .prop_map(|(path, dots)| "./".repeat(dots) + &path)
+        .boxed()
 }
 
-fn namespace() -> impl Strategy<Value = Operation> {
+fn namespace() -> BoxedStrategy<Operation> {
     use Operation as O;
     let how = prop_oneof![
         4 => Just(RenameHow::Replace),
@@ -73,9 +80,10 @@ fn namespace() -> impl Strategy<Value = Operation> {
         2 => (target(), path()).prop_map(|(target, path)| O::Symlink { target, path }),
         1 => path().prop_map(|path| O::Fifo { path }),
     ]
+    .boxed()
 }
 
-fn offset() -> impl Strategy<Value = u64> {
+fn offset() -> BoxedStrategy<u64> {
     prop_oneof![
         8 => 0_u64..16_384,
         4 => (0_u64..32).prop_map(|block| block * 1024),
@@ -86,17 +94,18 @@ fn offset() -> impl Strategy<Value = u64> {
         1 => 67_000_000_u64..67_500_000,
         1 => (2_u64 << 30) - 5_000..(2 << 30) + 5_000,
     ]
+    .boxed()
 }
 
-fn length() -> impl Strategy<Value = usize> {
-    prop_oneof![4 => 1_usize..200, 6 => 1_usize..9_000, 1 => 9_000_usize..120_000]
+fn length() -> BoxedStrategy<usize> {
+    prop_oneof![4 => 1_usize..200, 6 => 1_usize..9_000, 1 => 9_000_usize..120_000].boxed()
 }
 
-fn tag() -> impl Strategy<Value = u64> {
-    prop_oneof![8 => 1_u64..1_000_000, 1 => Just(0)]
+fn tag() -> BoxedStrategy<u64> {
+    prop_oneof![8 => 1_u64..1_000_000, 1 => Just(0)].boxed()
 }
 
-fn data() -> impl Strategy<Value = Operation> {
+fn data() -> BoxedStrategy<Operation> {
     use Operation as O;
     let size = prop_oneof![20 => offset(), 1 => Just(TOO_FAR)];
     prop_oneof![
@@ -115,9 +124,10 @@ fn data() -> impl Strategy<Value = Operation> {
             .prop_map(|(path, offset, length)| O::Allocate { path, offset, length }),
         2 => path().prop_map(|path| O::Sync { path }),
     ]
+    .boxed()
 }
 
-fn attributes() -> impl Strategy<Value = Operation> {
+fn attributes() -> BoxedStrategy<Operation> {
     use Operation as O;
     let permissions = select(vec![
         0o644_u16, 0o600, 0, 0o755, 0o4755, 0o2755, 0o2644, 0o1777, 0o6711,
@@ -147,9 +157,10 @@ fn attributes() -> impl Strategy<Value = Operation> {
         (path(), xattr(), value).prop_map(|(path, name, value)| O::SetXattr { path, name, value }),
         (path(), xattr()).prop_map(|(path, name)| O::RemoveXattr { path, name }),
     ]
+    .boxed()
 }
 
-fn held() -> impl Strategy<Value = Operation> {
+fn held() -> BoxedStrategy<Operation> {
     use Operation as O;
     let slot = || 0..SLOTS;
     prop_oneof![
@@ -161,11 +172,12 @@ fn held() -> impl Strategy<Value = Operation> {
             .prop_map(|(slot, offset, length)| O::ReadHeld { slot, offset, length }),
         1 => slot().prop_map(|slot| O::LetGo { slot }),
     ]
+    .boxed()
 }
 
 /// Many names in one directory, so that its blocks split and its index grows, or most of them
 /// removed again.
-fn crowd() -> impl Strategy<Value = Vec<Operation>> {
+fn crowd() -> BoxedStrategy<Vec<Operation>> {
     use Operation as O;
     let directory = prop_oneof![Just(String::new()), path().prop_map(|path| path + "/")];
     (
@@ -184,4 +196,5 @@ fn crowd() -> impl Strategy<Value = Vec<Operation>> {
                 _ => paths.map(|path| O::Create { path }).collect(),
             }
         })
+        .boxed()
 }
