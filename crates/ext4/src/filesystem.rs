@@ -259,18 +259,17 @@ impl pagefence_vfs::FileSystem for FileSystem {
         }
         let dir = self.dir_inode(parent)?;
         let mut held = Held::at_entry();
-        let number = {
-            let (_entries, _held) = dir.lock.read(&mut held);
-            match name {
-                b"." => dir.core.number,
-                b".." => self.instance.dot_dot(&dir.disk())?,
-                _ => match self.instance.find_entry(&dir, name)? {
-                    Some(number) => number,
-                    // Stored names are ciphertext: what is asked for may well be there.
-                    None if dir.disk().is_encrypted() => return Err(Error::NoKey),
-                    None => return Err(Error::NotFound),
-                },
-            }
+        // While the directory is locked, what it names is not deleted.
+        let (_entries, _held) = dir.lock.read(&mut held);
+        let number = match name {
+            b"." => dir.core.number,
+            b".." => self.instance.dot_dot(&dir.disk())?,
+            _ => match self.instance.find_entry(&dir, name)? {
+                Some(number) => number,
+                // Stored names are ciphertext: what is asked for may well be there.
+                None if dir.disk().is_encrypted() => return Err(Error::NoKey),
+                None => return Err(Error::NotFound),
+            },
         };
         Ok(Entry {
             attr: self.attr_by_number(number)?,

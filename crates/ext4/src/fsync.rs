@@ -18,10 +18,14 @@ impl FileSystem {
     }
 
     pub(crate) fn sync_all(&self) -> Result<()> {
-        Ok(())
+        let Ok(live) = self.instance.live() else {
+            return Ok(());
+        };
+        live.commit(live.journal.running().0)
     }
 
     pub(crate) fn unmount(&self) -> Result<()> {
+        self.delete_orphans();
         self.instance.live.as_ref().map_or(Ok(()), Live::close)
     }
 }

@@ -48,7 +48,6 @@ mod group;
 mod htree;
 mod indirect;
 pub mod info;
-mod inherit_acl;
 mod inode;
 mod inode_cache;
 mod inode_tables;

@@ -10,7 +10,9 @@ use pagefence_ext4_format::dir_entry::EntryName;
 use pagefence_ext4_format::inode::Timestamp;
 use pagefence_lock_order::levels::{self, Level};
 use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::atomic::Ordering;
 use pagefence_lock_order::{After, Held};
+use pagefence_page_cache::WaitFor;
 use pagefence_vfs::{Error, FileKind, InodeId, RenameMode, Result};
 
 use crate::change::Transaction;
@@ -70,7 +72,7 @@ impl FileSystem {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<()> {
-        let live = self.instance.live()?;
+        self.instance.live()?;
         if mode.contains(RenameMode::NO_REPLACE | RenameMode::EXCHANGE) {
             return Err(Error::InvalidArgument);
         }
@@ -87,7 +89,15 @@ impl FileSystem {
             directory: &new,
             name: checked_name(new_name)?,
         };
-        let durable = loop {
+        let durable = self.with_freed_space(|| self.rename_spots(from, to, mode))?;
+        self.wait_for(durable)?;
+        self.delete_due();
+        Ok(())
+    }
+
+    fn rename_spots(&self, from: Spot<'_>, to: Spot<'_>, mode: RenameMode) -> Result<Durable> {
+        let live = self.instance.live()?;
+        loop {
             let mut held = Held::at_entry();
             let found = self.look_up(from, to, mode, &mut held)?;
             let done = if found.moves_directory() {
@@ -99,12 +109,9 @@ impl FileSystem {
             };
             // Else a name meant something else meanwhile.
             if let Some(durable) = done {
-                break durable;
+                return Ok(durable);
             }
-        };
-        self.wait_for(durable)?;
-        self.delete_due();
-        Ok(())
+        }
     }
 
     fn look_up<'a, P: Level>(
@@ -293,7 +300,7 @@ impl Work<'_> {
             && !self.rename.exchanges()
             && self.moving.inode.core.kind == FileKind::Regular
         {
-            self.fs.map_delayed(&self.moving.inode, held)?;
+            self.fs.map_delayed(&self.moving.inode, held);
         }
         let instance = &self.fs.instance;
         let (from, to) = (self.rename.from, self.rename.to);
@@ -417,12 +424,16 @@ impl Work<'_> {
 
 impl FileSystem {
     /// Has the data of a file written that replaces another, so that a crash leaves one or the
-    /// other and not an empty file (Linux: `auto_da_alloc`).
-    fn map_delayed(&self, inode: &Inode, held: &mut Held<'_, levels::Inode>) -> Result<()> {
-        let _ = (inode, held);
-        Ok(())
+    /// other and not an empty file (Linux: `auto_da_alloc`). What could not be written is told to
+    /// who has it open.
+    fn map_delayed(&self, inode: &Inode, held: &mut Held<'_, levels::Inode>) {
+        let has_delayed = inode.core.delayed_blocks.load(Ordering::Acquire) > 0;
+        if has_delayed
+            && let Some(mapping) = inode.existing_mapping()
+            && let Err(error) = mapping.write_back(held, 0..u64::MAX, WaitFor::All)
+        {
+            let error = Error::from(error);
+            tracing::warn!(%error, inode = %inode.core.number, "data could not be written");
+        }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -2,12 +2,13 @@
 
 use pagefence_ext4_format::extent::Extent;
 use pagefence_ext4_format::indirect::{Pointers, set_pointer};
-use pagefence_ext4_format::inode::{Inode as InodeRecord, InodeFlags};
+use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
 use crate::change::extent_tree::ExtentTree;
 use crate::change::transaction::Transaction;
+use crate::disk_inode::{DiskInode, kind_of};
 use crate::error::At;
 
 /// Takes a block, maps it behind the last one of the directory, and makes the directory that much
@@ -26,7 +27,7 @@ pub(crate) fn append_block(
         return Err(instance.damaged(record.ino(), None, "a directory can't be that large"));
     };
     let at = FileBlock(last);
-    let goal = instance.inode_block(record.ino())?.0;
+    let goal = goal(transaction, record, at)?;
     let block = transaction.allocate(record.ino(), goal)?;
     if record.flags().contains(InodeFlags::EXTENTS) {
         let extent = Extent {
@@ -46,6 +47,30 @@ pub(crate) fn append_block(
     record.set_size(record.size() + block_size);
     count_block(transaction, record)?;
     Ok((at, block))
+}
+
+/// Where the block `at` of a directory should lie: behind the one before it, else where what belongs
+/// to its inode begins.
+fn goal(transaction: &mut Transaction<'_>, record: &InodeRecord, at: FileBlock) -> Result<BlockNo> {
+    let instance = transaction.instance;
+    let number = record.ino();
+    if let (Some(before), Some(kind)) = (at.0.checked_sub(1), record.kind()) {
+        let disk = DiskInode {
+            number,
+            kind: kind_of(kind),
+            seed: record.checksum_seed(),
+            record: record.clone(),
+        };
+        let before = instance.metadata_block(&disk, FileBlock(before))?;
+        return Ok(before.checked_add(1).unwrap_or(before));
+    }
+    match transaction.allocation() {
+        Some((allocator, _)) => {
+            let is_directory = record.kind() == Some(FileKind::Directory);
+            Ok(allocator.data_goal(number, is_directory))
+        }
+        None => Ok(instance.inode_block(number)?.0),
+    }
 }
 
 /// Counts a block that the inode owns more.
