@@ -13,6 +13,9 @@ use crate::common::image::Setup;
 use crate::common::library::Library;
 use crate::names::{self, Names};
 
+/// Characters of an operation that are shown.
+const SHOWN: usize = 120;
+
 /// An operation, and the steps of the trace between which it was done.
 pub(crate) struct Step {
     pub(crate) operation: Operation,
@@ -192,6 +195,16 @@ impl History {
             }
             _ => {}
         }
+    }
+
+    /// The operations, a line each, with the steps of the trace between which they were done.
+    pub(crate) fn shown(&self) -> String {
+        let lines = self.steps.iter().enumerate().map(|(number, step)| {
+            let operation = format!("{:?}", step.operation);
+            let start: String = operation.chars().take(SHOWN).collect();
+            format!("{number} ({}..{}): {start}", step.begun, step.done)
+        });
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     /// How many operations are surely in what a crash at this moment of the trace leaves, and how
