@@ -6,6 +6,8 @@
 //! ```text
 //! filesystem      the interface; open files and directories; inodes in core
 //! dir  read_dir  htree  name_index     names         symlink  xattr  statfs
+//! namespace  rename  new_inode         names that come, go and change: dir_lock, name_credits
+//! orphans  orphan_file  delete_inode   inodes without names
 //! map_blocks ── extents, indirect      from a file's blocks to the file system's
 //! backing                              what the page cache asks for
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
@@ -70,7 +72,6 @@ mod recovery;
 mod rename;
 mod set_xattr;
 mod setattr;
-mod simple_journal;
 mod statfs;
 mod support;
 mod symlink;

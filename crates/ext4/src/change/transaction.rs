@@ -10,6 +10,7 @@ use pagefence_ext4_format::group_desc::GroupDesc;
 use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::superblock::{SUPERBLOCK_OFFSET, Superblock};
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo};
+use pagefence_jbd2::Handle;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
@@ -19,7 +20,6 @@ use crate::change::space::Space;
 use crate::error::{At, device};
 use crate::instance::Instance;
 use crate::live::Live;
-use crate::simple_journal::Handle;
 
 /// Changes that belong together. See the module's documentation.
 #[derive(Debug)]
