@@ -1,6 +1,8 @@
 //! `cargo xtask workloads`: programs that people use, on a mount by the real binary; after each
 //! the image must be sound.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -90,6 +92,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     }
     let server = Server::Pagefence(pagefence_binary(arguments.binary.as_deref())?);
     let scratch = Scratch::new()?;
+    // pjdfstest becomes other users, who must get there.
+    std::fs::set_permissions(scratch.join("."), Permissions::from_mode(0o755))?;
     let source = make_source(&scratch, arguments.seed)?;
     let tools = tools(arguments, &scratch);
     let mount_point = scratch.directory("mnt")?;
@@ -434,7 +438,8 @@ fn fsx(place: &Place<'_>) -> Result<Outcome> {
         place.arguments.fsx_operations.to_string(),
         place.arguments.seed.to_string(),
     );
-    let flags = ["-N", &operations, "-S", &seed, "fsx.bin"];
+    let artifacts = text(place.elsewhere)?;
+    let flags = ["-N", &operations, "-S", &seed, "-P", artifacts, "fsx.bin"];
     run_in(place.directory, &program, &flags)?;
     Ok(Outcome::Done(format!("{operations} operations")))
 }
