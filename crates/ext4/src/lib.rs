@@ -32,7 +32,9 @@ mod acl;
     )
 )]
 mod alloc;
+mod atime;
 mod backing;
+mod block_ranges;
 mod change;
 mod cookie;
 mod delalloc;
@@ -52,6 +54,7 @@ mod indirect;
 pub mod info;
 mod inode;
 mod inode_cache;
+mod inode_data;
 mod inode_tables;
 mod instance;
 mod journal_location;
@@ -70,6 +73,7 @@ mod orphans;
 mod read_dir;
 mod recovery;
 mod rename;
+mod seek;
 mod set_xattr;
 mod setattr;
 mod statfs;
@@ -77,6 +81,8 @@ mod support;
 mod symlink;
 mod system_zones;
 mod trim;
+mod truncate;
+mod writeback;
 mod xattr;
 
 pub use filesystem::{File, FileSystem};

@@ -148,6 +148,11 @@ impl Live {
         self.keeper.aborted.load(Ordering::Acquire)
     }
 
+    /// Whether [`Self::close`] was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Aborts the journal, since an operation ended half way.
     pub(crate) fn abort_half_done(&self) {
         let source = std::io::Error::other("an operation failed half way");

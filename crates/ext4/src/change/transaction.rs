@@ -136,6 +136,24 @@ impl<'a> Transaction<'a> {
         }
     }
 
+    /// Adds to the blocks that a live one may take for metadata.
+    pub(crate) fn lend(&mut self, space: Reservation) {
+        if let Backend::Running(running) = &mut self.backend {
+            running.reservation.join(space);
+        }
+    }
+
+    /// What is left of the blocks that a live one may take for metadata, taken from it.
+    pub(crate) fn take_rest(&mut self) -> Option<Reservation> {
+        match &mut self.backend {
+            Backend::Gathered(_) => None,
+            Backend::Running(running) => {
+                let blocks = running.reservation.blocks();
+                running.reservation.take(blocks)
+            }
+        }
+    }
+
     /// The allocator and the journal's handle, of a live one.
     pub(crate) fn allocation(&mut self) -> Option<(&'a Allocator, &mut Handle<'a>)> {
         match &mut self.backend {
