@@ -197,9 +197,11 @@ impl History {
         }
     }
 
-    /// The operations, a line each, with the steps of the trace between which they were done.
-    pub(crate) fn shown(&self) -> String {
-        let lines = self.steps.iter().enumerate().map(|(number, step)| {
+    /// The operations that were begun by this moment, a line each, with the steps of the trace between which they were done.
+    pub(crate) fn shown(&self, position: usize) -> String {
+        let begun = self.steps.iter().enumerate();
+        let begun = begun.filter(|(_, step)| step.begun <= position);
+        let lines = begun.map(|(number, step)| {
             let operation = format!("{:?}", step.operation);
             let start: String = operation.chars().take(SHOWN).collect();
             format!("{number} ({}..{}): {start}", step.begun, step.done)

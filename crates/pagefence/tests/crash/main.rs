@@ -15,15 +15,15 @@ use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pagefence::Kind;
 use pagefence::device::{Capabilities, Device, DeviceError, MemoryDevice};
+use pagefence::{Kind, Volume};
 use pagefence_block_io::fault_device::random::Random;
 use pagefence_block_io::fault_device::{FaultDevice, Trace};
 
 use check::{SUPERBLOCK, Tried, check};
 use common::image::Setup;
 use common::{Budget, e2fsck, first_seed};
-use history::{History, Wrap};
+use history::{History, Wrap, options};
 use workload::{PROFILES, Profile, operations};
 
 /// How long each type of image is tried; two run at a time.
@@ -75,7 +75,7 @@ fn crash_everywhere(
             }
             let outcome = check(setup, &history, position, crashed, &mut random, &mut tried);
             if let Err(error) = outcome {
-                let done = history.shown();
+                let done = history.shown(position);
                 failure = Some(format!(
                     "at step {position} of {}: {error}\n{done}",
                     trace.len()
@@ -184,6 +184,25 @@ fn what_ext4_without_a_journal_made_durable_survives_power_cuts_and_e2fsck() {
     let mut setup = Setup::new(Kind::Ext4, 4096, 16);
     setup.features = "^has_journal";
     run(setup);
+}
+
+/// A block of a directory that is freed in the transaction that made it, and then holds data: the
+/// journal has the directory's entries and must not bring them back.
+#[test]
+fn a_directory_that_came_and_went_is_not_replayed_over_data() {
+    let setup = Setup::new(Kind::Ext4, 1024, 8);
+    let device = Arc::new(setup.make());
+    let volume = Volume::open_device(Arc::clone(&device) as _, options()).expect("it opens");
+    volume.create_dir("d").expect("a directory");
+    volume.remove_dir("d").expect("it goes");
+    volume.sync().expect("both are durable");
+    let data = vec![7; 20_000];
+    let file = volume.create("f").expect("a file");
+    file.write_all_at(0, &data).expect("it is written");
+    file.sync_all().expect("it is durable");
+    let crashed = Arc::new(device.fork());
+    let recovered = Volume::open_device(crashed, options()).expect("it recovers");
+    assert!(recovered.read("f").expect("it is there") == data);
 }
 
 /// A device that says that it flushed, and did not.
