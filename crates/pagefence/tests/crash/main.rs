@@ -146,6 +146,7 @@ fn run(setup: Setup) {
                 total.crashed_again += tried.crashed_again;
                 total.by_e2fsck += tried.by_e2fsck;
                 total.recovered_by_e2fsck += tried.recovered_by_e2fsck;
+                total.without_a_name += tried.without_a_name;
                 println!("{profile:?} {seed}: {} distinct states", tried.states);
             }
             Err(error) => panic!("{setup:?}, {profile:?}, PAGEFENCE_PROOF_SEED={seed}: {error}"),
@@ -154,8 +155,13 @@ fn run(setup: Setup) {
     }
     println!(
         "{setup:?}: {workloads} workloads, {} distinct states, {} of them crashed again, \
-         {} shown to e2fsck, {} recovered by it too, failures 0",
-        total.states, total.crashed_again, total.by_e2fsck, total.recovered_by_e2fsck
+         {} shown to e2fsck, {} recovered by it too, {} files found without their names, \
+         failures 0",
+        total.states,
+        total.crashed_again,
+        total.by_e2fsck,
+        total.recovered_by_e2fsck,
+        total.without_a_name
     );
 }
 
