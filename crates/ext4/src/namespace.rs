@@ -135,7 +135,14 @@ impl FileSystem {
         let directory = self.dir_inode(parent)?;
         let inode = self.inode(id)?;
         if inode.core.kind == FileKind::Directory {
-            return Err(Error::NotPermitted);
+            // A name that is taken comes first, as Linux has it.
+            return Err(
+                match pagefence_vfs::FileSystem::lookup(self, parent, name.as_bytes()) {
+                    Ok(_) => Error::Exists,
+                    Err(Error::NotFound) => Error::NotPermitted,
+                    Err(error) => error,
+                },
+            );
         }
         let durable = self.with_freed_space(|| self.link_locked(&inode, &directory, &name))?;
         self.wait_for(durable)?;
