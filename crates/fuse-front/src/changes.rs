@@ -1,6 +1,6 @@
 //! Requests that change names and attributes.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileHandle, INodeNo, RenameFlags, Request, TimeOrNow};
 use pagefence_vfs::{
@@ -75,9 +75,11 @@ impl<F: FileSystem> Dispatch<F> {
         kind: NewKind<'_>,
         wanted: Wanted,
     ) -> Result<Found, Errno> {
-        let parent = self.nodes.inode(parent)?;
-        let made = self.make_in(request, parent, name, kind, wanted);
-        self.found(&made.map_err(|error| errno(&error))?)
+        let directory = self.nodes.inode(parent)?;
+        let made = self.make_in(request, directory, name, kind, wanted);
+        let made = made.map_err(|error| errno(&error))?;
+        self.attributes_changed(parent);
+        self.found(&made)
     }
 
     fn make_in(
@@ -117,12 +119,14 @@ impl<F: FileSystem> Dispatch<F> {
         wanted: Wanted,
         flags: i32,
     ) -> Result<(Found, FileHandle), Errno> {
-        let parent = self.nodes.inode(parent)?;
+        let node = parent;
+        let parent = self.nodes.inode(node)?;
         let exclusive = flags & rustix::fs::OFlags::EXCL.bits().cast_signed() != 0;
         let made = match self.make_in(request, parent, name, NewKind::Regular, wanted) {
             Err(Error::Exists) if !exclusive => return Err(Errno::ESTALE),
             made => made.map_err(|error| errno(&error))?,
         };
+        self.attributes_changed(node);
         let opened = self
             .open_inode(made.id, fuser::OpenFlags(flags))
             .and_then(|handle| Ok((self.found(&made)?, handle)));
@@ -147,24 +151,31 @@ impl<F: FileSystem> Dispatch<F> {
         parent: INodeNo,
         name: &[u8],
     ) -> Result<Found, Errno> {
-        let (id, parent) = (self.nodes.inode(node)?, self.nodes.inode(parent)?);
+        let (id, directory) = (self.nodes.inode(node)?, self.nodes.inode(parent)?);
         let entry = self
             .fs
-            .link(id, parent, name)
+            .link(id, directory, name)
             .map_err(|error| errno(&error))?;
+        self.attributes_changed(parent);
         self.found(&entry.attr)
     }
 
     /// Removes a name of what is no directory.
     pub(crate) fn remove_name(&self, parent: INodeNo, name: &[u8]) -> Result<(), Errno> {
-        let parent = self.nodes.inode(parent)?;
-        self.fs.unlink(parent, name).map_err(|error| errno(&error))
+        let directory = self.nodes.inode(parent)?;
+        let removed = self.fs.unlink(directory, name);
+        removed.map_err(|error| errno(&error))?;
+        self.attributes_changed(parent);
+        Ok(())
     }
 
     /// Removes an empty directory.
     pub(crate) fn remove_directory(&self, parent: INodeNo, name: &[u8]) -> Result<(), Errno> {
-        let parent = self.nodes.inode(parent)?;
-        self.fs.rmdir(parent, name).map_err(|error| errno(&error))
+        let directory = self.nodes.inode(parent)?;
+        let removed = self.fs.rmdir(directory, name);
+        removed.map_err(|error| errno(&error))?;
+        self.attributes_changed(parent);
+        Ok(())
     }
 
     /// Renames.
@@ -186,10 +197,24 @@ impl<F: FileSystem> Dispatch<F> {
         let (old, new) = (self.nodes.inode(from.0)?, self.nodes.inode(to.0)?);
         self.fs
             .rename(old, from.1, new, to.1, mode)
-            .map_err(|error| errno(&error))
+            .map_err(|error| errno(&error))?;
+        self.attributes_changed(from.0);
+        if to.0 != from.0 {
+            self.attributes_changed(to.0);
+        }
+        // The kernel has both directories locked until it is answered: these are what moved.
+        if let Ok(moved) = self.fs.lookup(new, to.1) {
+            self.inode_changed(moved.attr.id);
+        }
+        if mode == RenameMode::EXCHANGE
+            && let Ok(other) = self.fs.lookup(old, from.1)
+        {
+            self.inode_changed(other.attr.id);
+        }
+        Ok(())
     }
 
-    /// Sets attributes.
+    /// Sets attributes; returns them as they are then, and how long they hold.
     ///
     /// Where the mount shows an owner or permissions of its own, setting just those is done
     /// already. Setting others is refused: they would not show, and what is on disk is somebody
@@ -199,7 +224,7 @@ impl<F: FileSystem> Dispatch<F> {
         request: &Request,
         node: INodeNo,
         asked: &Asked,
-    ) -> Result<FileAttr, Errno> {
+    ) -> Result<(FileAttr, Duration), Errno> {
         let id = self.nodes.inode(node)?;
         let who = self.credentials(request);
         let change = SetAttr {
@@ -221,7 +246,8 @@ impl<F: FileSystem> Dispatch<F> {
                 }
             })
             .map_err(|error| errno(&error))?;
-        Ok(self.overrides.show(Nodes::shown(id), &attr))
+        let shown = self.overrides.show(Nodes::shown(id), &attr);
+        Ok((shown, self.lifetime(&attr)))
     }
 
     /// What is left to do of a change, given what the mount shows.
@@ -302,8 +328,6 @@ fn timestamp(time: SystemTime) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
