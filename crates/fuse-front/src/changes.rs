@@ -15,6 +15,8 @@ use crate::nodes::Nodes;
 
 /// The file type in a mode.
 const S_IFMT: u32 = 0o170_000;
+/// The set-group-id bit of a mode.
+const SET_GROUP_ID: u16 = 0o2000;
 
 /// What SETATTR may bring.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,7 +41,8 @@ impl<F: FileSystem> Dispatch<F> {
     /// Who asks.
     ///
     /// The kernel tells one group only; whether somebody may do something it checks itself, with
-    /// all groups.
+    /// all groups. It also takes off set-group-id bits that the caller's groups do not allow, so
+    /// where such a bit is left the caller counts as one of that group ([`Self::member`]).
     pub(crate) fn credentials(&self, request: &Request) -> Credentials {
         let (uid, gid) = if self.fakeroot {
             (0, 0)
@@ -51,6 +54,15 @@ impl<F: FileSystem> Dispatch<F> {
             gid,
             groups: Vec::new(),
         }
+    }
+
+    /// Who asks, with the group of an inode.
+    fn member(&self, request: &Request, id: InodeId) -> pagefence_vfs::Result<Credentials> {
+        let gid = self.fs.attr(id)?.gid;
+        Ok(Credentials {
+            groups: vec![gid],
+            ..self.credentials(request)
+        })
     }
 
     /// Makes an inode of any kind but a symbolic link.
@@ -101,7 +113,11 @@ impl<F: FileSystem> Dispatch<F> {
             permissions: low_bits(wanted.mode),
             umask: low_bits(umask),
         };
-        let who = self.credentials(request);
+        let who = if new.permissions & SET_GROUP_ID == 0 {
+            self.credentials(request)
+        } else {
+            self.member(request, parent)?
+        };
         Ok(self.fs.create(parent, name, &new, &who)?.attr)
     }
 
@@ -239,6 +255,11 @@ impl<F: FileSystem> Dispatch<F> {
         let attr = self
             .permitted(id, change, &who)
             .and_then(|change| {
+                let mut member = self.member(request, id)?;
+                member.groups.extend(change.gid);
+                Ok((change, member))
+            })
+            .and_then(|(change, who)| {
                 if change == SetAttr::default() {
                     self.fs.attr(id)
                 } else {

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pagefence_lock_order::primitives::atomic::Ordering;
@@ -86,5 +87,31 @@ fn what_changed_lately_is_asked_for_again() {
         mounted.counters.sectors.store(8, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(1500));
         assert_eq!(blocks(), due);
+    }
+}
+
+/// The kernel tells a caller's first group alone, and takes off a set-group-id bit that no group of
+/// the caller allows: one that it leaves is allowed.
+#[test]
+fn a_set_group_id_bit_that_the_kernel_allows_is_set() {
+    let mut fs = MemoryFs::new();
+    fs.is_writable = true;
+    let file = fs.bytes(ROOT, "file", b"");
+    let attr = fs.attr_mut(file);
+    (attr.uid, attr.gid) = (65_534, 4242);
+    let Some(mounted) = mount(fs) else { return };
+    let groups = "--groups=4242";
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--reuid=65534",
+        "--regid=65534",
+        groups,
+        "--",
+        "chmod",
+        "2755",
+    ]);
+    match command.arg(mounted.join("file")).output() {
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+        Err(error) => eprintln!("skipped: setpriv can't be run: {error}"),
     }
 }

@@ -7,8 +7,8 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
 use pagefence_vfs::{
     Access, Attr, Cookie, Credentials, DirEntry, DirSink, Entry, Error, ExtentInfo, ExtentState,
-    FileKind, FileSystem, FileSystemStat, Fsxattr, InodeId, Place, Result, Timestamp, Whence,
-    XattrMode, XattrName,
+    FileKind, FileSystem, FileSystemStat, Fsxattr, InodeId, Place, Result, SetAttr, Timestamp,
+    Whence, XattrMode, XattrName,
 };
 
 /// The root directory, numbered as ext4 numbers it.
@@ -315,6 +315,16 @@ impl FileSystem for MemoryFs {
             }
         }
         Ok(attr)
+    }
+
+    /// Allows it to the group of the inode, and to root.
+    fn set_attr(&self, id: InodeId, _: &SetAttr, who: &Credentials) -> Result<Attr> {
+        let gid = self.node(id)?.attr.gid;
+        if who.uid != 0 && who.gid != gid && !who.groups.contains(&gid) {
+            return Err(Error::NotPermitted);
+        }
+        self.change(id)?;
+        self.attr(id)
     }
 
     fn set_flags(&self, id: InodeId, _: u32, _: &Credentials) -> Result<()> {
