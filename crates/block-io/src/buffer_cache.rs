@@ -70,6 +70,12 @@ impl Buffer {
     pub fn set_verified(&self, kinds: u32) {
         self.verified.fetch_or(kinds, Ordering::AcqRel);
     }
+
+    /// Every kind of check that has been passed, as a bit mask.
+    #[must_use]
+    pub fn verified_kinds(&self) -> u32 {
+        self.verified.load(Ordering::Acquire)
+    }
 }
 
 impl Deref for Buffer {
@@ -373,6 +379,12 @@ impl BufferCache {
         self.block_size
     }
 
+    /// Whether the whole block lies on the device.
+    #[must_use]
+    pub fn contains(&self, block: u64) -> bool {
+        block < self.block_count
+    }
+
     /// The device below.
     #[must_use]
     pub fn device(&self) -> &Arc<dyn Device> {
@@ -558,8 +570,26 @@ impl BufferCache {
     ///
     /// If `bytes` is not one block long.
     pub fn replace(&self, block: u64, bytes: &[u8]) -> Arc<Buffer> {
+        self.replace_with(block, self.editable(bytes), 0)
+    }
+
+    /// A copy of `bytes`, aligned for the device: to be changed and then given to
+    /// [`BufferCache::replace_with`].
+    #[must_use]
+    pub fn editable(&self, bytes: &[u8]) -> AlignedBytes {
+        AlignedBytes::copy_of(bytes, self.alignment)
+    }
+
+    /// As [`BufferCache::replace`] with no further copy; the new buffer has passed the checks in
+    /// the bit mask `verified`, which the caller vouches for.
+    ///
+    /// # Panics
+    ///
+    /// If `bytes` is not one block long.
+    pub fn replace_with(&self, block: u64, bytes: AlignedBytes, verified: u32) -> Arc<Buffer> {
         assert_eq!(bytes.len(), self.block_size, "a whole block");
-        let buffer = self.buffer(block, AlignedBytes::copy_of(bytes, self.alignment));
+        let buffer = self.buffer(block, bytes);
+        buffer.set_verified(verified);
         let shard = self.shard(block);
         let mut guard = shard.lock();
         guard.state.outdate(block);

@@ -10,9 +10,7 @@ use pagefence_ext4_format::dir_entry::EntryName;
 use pagefence_ext4_format::inode::Timestamp;
 use pagefence_lock_order::levels::{self, Level};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_lock_order::primitives::atomic::Ordering;
 use pagefence_lock_order::{After, Held};
-use pagefence_page_cache::WaitFor;
 use pagefence_vfs::{Error, FileKind, InodeId, RenameMode, Result};
 
 use crate::change::Transaction;
@@ -300,7 +298,7 @@ impl Work<'_> {
             && !self.rename.exchanges()
             && self.moving.inode.core.kind == FileKind::Regular
         {
-            self.fs.map_delayed(&self.moving.inode, held);
+            self.fs.write_before_rename(&self.moving.inode, held);
         }
         let instance = &self.fs.instance;
         let (from, to) = (self.rename.from, self.rename.to);
@@ -419,21 +417,5 @@ impl Work<'_> {
         }
         child.inode.core.update(|record| record.set_ctime(now));
         child.inode.core.write(transaction, true)
-    }
-}
-
-impl FileSystem {
-    /// Has the data of a file written that replaces another, so that a crash leaves one or the
-    /// other and not an empty file (Linux: `auto_da_alloc`). What could not be written is told to
-    /// who has it open.
-    fn map_delayed(&self, inode: &Inode, held: &mut Held<'_, levels::Inode>) {
-        let has_delayed = inode.core.delayed_blocks.load(Ordering::Acquire) > 0;
-        if has_delayed
-            && let Some(mapping) = inode.existing_mapping()
-            && let Err(error) = mapping.write_back(held, 0..u64::MAX, WaitFor::All)
-        {
-            let error = Error::from(error);
-            tracing::warn!(%error, inode = %inode.core.number, "data could not be written");
-        }
     }
 }

@@ -135,7 +135,7 @@ impl FileSystem {
             Some(xattrs)
         };
         if let Some(size) = change.size {
-            self.resize(&inode, size)?;
+            self.set_size(&mut held, &inode, size)?;
         }
         self.apply_attributes(&mut held, &inode, &attributes, xattrs, who.uid == 0)?;
         Ok(inode.attr(&self.instance))
@@ -152,14 +152,6 @@ impl FileSystem {
             return Err(Error::Stale);
         }
         Ok(inode)
-    }
-
-    /// Gives a file another size; the caller holds the inode lock exclusively.
-    fn resize(&self, inode: &Inode, size: u64) -> Result<()> {
-        if size == inode.core.size() {
-            return Ok(());
-        }
-        Err(Error::Unsupported("another size of a file"))
     }
 
     /// A change of the inode's extended attributes; the caller holds the inode lock.

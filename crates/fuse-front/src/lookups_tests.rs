@@ -76,7 +76,7 @@ fn a_million_inodes_take_23_bytes_each_at_most_and_leave_nothing_behind() {
     for id in 1..=1_000_000 {
         lookups.add(InodeId(id));
         // Small tables have a least size; from some inodes a shard on the bound holds.
-        if id % 9973 == 0 {
+        if id % 9973 == 0 && id > 50_000 {
             let (bytes, known) = lookups.size();
             assert_eq!(known as u64, id);
             worst = worst.max(bytes as f64 / known as f64);
@@ -84,8 +84,8 @@ fn a_million_inodes_take_23_bytes_each_at_most_and_leave_nothing_behind() {
     }
     let (bytes, known) = lookups.size();
     assert_eq!(known, 1_000_000);
-    assert!(bytes <= 24_000_000, "{bytes} bytes");
-    assert!(worst <= 24.0, "{worst} bytes an inode");
+    assert!(bytes <= 23_000_000, "{bytes} bytes");
+    assert!(worst <= 23.0, "{worst} bytes an inode");
     for id in 1..=1_000_000 {
         assert!(forgets(&lookups, id, 1));
     }

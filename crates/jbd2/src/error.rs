@@ -44,6 +44,46 @@ pub enum JournalError {
     /// A journal of version 1 can't revoke blocks.
     #[error("a journal of version 1 can't revoke blocks")]
     RevokeUnsupported,
+    /// A running journal begins with an empty log: recovery comes first.
+    #[error("the log is not empty")]
+    NotEmpty,
+    /// A block that was deferred has no contents: the client did not give any when the
+    /// transaction was sealed.
+    #[error("deferred block {block} was given no contents")]
+    Unsealed {
+        /// The block.
+        block: BlockNo,
+    },
+    /// The journal's thread can't be started.
+    #[error("the journal's thread can't be started: {0}")]
+    Thread(#[source] std::io::Error),
+    /// The journal was aborted: nothing is written any more.
+    #[error("the journal was aborted with error {errno}")]
+    Aborted {
+        /// Why, as a number of Linux (positive).
+        errno: i32,
+    },
+    /// The journal was closed.
+    #[error("the journal is closed")]
+    Closed,
+}
+
+/// `EIO`.
+const EIO: i32 = 5;
+/// `EUCLEAN`, which Linux returns for damaged file systems.
+const EUCLEAN: i32 = 117;
+
+impl JournalError {
+    /// The error as a number of Linux (positive), for the journal's superblock.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Aborted { errno } => *errno,
+            Self::Device(error) => error.source.raw_os_error().unwrap_or(EIO),
+            Self::Corrupt { .. } | Self::DamagedLog { .. } | Self::Block { .. } => EUCLEAN,
+            _ => EIO,
+        }
+    }
 }
 
 /// Result of an operation on the journal.

@@ -4,6 +4,10 @@
 //! - [`recovery`]: what a journal that was not closed holds, found without a byte being changed.
 //! - [`mod@write_back`]: brings that home and empties the journal.
 //! - [`mod@commit_once`]: one transaction, written as a whole or not at all.
+//! - [`journal`]: the journal of a file system in use. [`handle`] is what an operation holds while
+//!   it changes blocks, [`transaction`] what the handles of a few seconds have in common;
+//!   `commit` makes a transaction durable in the log, `checkpoint` brings it home later, and
+//!   `without_log` does both at once for a file system that has no journal.
 
 #![deny(
     clippy::arithmetic_side_effects,
@@ -22,17 +26,33 @@
     )
 )]
 
+mod checkpoint;
+mod commit;
 pub mod commit_once;
 pub mod error;
+mod flush_group;
+pub mod handle;
+mod home;
+pub mod journal;
 pub mod location;
 mod log;
+mod log_writer;
+mod mutant;
 pub mod recovery;
+mod revoke;
+mod running_log;
+mod shared;
+pub mod transaction;
+mod without_log;
 pub mod write_back;
 
 pub use commit_once::commit_once;
 pub use error::{JournalError, Result};
+pub use handle::Handle;
+pub use journal::{Client, Journal, Options};
 pub use location::{JournalLocation, JournalRun, LocationError};
 pub use recovery::{FastCommits, Recovery, recover};
+pub use transaction::{Sealing, Tid};
 pub use write_back::{Emptied, set_errno, write_back};
 
 #[cfg(test)]

@@ -141,3 +141,6 @@ fn put_entries(block: &mut [u8], start: usize, limit: u16, entries: &[(u32, File
     };
     head.write_to_prefix(places).is_ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 
 use super::device::{Device, Failed, TestMapping};
-use super::{SMALL, Task, config, read, stamped, sync, write};
+use super::{SMALL, Task, config, only, read, stamped, sync, write};
 use crate::backing::PAGE_SIZE;
 use crate::reclaim::Pressure;
 use crate::{Config, PageCache};
@@ -49,16 +49,16 @@ fn only_pages_that_keep_bytes_are_read() {
     let (_cache, mapping) = setup(Device::stamped(16, PAGE_SIZE));
     // Two whole pages, one of which half: the second keeps its tail.
     write(&mapping, 2 * PAGE, &[7; PAGE_SIZE + 100]).expect("written");
-    assert_eq!(mapping.backing().take_reads(), [3..4]);
+    assert_eq!(only(mapping.backing().take_reads()), 3..4);
     let mut expected = stamped(3, 1);
     expected[..100].fill(7);
     assert_eq!(read(&mapping, 3 * PAGE, PAGE_SIZE), Ok(expected));
     // The head is kept.
     write(&mapping, 9 * PAGE - 1, &[8; 1]).expect("written");
-    assert_eq!(mapping.backing().take_reads(), [8..9]);
+    assert_eq!(only(mapping.backing().take_reads()), 8..9);
     // Both are; one page, one read.
     write(&mapping, 12 * PAGE + 5, &[9; 10]).expect("written");
-    assert_eq!(mapping.backing().take_reads(), [12..13]);
+    assert_eq!(only(mapping.backing().take_reads()), 12..13);
     // Whole pages, the last one as far as the file goes.
     mapping.backing().set_size(15 * PAGE + 10);
     write(&mapping, 14 * PAGE, &[6; PAGE_SIZE + 10]).expect("written");

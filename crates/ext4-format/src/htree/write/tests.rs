@@ -20,7 +20,13 @@ fn a_root_is_one_to_those_who_know_it_and_to_those_who_do_not() {
     for (checksums, size) in [(true, 1024), (false, 1024), (true, 4096), (false, 4096)] {
         let mut block = vec![0xAA; size];
         let numbers = (InodeNo(12), InodeNo(2));
-        assert!(init_root(&mut block, numbers, (true, checksums), 1, FileBlock(1)));
+        assert!(init_root(
+            &mut block,
+            numbers,
+            (true, checksums),
+            1,
+            FileBlock(1)
+        ));
         if checksums {
             update_checksum(&mut block, SEED).unwrap();
             verify_checksum(&block, SEED).unwrap();
@@ -73,10 +79,22 @@ fn a_node_holds_what_fits_and_no_more() {
 fn a_root_gets_levels() {
     let mut block = vec![0; 1024];
     let numbers = (InodeNo(12), InodeNo(2));
-    assert!(init_root(&mut block, numbers, (true, true), 1, FileBlock(1)));
+    assert!(init_root(
+        &mut block,
+        numbers,
+        (true, true),
+        1,
+        FileBlock(1)
+    ));
     assert!(set_levels(&mut block, 1));
     let root = DxRoot::parse(&block, &format(true)).unwrap();
     assert_eq!(root.indirect_levels, 1);
     assert!(!set_levels(&mut [0; 8], 1));
-    assert!(!init_root(&mut [0; 32], numbers, (true, true), 1, FileBlock(1)));
+    assert!(!init_root(
+        &mut [0; 32],
+        numbers,
+        (true, true),
+        1,
+        FileBlock(1)
+    ));
 }

@@ -1,0 +1,182 @@
+//! The checkpoint list: what is committed in the log and not yet durable at home.
+//!
+//! For each block it has the latest committed contents. A transaction in the log is *live* while
+//! one of its blocks has no later version, was not revoked and is not durable at home; the log
+//! begins with the oldest live one.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use pagefence_block_io::Buffer;
+use pagefence_ext4_format::BlockNo;
+use pagefence_ext4_format::journal::Sequence;
+use pagefence_lock_order::primitives::Arc;
+
+use crate::transaction::Frozen;
+
+/// A transaction in the log.
+#[derive(Debug)]
+struct Logged {
+    sequence: Sequence,
+    /// Block of the journal where it begins.
+    start: u32,
+    /// Blocks of the log that it takes.
+    blocks: u32,
+    /// Blocks that it sets, ascending.
+    members: Box<[u64]>,
+    /// Those of `members` before this one were given out to be written.
+    given: usize,
+    /// How many of `members` are still in the list with its contents.
+    live: usize,
+}
+
+/// A block's latest committed contents.
+#[derive(Debug)]
+struct Pending {
+    buffer: Arc<Buffer>,
+    /// The transaction that it is of: how many were logged before.
+    owner: u64,
+}
+
+/// Where the log begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tail {
+    pub(crate) sequence: Sequence,
+    /// Block of the journal.
+    pub(crate) start: u32,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(crate) struct CheckpointList {
+    pending: HashMap<u64, Pending>,
+    logged: VecDeque<Logged>,
+    /// Transactions that left `logged`.
+    gone: u64,
+    /// Written home, not known to be durable.
+    written: Vec<(u64, u64)>,
+}
+
+impl CheckpointList {
+    /// Adds a transaction that is durable in the log.
+    pub(crate) fn add(&mut self, frozen: &Frozen, tail: Tail, blocks: u32) {
+        let owner = self.gone.saturating_add(len(self.logged.len()));
+        let mut members = Vec::with_capacity(frozen.members().count());
+        for buffer in frozen.members() {
+            let pending = Pending {
+                buffer: buffer.clone(),
+                owner,
+            };
+            members.push(buffer.block());
+            if let Some(older) = self.pending.insert(buffer.block(), pending) {
+                self.release(older.owner);
+            }
+        }
+        members.sort_unstable();
+        self.logged.push_back(Logged {
+            sequence: tail.sequence,
+            start: tail.start,
+            blocks,
+            live: members.len(),
+            members: members.into_boxed_slice(),
+            given: 0,
+        });
+    }
+
+    /// The blocks were revoked: they must not be written home any more.
+    pub(crate) fn forget(&mut self, blocks: &[BlockNo]) {
+        for block in blocks {
+            if let Some(older) = self.pending.remove(&block.0) {
+                self.release(older.owner);
+            }
+        }
+    }
+
+    fn release(&mut self, owner: u64) {
+        let logged = owner
+            .checked_sub(self.gone)
+            .and_then(|at| usize::try_from(at).ok())
+            .and_then(|at| self.logged.get_mut(at));
+        debug_assert!(logged.is_some(), "live transactions are in the list");
+        if let Some(logged) = logged {
+            logged.live = logged.live.saturating_sub(1);
+        }
+    }
+
+    /// Up to `most` blocks to write home next, ascending: of the oldest transactions, leaving out
+    /// the youngest that together take no more than `keep` blocks of the log (`used` blocks of it
+    /// are taken). Empty if there are none. The caller must write them, or never use the list
+    /// again.
+    pub(crate) fn take_batch(&mut self, used: u32, keep: u32, most: usize) -> Vec<Arc<Buffer>> {
+        let mut batch = Vec::new();
+        let mut left = used;
+        for (owner, logged) in (self.gone..).zip(&mut self.logged) {
+            if left <= keep || batch.len() >= most {
+                break;
+            }
+            left = left.saturating_sub(logged.blocks);
+            while batch.len() < most
+                && let Some(block) = logged.members.get(logged.given)
+            {
+                logged.given = logged.given.saturating_add(1);
+                if let Some(pending) = self.pending.get(block)
+                    && pending.owner == owner
+                {
+                    batch.push(pending.buffer.clone());
+                    self.written.push((*block, owner));
+                }
+            }
+        }
+        batch.sort_unstable_by_key(|buffer| buffer.block());
+        batch
+    }
+
+    /// Whether something was written home that may not be durable.
+    pub(crate) fn has_written(&self) -> bool {
+        !self.written.is_empty()
+    }
+
+    /// All that was given out is durable at home.
+    pub(crate) fn home_is_durable(&mut self) {
+        for (block, owner) in std::mem::take(&mut self.written) {
+            if self
+                .pending
+                .get(&block)
+                .is_some_and(|pending| pending.owner == owner)
+            {
+                self.pending.remove(&block);
+                self.release(owner);
+            }
+        }
+    }
+
+    /// Takes off the oldest transactions that are not live; the blocks of the log that they take.
+    pub(crate) fn pop_dead(&mut self) -> u32 {
+        let mut blocks = 0_u32;
+        while let Some(oldest) = self.logged.front()
+            && oldest.live == 0
+        {
+            blocks = blocks.saturating_add(oldest.blocks);
+            self.logged.pop_front();
+            self.gone = self.gone.saturating_add(1);
+        }
+        blocks
+    }
+
+    /// Where the oldest transaction begins.
+    pub(crate) fn tail(&self) -> Option<Tail> {
+        self.logged.front().map(|oldest| Tail {
+            sequence: oldest.sequence,
+            start: oldest.start,
+        })
+    }
+
+    /// Whether no transaction is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.logged.is_empty()
+    }
+}
+
+fn len(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}

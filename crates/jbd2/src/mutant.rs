@@ -1,0 +1,27 @@
+//! Rules that tests break on purpose, each to see that another test notices. Outside of tests none
+//! is ever broken, and the questions cost nothing.
+
+/// A rule of the running journal, broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutant {
+    /// The commit block is written before what it commits is durable.
+    NoFlushBeforeCommitBlock,
+    /// Somebody is told of a commit that is not durable.
+    NoFlushBehindCommitBlock,
+    /// Log space is used again before the superblock durably stops naming it.
+    TailNotDurable,
+    /// The tail moves before what it leaves behind is durable at home.
+    HomeNotDurable,
+    /// Revoked blocks are not named in the log.
+    NoRevokeRecords,
+    /// Revoked blocks are written home all the same.
+    RevokedStayInCheckpoint,
+    /// A block goes home as it is now, committed or not.
+    HomeUncommitted,
+    /// A magic number is not escaped.
+    NoEscape,
+    /// A commit does not wait for open handles.
+    OpenHandlesCommitted,
+    /// Without a log, what says which blocks are free goes home first.
+    FreeFirst,
+}
