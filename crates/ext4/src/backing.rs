@@ -1,14 +1,18 @@
 //! What the page cache asks of ext4: the data of one file.
 
 use std::io::IoSliceMut;
+use std::ops::Range;
 
 use pagefence_ext4_format::FileBlock;
-use pagefence_lock_order::levels::{BlockMap, Invalidate, Level, PageLock, Writepages};
-use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::levels::{BlockMap, Inode, Invalidate, Level, PageLock, Writepages};
+use pagefence_lock_order::primitives::{Arc, Weak};
 use pagefence_lock_order::{After, Held};
-use pagefence_page_cache::{Backing, FrameMut, PAGE_SIZE, Segment, WriteBacking, WriteBatch};
-use pagefence_vfs::Result;
+use pagefence_page_cache::{
+    Backing, FrameMut, PAGE_SIZE, PageCache, Segment, WriteBacking, WriteBatch,
+};
+use pagefence_vfs::{Error, Result};
 
+use crate::delalloc::{Delayed, MapShapeNow};
 use crate::error::{FillError, device};
 use crate::inode::InodeCore;
 use crate::instance::Instance;
@@ -17,13 +21,113 @@ use crate::map_blocks::{Run, Target};
 /// The data of one regular file (or of a slow symbolic link).
 #[derive(Debug)]
 pub(crate) struct FileData {
-    instance: Arc<Instance>,
+    pub(crate) instance: Arc<Instance>,
     pub(crate) inode: Arc<InodeCore>,
+    /// Where all other files' pages are: for a write that finds no space.
+    cache: Weak<PageCache>,
+}
+
+/// Blocks that can't be dirty yet.
+#[derive(Debug, Default)]
+struct Uncovered {
+    holes: Vec<Range<u32>>,
+    unwritten: Vec<Range<u32>>,
+}
+
+impl Uncovered {
+    fn is_empty(&self) -> bool {
+        self.holes.is_empty() && self.unwritten.is_empty()
+    }
 }
 
 impl FileData {
-    pub(crate) fn new(instance: Arc<Instance>, inode: Arc<InodeCore>) -> Self {
-        Self { instance, inode }
+    pub(crate) fn new(
+        instance: Arc<Instance>,
+        inode: Arc<InodeCore>,
+        cache: Weak<PageCache>,
+    ) -> Self {
+        Self {
+            instance,
+            inode,
+            cache,
+        }
+    }
+
+    /// Reserves space for blocks that have none and are about to be dirty.
+    fn reserve_space(&self, held: &mut Held<'_, PageLock>, range: Range<u64>) -> Result<()> {
+        let live = self.instance.live()?;
+        let disk = self.inode.disk();
+        if disk.has_inline_data() {
+            // Whoever writes has seen to it that the data fits into the inode.
+            return Ok(());
+        }
+        let bits = self.instance.superblock.block_size_bits();
+        let block = |at: u64| u32::try_from(at >> bits).map_err(|_| Error::FileTooLarge);
+        let blocks = block(range.start)?..block(range.end)?;
+        {
+            let (delayed, _held) = self.inode.block_map.read(held);
+            if self.uncovered(&delayed, &blocks)?.is_empty() {
+                return Ok(());
+            }
+        }
+        let (mut delayed, _held) = self.inode.block_map.write(held);
+        let missing = self.uncovered(&delayed, &blocks)?;
+        if !missing.is_empty() {
+            let shape = MapShapeNow::of(&self.instance, &self.inode.disk())?;
+            delayed.add(&live.allocator, &shape, &missing.holes, &missing.unwritten)?;
+            self.note_delayed(&delayed);
+        }
+        Ok(())
+    }
+
+    /// Those of `blocks` that can't be dirty yet: they are neither written nor delayed.
+    fn uncovered(&self, delayed: &Delayed, blocks: &Range<u32>) -> Result<Uncovered> {
+        let disk = self.inode.disk();
+        let mut missing = Uncovered::default();
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let (is_delayed, delayed_run) = delayed.hole_at(FileBlock(at));
+            if is_delayed {
+                at = at.saturating_add(delayed_run);
+                continue;
+            }
+            let run = self.instance.map_blocks(&disk, FileBlock(at))?;
+            let len = run.len.min(blocks.end - at);
+            match run.target {
+                Target::Written(_) => at += len,
+                Target::Hole => {
+                    let len = len.min(delayed_run);
+                    missing.holes.push(at..at + len);
+                    at += len;
+                }
+                Target::Unwritten(_) => {
+                    let (is_in, counted) = delayed.unwritten_at(FileBlock(at));
+                    let len = len.min(counted);
+                    if !is_in {
+                        missing.unwritten.push(at..at + len);
+                    }
+                    at += len;
+                }
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Makes space of what is promised too generously, by writing back all that is delayed, and of
+    /// what was freed and waits for a commit. No page is locked. Whether trying again is worth it.
+    pub(crate) fn find_space(&self, held: &mut Held<'_, Inode>) -> bool {
+        let Ok(live) = self.instance.live() else {
+            return false;
+        };
+        let left = || live.allocator.counts().blocks_unreserved;
+        let before = left();
+        let pending = live.allocator.pending_tid();
+        if let Some(cache) = self.cache.upgrade() {
+            cache.sync_all(held);
+        }
+        let pending = live.allocator.pending_tid().or(pending);
+        let committed = pending.is_some_and(|tid| live.commit(tid).is_ok());
+        committed || left() > before
     }
 
     /// The run that holds byte `offset`, and how many bytes of it follow, at least 1.
@@ -140,22 +244,26 @@ impl WriteBacking for FileData {
         self.instance.superblock.block_size()
     }
 
-    fn reserve(
-        &self,
-        _held: &mut Held<'_, PageLock>,
-        _range: std::ops::Range<u64>,
-    ) -> Result<(), FillError> {
-        Err(pagefence_vfs::Error::ReadOnly.into())
+    fn reserve(&self, held: &mut Held<'_, PageLock>, range: Range<u64>) -> Result<(), FillError> {
+        Ok(self.reserve_space(held, range)?)
     }
 
-    fn grow(&self, _held: &mut Held<'_, PageLock>, _end: u64) {}
+    fn make_room(&self, held: &mut Held<'_, Inode>, error: &FillError) -> bool {
+        error.is_no_space() && self.find_space(held)
+    }
+
+    fn grow(&self, _held: &mut Held<'_, PageLock>, end: u64) {
+        if self.inode.size() < end {
+            self.inode.set_size(end);
+        }
+    }
 
     fn write_pages(
         &self,
-        _held: &mut Held<'_, Writepages>,
-        _batch: &WriteBatch<'_>,
+        held: &mut Held<'_, Writepages>,
+        batch: &WriteBatch<'_>,
     ) -> Result<(), FillError> {
-        Err(pagefence_vfs::Error::ReadOnly.into())
+        Ok(self.write_batch(held, batch)?)
     }
 }
 

@@ -4,6 +4,7 @@
 //! ```text
 //! transaction     blocks, inodes and counts that change together
 //! extent_tree  remove_extents  remove_block_map  remove_blocks     what maps a file's blocks
+//! insert_blocks                                                    holes filled, blocks written
 //! append_block  change_dir  split_htree                            names put in and taken out
 //! free_blocks  free_inode  space                                   what is free, while mounting
 //! set_xattr  release_xattrs  ea_inode  shorten_inline              attributes, data in the inode
@@ -16,6 +17,7 @@ pub(crate) mod extent_tree;
 pub(crate) mod free_blocks;
 pub(crate) mod free_inode;
 pub(crate) mod inline_dir;
+pub(crate) mod insert_blocks;
 pub(crate) mod release_xattrs;
 mod remove_block_map;
 pub(crate) mod remove_blocks;

@@ -74,7 +74,7 @@ impl FileSystem {
         let live = instance.live()?;
         let mut entry = Held::at_entry();
         let (_alone, mut held) = inode.lock.write(&mut entry);
-        self.drop_pages(inode, &mut held);
+        self.drop_pages(inode, &mut held)?;
         loop {
             let (mut transaction, mut held) = instance.begin(&mut held, STEP)?;
             let (_map, _held) = inode.core.block_map.write(&mut held);
@@ -97,11 +97,17 @@ impl FileSystem {
         }
     }
 
-    /// Drops the pages of a file that is deleted, dirty or not.
-    fn drop_pages(&self, inode: &Inode, held: &mut Held<'_, levels::Inode>) {
+    /// Drops the pages of a file that is deleted, dirty or not, waits for those being written, and
+    /// gives up the space of those that had no place yet.
+    fn drop_pages(&self, inode: &Inode, held: &mut Held<'_, levels::Inode>) -> Result<()> {
+        inode.core.set_size(0);
         if let Some(mapping) = inode.existing_mapping() {
             let (mut fence, mut held) = mapping.fence(held, 0..u64::MAX);
-            let _ = fence.evict(&mut held, Evict::Discard);
+            let evicted = fence.evict(&mut held, Evict::Discard)?;
+            let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+            delayed.forget(0..u32::MAX);
+            evicted.mapping().backing().note_delayed(&delayed);
         }
+        Ok(())
     }
 }

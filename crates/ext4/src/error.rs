@@ -47,9 +47,16 @@ pub(crate) fn device(error: DeviceError) -> Error {
     Error::Io(io::Error::new(error.source.kind(), error))
 }
 
-/// Why filling a page failed; every reader that waited for the page gets a copy.
+/// Why filling a page or writing it back failed; everybody who waited for it gets a copy.
 #[derive(Clone, Debug)]
 pub(crate) struct FillError(Arc<Error>);
+
+impl FillError {
+    /// Whether there was no space.
+    pub(crate) fn is_no_space(&self) -> bool {
+        matches!(*self.0, Error::NoSpace)
+    }
+}
 
 impl From<Error> for FillError {
     fn from(error: Error) -> Self {
@@ -66,6 +73,8 @@ impl From<FillError> for Error {
             },
             Error::NoKey => Error::NoKey,
             Error::OutOfMemory => Error::OutOfMemory,
+            Error::NoSpace => Error::NoSpace,
+            Error::ReadOnly => Error::ReadOnly,
             Error::Io(source) => Error::Io(io::Error::new(source.kind(), source.to_string())),
             other => Error::Io(io::Error::other(other.to_string())),
         }

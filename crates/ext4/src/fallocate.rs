@@ -1,10 +1,50 @@
-//! Space for a range of a file.
+//! Space for a range of a file, holes punched into it, ranges made zero (fallocate(2)).
+//!
+//! Whatever takes blocks away or makes them read as zeros does so inside the fence, once the pages
+//! are gone and the edges are zeroed on the device. What the map may take by that is reserved
+//! before the first page goes: until then it can still be refused.
 
+use std::ops::Range;
+
+use pagefence_ext4_format::inode::InodeFlags;
+use pagefence_ext4_format::{BlockNo, FileBlock};
+use pagefence_lock_order::Held;
+use pagefence_lock_order::levels;
+use pagefence_lock_order::primitives::Arc;
+use pagefence_page_cache::{Evict, PAGE_SIZE, WaitFor};
 use pagefence_vfs::{Error, FallocateMode, Result};
 
+use crate::alloc::Reservation;
+use crate::change::Transaction;
+use crate::change::insert_blocks::{NewRun, insert_blocks, mark};
+use crate::change::remove_blocks::{Progress, remove_range};
+use crate::delalloc::MapShapeNow;
+use crate::file_write::note_change;
 use crate::filesystem::{File, FileSystem};
+use crate::inode::Inode;
+use crate::live::Need;
+use crate::map_blocks::{Run, Target};
+
+/// Blocks allocated at a time, at most: the longest unwritten extent.
+const RUN_MAX: u32 = 32767;
+
+/// Bytes of zeros written at a time to a file with a block map.
+const ZEROS: usize = 1 << 20;
+
+/// Credits of one step: a run of blocks put in or taken away, and the inode.
+const CREDITS: u32 = 96;
+
+/// What happens to the blocks of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clearing {
+    /// They are given up.
+    Punch,
+    /// They stay, unwritten.
+    Unwrite,
+}
 
 impl FileSystem {
+    /// See [`pagefence_vfs::FileSystem::allocate`].
     pub(crate) fn fallocate(
         &self,
         file: &File,
@@ -12,7 +52,375 @@ impl FileSystem {
         length: u64,
         mode: FallocateMode,
     ) -> Result<()> {
-        let _ = (file, offset, length, mode);
-        Err(Error::ReadOnly)
+        self.instance.live()?;
+        let inode = &file.inode;
+        let is_sync = {
+            let mut entry = Held::at_entry();
+            let (_alone, mut held) = inode.lock.write(&mut entry);
+            let flags = inode.disk().record.flags();
+            let end = check(inode, flags, offset, length, mode)?;
+            if end > self.instance.max_file_size(&inode.disk()) {
+                return Err(Error::FileTooLarge);
+            }
+            if inode.disk().has_inline_data() {
+                self.make_inline_fit(&mut held, inode, PAGE_SIZE as u64 + 1)?;
+            }
+            note_change(inode);
+            if mode.contains(FallocateMode::PUNCH_HOLE) {
+                self.punch(&mut held, inode, offset..end)?;
+            } else if mode.contains(FallocateMode::ZERO_RANGE) {
+                self.zero_range(&mut held, inode, offset..end, mode)?;
+            } else {
+                self.preallocate(&mut held, inode, offset..end, mode)?;
+            }
+            flags.contains(InodeFlags::SYNC)
+        };
+        if is_sync {
+            self.fsync(file, false)?;
+        }
+        Ok(())
     }
+
+    fn blocks_touched(&self, bytes: &Range<u64>) -> Result<Range<u32>> {
+        let bits = self.instance.superblock.block_size_bits();
+        let end = bytes.end.div_ceil(1 << bits);
+        let (first, end) = (u32::try_from(bytes.start >> bits), u32::try_from(end));
+        match (first, end) {
+            (Ok(first), Ok(end)) => Ok(first..end),
+            _ => Err(Error::FileTooLarge),
+        }
+    }
+
+    fn blocks_inside(&self, bytes: &Range<u64>) -> Result<Range<u32>> {
+        let bits = self.instance.superblock.block_size_bits();
+        let first = u32::try_from(bytes.start.div_ceil(1 << bits));
+        let end = u32::try_from(bytes.end >> bits);
+        match (first, end) {
+            (Ok(first), Ok(end)) => Ok(first..end.max(first)),
+            _ => Err(Error::FileTooLarge),
+        }
+    }
+
+    /// Gives the range blocks where it has none. What was done before an error stays, the size
+    /// that covers it as well, as in Linux.
+    fn preallocate(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        bytes: Range<u64>,
+        mode: FallocateMode,
+    ) -> Result<()> {
+        let keeps_size = mode.contains(FallocateMode::KEEP_SIZE);
+        if !inode.disk().has_extents() {
+            if bytes.end > inode.core.size() {
+                return Err(Error::Unsupported("space past the end of such a file"));
+            }
+            return self.fill_with_zeros(held, inode, &bytes);
+        }
+        // What is delayed gets its place, so that what is left are holes.
+        let mapping = inode.mapping(&self.instance, &self.cache);
+        mapping.write_back(held, bytes.clone(), WaitFor::All)?;
+        let blocks = self.blocks_touched(&bytes)?;
+        let (reached, outcome) = self.fill_with_unwritten(held, inode, &blocks);
+        let bits = self.instance.superblock.block_size_bits();
+        let size = (u64::from(reached) << bits).min(bytes.end);
+        if !keeps_size && size > inode.core.size() {
+            self.set_size(held, inode, size)?;
+        }
+        outcome
+    }
+
+    /// Puts unwritten blocks where there is a hole; says how far it came.
+    fn fill_with_unwritten(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        blocks: &Range<u32>,
+    ) -> (u32, Result<()>) {
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let run = match self.run_at(held, inode, at) {
+                Ok(run) => run,
+                Err(error) => return (at, Err(error)),
+            };
+            let len = run.len.min(blocks.end - at);
+            if run.target != Target::Hole {
+                at += len;
+                continue;
+            }
+            match self.put_unwritten(held, inode, at, len.min(RUN_MAX)) {
+                Ok(done) => at += done,
+                Err(error) => return (at, Err(error)),
+            }
+        }
+        (at, Ok(()))
+    }
+
+    fn run_at(&self, held: &mut Held<'_, levels::Inode>, inode: &Inode, block: u32) -> Result<Run> {
+        let (_map, _held) = inode.core.block_map.read(held);
+        self.instance.map_blocks(&inode.disk(), FileBlock(block))
+    }
+
+    /// Puts up to `want` unwritten blocks in a hole; says how many.
+    fn put_unwritten(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        at: u32,
+        want: u32,
+    ) -> Result<u32> {
+        let live = self.instance.live()?;
+        let shape = MapShapeNow::of(&self.instance, &inode.disk())?;
+        let for_map = shape.worst_case_of_punch();
+        let mut space = self.reserve(held, inode, u64::from(want) + for_map, 1 + for_map)?;
+        let for_map = space.take(for_map).ok_or(Error::NoSpace)?;
+        let goal = match at.checked_sub(1) {
+            Some(before) => match self.run_at(held, inode, before)?.target {
+                Target::Written(block) | Target::Unwritten(block) => Some(BlockNo(block.0 + 1)),
+                Target::Hole => None,
+            },
+            None => None,
+        };
+        let goal = goal.unwrap_or_else(|| live.allocator.data_goal(inode.core.number, false));
+        let run = live
+            .allocator
+            .allocate(&self.instance, goal, want, &mut space)?;
+        let (mut transaction, mut held) = self.instance.begin(held, need())?;
+        let (_map, _held) = inode.core.block_map.write(&mut held);
+        transaction.lend(for_map);
+        let before = inode.disk();
+        let mut record = before.record.clone();
+        let new = NewRun {
+            first: FileBlock(at),
+            start: run.start(),
+            len: run.len(),
+            unwritten: true,
+        };
+        insert_blocks(&mut transaction, &mut record, &new)?;
+        if let Some((allocator, handle)) = transaction.allocation() {
+            allocator.use_run(handle, run);
+        }
+        inode.core.adopt(&before.record, &record);
+        inode.core.write(&mut transaction, true)?;
+        transaction.end();
+        Ok(new.len)
+    }
+
+    /// Space for `blocks`, or for as many as there can be down to `least`.
+    fn reserve(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Inode,
+        blocks: u64,
+        least: u64,
+    ) -> Result<Reservation> {
+        let live = self.instance.live()?;
+        let mut blocks = blocks;
+        let mut has_tried = false;
+        loop {
+            match live.allocator.reserve(blocks, false) {
+                Err(Error::NoSpace) if !has_tried => {
+                    has_tried = true;
+                    let mapping = inode.mapping(&self.instance, &self.cache);
+                    mapping.backing().find_space(held);
+                }
+                Err(Error::NoSpace) if blocks > least => blocks = (blocks / 2).max(least),
+                other => return other,
+            }
+        }
+    }
+
+    /// Writes zeros where a file with a block map has a hole.
+    fn fill_with_zeros(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        bytes: &Range<u64>,
+    ) -> Result<()> {
+        let bits = self.instance.superblock.block_size_bits();
+        let mapping = inode.mapping(&self.instance, &self.cache);
+        let size = inode.core.size();
+        let blocks = self.blocks_touched(bytes)?;
+        let zeros = vec![0; ZEROS];
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let (is_hole, len) = {
+                let (delayed, _held) = inode.core.block_map.read(held);
+                let run = self.instance.map_blocks(&inode.disk(), FileBlock(at))?;
+                let (is_delayed, delayed_run) = delayed.hole_at(FileBlock(at));
+                let is_hole = run.target == Target::Hole && !is_delayed;
+                let len = if run.target == Target::Hole {
+                    run.len.min(delayed_run)
+                } else {
+                    run.len
+                };
+                (is_hole, len.min(blocks.end - at))
+            };
+            let from = u64::from(at) << bits;
+            at += len;
+            if is_hole {
+                let to = (u64::from(at) << bits).min(size);
+                let mut offset = from;
+                while offset < to {
+                    let most = usize::try_from(to - offset).unwrap_or(ZEROS).min(ZEROS);
+                    offset += mapping.write(held, offset, &zeros[..most])? as u64;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the range a hole, as far as whole blocks go; the rest reads as zeros.
+    fn punch(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        bytes: Range<u64>,
+    ) -> Result<()> {
+        let size = inode.core.size();
+        if bytes.start >= size {
+            return Ok(());
+        }
+        // As Linux, past the end only what its last page reaches.
+        let end = bytes.end.min(size.next_multiple_of(PAGE_SIZE as u64));
+        self.clear(held, inode, bytes.start..end, Clearing::Punch)
+    }
+
+    /// Makes the range read as zeros, of blocks that stay or are put there.
+    fn zero_range(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        bytes: Range<u64>,
+        mode: FallocateMode,
+    ) -> Result<()> {
+        if !inode.disk().has_extents() {
+            return Err(Error::Unsupported("zeroing a range of such a file"));
+        }
+        self.clear(held, inode, bytes.clone(), Clearing::Unwrite)?;
+        self.preallocate(held, inode, bytes, mode)
+    }
+
+    /// Drops the pages of the range, zeroes its edges, and gives up its blocks or marks them as
+    /// unwritten.
+    fn clear(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        bytes: Range<u64>,
+        how: Clearing,
+    ) -> Result<()> {
+        let live = self.instance.live()?;
+        let blocks = self.blocks_inside(&bytes)?;
+        let shape = MapShapeNow::of(&self.instance, &inode.disk())?;
+        let for_map = shape.worst_case_of_punch();
+        let mut space = self.reserve(held, inode, for_map, for_map)?;
+        let mapping = inode.mapping(&self.instance, &self.cache);
+        let (mut fence, mut held) = mapping.fence(held, bytes.clone());
+        {
+            let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+            delayed.reserve_for_punch(&live.allocator, &shape)?;
+        }
+        let evicted = fence.evict(&mut held, Evict::Discard)?;
+        {
+            let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+            delayed.forget(blocks.clone());
+            evicted.mapping().backing().note_delayed(&delayed);
+        }
+        // What was dropped will not raise the size on disk any more.
+        let covered = bytes.end.min(inode.core.size());
+        loop {
+            let (mut transaction, mut held) = self.instance.begin(&mut held, need())?;
+            let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+            transaction.lend(space);
+            let before = inode.disk();
+            let mut record = before.record.clone();
+            record.set_size(record.size().max(covered));
+            let progress = match how {
+                Clearing::Punch => {
+                    let (from, end) = (FileBlock(blocks.start), FileBlock(blocks.end));
+                    remove_range(&mut transaction, &mut record, from, end)?
+                }
+                Clearing::Unwrite => self.unwrite(&mut transaction, &mut record, inode, &blocks)?,
+            };
+            inode.core.adopt(&before.record, &record);
+            inode.core.write(&mut transaction, true)?;
+            let rest = transaction.take_rest();
+            transaction.end();
+            if progress == Progress::Done {
+                return mapping.backing().settle(&mut delayed, None);
+            }
+            space = match rest {
+                Some(rest) => rest,
+                None => return Err(Error::ReadOnly),
+            };
+        }
+    }
+
+    /// Marks the written blocks among `blocks` as unwritten, as many as the transaction takes.
+    fn unwrite(
+        &self,
+        transaction: &mut Transaction<'_>,
+        record: &mut pagefence_ext4_format::inode::Inode,
+        inode: &Inode,
+        blocks: &Range<u32>,
+    ) -> Result<Progress> {
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let mut disk = crate::disk_inode::DiskInode::clone(&inode.disk());
+            disk.record = record.clone();
+            let run = self.instance.map_blocks(&disk, FileBlock(at))?;
+            let len = run.len.min(blocks.end - at);
+            if matches!(run.target, Target::Written(_)) {
+                if transaction.is_large() {
+                    return Ok(Progress::More);
+                }
+                mark(transaction, record, FileBlock(at), len, true)?;
+            }
+            at += len;
+        }
+        Ok(Progress::Done)
+    }
+}
+
+fn need() -> Need {
+    Need {
+        credits: CREDITS,
+        blocks: 0,
+        privileged: true,
+    }
+}
+
+/// Whether this can be done to the file; where the range ends.
+fn check(
+    inode: &Inode,
+    flags: InodeFlags,
+    offset: u64,
+    length: u64,
+    mode: FallocateMode,
+) -> Result<u64> {
+    let punches = mode.contains(FallocateMode::PUNCH_HOLE);
+    let zeroes = mode.contains(FallocateMode::ZERO_RANGE);
+    let keeps = mode.contains(FallocateMode::KEEP_SIZE);
+    if mode.intersects(FallocateMode::COLLAPSE_RANGE | FallocateMode::INSERT_RANGE) {
+        return Err(Error::Unsupported("moving what follows a range"));
+    }
+    if punches && (zeroes || !keeps) {
+        return Err(Error::Unsupported("that mode of fallocate"));
+    }
+    let end = offset
+        .checked_add(length)
+        .filter(|end| i64::try_from(*end).is_ok())
+        .ok_or(Error::FileTooLarge)?;
+    if length == 0 {
+        return Err(Error::InvalidArgument);
+    }
+    if flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::VERITY) {
+        return Err(Error::NotPermitted);
+    }
+    let grows = !keeps && end > inode.core.size();
+    if flags.contains(InodeFlags::APPEND) && (punches || zeroes || !grows) {
+        return Err(Error::NotPermitted);
+    }
+    Ok(end)
 }

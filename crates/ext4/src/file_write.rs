@@ -1,10 +1,30 @@
-//! Writing to files.
+//! Writing to files: into the page cache, with space reserved. No block is allocated here.
 
-use pagefence_vfs::{Error, Result, WriteMode};
+use pagefence_ext4_format::inode::InodeFlags;
+use pagefence_ext4_format::xattr::name::SECURITY;
+use pagefence_lock_order::Held;
+use pagefence_lock_order::levels;
+use pagefence_lock_order::primitives::Arc;
+use pagefence_page_cache::{PAGE_SIZE, WaitFor};
+use pagefence_vfs::{Error, FileSystem as _, Result, WriteMode};
 
+use crate::change::set_xattr::XattrChange;
 use crate::filesystem::{File, FileSystem};
+use crate::inode::Inode;
+use crate::recovery::timestamp;
+use crate::setattr::Attributes;
+
+const SET_UID: u16 = 0o4000;
+const SET_GID: u16 = 0o2000;
+const GROUP_EXECUTE: u16 = 0o0010;
+/// The attribute that gives a program capabilities.
+const CAPABILITY: &[u8] = b"security.capability";
+/// Bytes copied from file to file at a time.
+const COPY_BYTES: usize = 1 << 20;
 
 impl FileSystem {
+    /// See [`pagefence_vfs::FileSystem::write`]. Takes the inode lock exclusively, and below it what
+    /// the cache takes.
     pub(crate) fn write_file(
         &self,
         file: &File,
@@ -12,17 +32,182 @@ impl FileSystem {
         data: &[u8],
         mode: WriteMode,
     ) -> Result<usize> {
-        let _ = (file, offset, data, mode);
-        Err(Error::ReadOnly)
+        self.instance.live()?;
+        let inode = &file.inode;
+        let written = {
+            let mut entry = Held::at_entry();
+            let (_alone, mut held) = inode.lock.write(&mut entry);
+            let size = inode.core.size();
+            let offset = if mode.contains(WriteMode::APPEND) {
+                size
+            } else {
+                offset
+            };
+            check_flags(inode, mode)?;
+            let room = self.instance.max_file_size(&inode.disk());
+            let room = room.saturating_sub(offset);
+            if room == 0 && !data.is_empty() {
+                return Err(Error::FileTooLarge);
+            }
+            let most = usize::try_from(room).unwrap_or(usize::MAX);
+            let data = data.get(..most).unwrap_or(data);
+            if data.is_empty() {
+                return Ok(0);
+            }
+            if mode.contains(WriteMode::KILL_PRIVILEGES) {
+                self.kill_privileges(&mut held, inode)?;
+            }
+            let end = offset + data.len() as u64;
+            self.make_inline_fit(&mut held, inode, size.max(end))?;
+            if offset > size {
+                self.zero_tail(&mut held, inode)?;
+            }
+            if !mode.contains(WriteMode::WRITEBACK) {
+                note_change(inode);
+            }
+            let written = file.mapping.write(&mut held, offset, data)?;
+            #[cfg(debug_assertions)]
+            self.assert_covered(&mut held, inode, offset..offset + written as u64);
+            if inode.disk().has_inline_data() {
+                let all = 0..PAGE_SIZE as u64;
+                file.mapping.write_back(&mut held, all, WaitFor::All)?;
+            }
+            written
+        };
+        let is_sync = inode.disk().record.flags().contains(InodeFlags::SYNC);
+        if is_sync || mode.intersects(WriteMode::SYNC | WriteMode::DATA_SYNC) {
+            self.fsync(file, !is_sync && !mode.contains(WriteMode::SYNC))?;
+        }
+        Ok(written)
     }
 
+    /// Asserts that no block in `range` is dirty without space. The caller holds the inode lock
+    /// exclusively, so that nobody takes blocks away: what was dirty stays covered.
+    #[cfg(debug_assertions)]
+    fn assert_covered(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Inode,
+        range: std::ops::Range<u64>,
+    ) {
+        use crate::map_blocks::Target;
+        use pagefence_ext4_format::FileBlock;
+        let bits = self.instance.superblock.block_size_bits();
+        let Some(mapping) = inode.existing_mapping() else {
+            return;
+        };
+        let mut at = range.start;
+        while let Some(dirty) = mapping.next_dirty(at).filter(|run| run.start < range.end) {
+            at = dirty.end;
+            let (delayed, _held) = inode.core.block_map.read(held);
+            let disk = inode.disk();
+            let blocks = dirty.start >> bits..dirty.end.min(range.end).div_ceil(1 << bits);
+            for block in blocks.filter_map(|block| u32::try_from(block).ok().map(FileBlock)) {
+                let is_covered = disk.has_inline_data()
+                    || self
+                        .instance
+                        .map_blocks(&disk, block)
+                        .is_ok_and(|run| match run.target {
+                            Target::Written(_) => true,
+                            Target::Hole => delayed.hole_at(block).0,
+                            Target::Unwritten(_) => delayed.unwritten_at(block).0,
+                        });
+                assert!(is_covered, "block {block} is dirty without space");
+            }
+        }
+    }
+
+    /// Takes set-uid, set-group-id and capabilities off a file that somebody without the right to
+    /// keep them writes to. The caller holds the inode lock exclusively.
+    fn kill_privileges(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+    ) -> Result<()> {
+        let disk = inode.disk();
+        let mode = disk.record.mode() & 0o7777;
+        let mut kept = mode & !SET_UID;
+        if mode & GROUP_EXECUTE != 0 {
+            kept &= !SET_GID;
+        }
+        let has_capability = self.instance.xattr(&disk, CAPABILITY).is_ok();
+        if kept == mode && !has_capability {
+            return Ok(());
+        }
+        let mut record = disk.record.clone();
+        record.ensure_extra();
+        let mut xattrs = XattrChange::of(&self.instance, &record)?;
+        xattrs.remove(SECURITY, b"capability")?;
+        let (_, now) = timestamp();
+        let attributes = Attributes {
+            permissions: (kept != mode).then_some(kept),
+            changed: Some(now),
+            ..Attributes::default()
+        };
+        self.apply_attributes(held, inode, &attributes, Some(xattrs), true)
+    }
+
+    /// See [`pagefence_vfs::FileSystem::copy_range`]: through the cache, a piece at a time, so that
+    /// no two locks are held at once.
     pub(crate) fn copy_file_range(
         &self,
-        from: (&File, u64),
-        to: (&File, u64),
+        (from, from_offset): (&File, u64),
+        (to, to_offset): (&File, u64),
         length: u64,
     ) -> Result<u64> {
-        let _ = (from, to, length);
-        Err(Error::ReadOnly)
+        self.instance.live()?;
+        let left = from.inode.core.size().saturating_sub(from_offset);
+        let length = length.min(left);
+        let distance = from_offset.abs_diff(to_offset);
+        if Arc::ptr_eq(&from.inode, &to.inode) && distance < length {
+            return Err(Error::InvalidArgument);
+        }
+        let piece = usize::try_from(length).unwrap_or(COPY_BYTES);
+        let mut buffer = vec![0; piece.min(COPY_BYTES)];
+        let mut done = 0;
+        while done < length {
+            let want = usize::try_from(length - done).unwrap_or(COPY_BYTES);
+            let want = want.min(COPY_BYTES);
+            let step = self
+                .read(from, from_offset + done, &mut buffer[..want])
+                .and_then(|read| {
+                    let data = &buffer[..read];
+                    self.write_file(to, to_offset + done, data, WriteMode::KILL_PRIVILEGES)
+                        .map(|written| (read, written))
+                });
+            match step {
+                Ok((_, 0)) => break,
+                Ok((read, written)) => {
+                    done += written as u64;
+                    if written < read {
+                        break;
+                    }
+                }
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
     }
+}
+
+/// Whether the file can be written to at all.
+fn check_flags(inode: &Inode, mode: WriteMode) -> Result<()> {
+    let flags = inode.disk().record.flags();
+    let fixed = InodeFlags::IMMUTABLE | InodeFlags::VERITY;
+    // What comes from the kernel's cache was checked when the file was opened.
+    let appends = mode.intersects(WriteMode::APPEND | WriteMode::WRITEBACK);
+    if flags.intersects(fixed) || (flags.contains(InodeFlags::APPEND) && !appends) {
+        return Err(Error::NotPermitted);
+    }
+    Ok(())
+}
+
+/// The data changes now. Written with whatever writes the inode next.
+pub(crate) fn note_change(inode: &Inode) {
+    let (_, now) = timestamp();
+    inode.core.update(|record| {
+        record.set_mtime(now);
+        record.set_ctime(now);
+    });
 }

@@ -5,7 +5,7 @@ use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, Mutex};
-use pagefence_page_cache::{Mapping, PageCache, ReadError, Readahead};
+use pagefence_page_cache::{ErrorCursor, Mapping, PageCache, ReadError, Readahead};
 use pagefence_vfs::{
     Access, Attr, Cookie, Credentials, DirSink, Entry, Error, ExtentInfo, ExtentState,
     FallocateMode, FileKind, FileSystemStat, Fsxattr, InodeId, New, RenameMode, Result, SetAttr,
@@ -52,7 +52,16 @@ pub struct FileSystem {
 pub struct File {
     pub(crate) inode: Arc<Inode>,
     pub(crate) mapping: Arc<Mapping<FileData>>,
+    /// Which errors of writing back it has been told.
+    pub(crate) errors: ErrorCursor,
+    pub(crate) is_writer: bool,
     readahead: Readahead,
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 impl FileSystem {
@@ -141,48 +150,6 @@ impl FileSystem {
         }
     }
 
-    fn seek_run(&self, disk: &DiskInode, offset: u64, wanted: Whence) -> Result<u64> {
-        let size = disk.size();
-        if offset >= size {
-            return Err(Error::NoData);
-        }
-        if disk.has_inline_data() {
-            return Ok(if wanted == Whence::Data { offset } else { size });
-        }
-        let bits = self.instance.superblock.block_size_bits();
-        let mut at = offset;
-        let mut blocks = 0;
-        while at < size {
-            let Ok(block) = u32::try_from(at >> bits) else {
-                break;
-            };
-            let run = self.instance.map_blocks(disk, FileBlock(block))?;
-            let is_data = matches!(run.target, Target::Written(_));
-            if is_data == (wanted == Whence::Data) {
-                return Ok(at);
-            }
-            if is_data {
-                blocks += u64::from(run.len);
-                self.check_length(disk, blocks)?;
-            }
-            at = (u64::from(block) + u64::from(run.len)) << bits;
-        }
-        match wanted {
-            Whence::Data => Err(Error::NoData),
-            Whence::Hole => Ok(size),
-        }
-    }
-
-    /// A map with more blocks than there are shares them: an indirect block that points to itself
-    /// makes billions of a few, and whoever goes through them all is busy for hours.
-    fn check_length(&self, disk: &DiskInode, blocks: u64) -> Result<()> {
-        if blocks <= self.instance.superblock.blocks_count() {
-            return Ok(());
-        }
-        let what = "it has more blocks than the file system";
-        Err(self.instance.damaged(disk.number, None, what))
-    }
-
     fn extents_of(
         &self,
         disk: &DiskInode,
@@ -259,18 +226,17 @@ impl pagefence_vfs::FileSystem for FileSystem {
         }
         let dir = self.dir_inode(parent)?;
         let mut held = Held::at_entry();
-        let number = {
-            let (_entries, _held) = dir.lock.read(&mut held);
-            match name {
-                b"." => dir.core.number,
-                b".." => self.instance.dot_dot(&dir.disk())?,
-                _ => match self.instance.find_entry(&dir, name)? {
-                    Some(number) => number,
-                    // Stored names are ciphertext: what is asked for may well be there.
-                    None if dir.disk().is_encrypted() => return Err(Error::NoKey),
-                    None => return Err(Error::NotFound),
-                },
-            }
+        // While the directory is locked, what it names is not deleted.
+        let (_entries, _held) = dir.lock.read(&mut held);
+        let number = match name {
+            b"." => dir.core.number,
+            b".." => self.instance.dot_dot(&dir.disk())?,
+            _ => match self.instance.find_entry(&dir, name)? {
+                Some(number) => number,
+                // Stored names are ciphertext: what is asked for may well be there.
+                None if dir.disk().is_encrypted() => return Err(Error::NoKey),
+                None => return Err(Error::NotFound),
+            },
         };
         Ok(Entry {
             attr: self.attr_by_number(number)?,
@@ -313,8 +279,11 @@ impl pagefence_vfs::FileSystem for FileSystem {
         if write {
             self.instance.live()?;
         }
+        let mapping = inode.mapping(&self.instance, &self.cache);
         Ok(File {
-            mapping: inode.mapping(&self.instance, &self.cache),
+            errors: mapping.error_cursor(),
+            mapping,
+            is_writer: write,
             readahead: Readahead::new(),
             inode,
         })
@@ -326,14 +295,17 @@ impl pagefence_vfs::FileSystem for FileSystem {
             .mapping
             .read(&mut held, &file.readahead, offset, buffer)
         {
-            Ok(read) => Ok(read),
+            Ok(read) => {
+                self.note_access(&file.inode);
+                Ok(read)
+            }
             Err(ReadError::Backing(error)) => Err(error.into()),
             Err(_) => Err(Error::OutOfMemory),
         }
     }
 
     fn seek(&self, file: &File, offset: u64, whence: Whence) -> Result<u64> {
-        self.seek_run(&file.inode.disk(), offset, whence)
+        self.seek_run(&file.inode, offset, whence)
     }
 
     fn extents(

@@ -97,11 +97,12 @@ impl Inode {
     pub(crate) fn mapping(
         &self,
         instance: &Arc<Instance>,
-        cache: &PageCache,
+        cache: &Arc<PageCache>,
     ) -> Arc<Mapping<FileData>> {
         let mut mapping = self.mapping.lock();
         Arc::clone(mapping.get_or_insert_with(|| {
-            let data = FileData::new(Arc::clone(instance), Arc::clone(&self.core));
+            let cache_again = Arc::downgrade(cache);
+            let data = FileData::new(Arc::clone(instance), Arc::clone(&self.core), cache_again);
             Mapping::new(cache, u64::from(self.core.number.0), data)
         }))
     }

@@ -112,6 +112,16 @@ impl<T: Idle> InodeCache<T> {
         Ok(loaded)
     }
 
+    /// All objects in core at about this moment.
+    pub(crate) fn all(&self) -> Vec<Arc<T>> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            all.extend(shard.slots.iter().map(|slot| Arc::clone(&slot.object)));
+        }
+        all
+    }
+
     /// Lets go of an object if nobody has it but this cache and the `owners` that the caller knows
     /// of, itself among them; says whether nobody has. Who asks for the number from then on loads
     /// it anew.

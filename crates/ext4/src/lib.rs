@@ -6,6 +6,8 @@
 //! ```text
 //! filesystem      the interface; open files and directories; inodes in core
 //! dir  read_dir  htree  name_index     names         symlink  xattr  statfs
+//! namespace  rename  new_inode         names that come, go and change: dir_lock, name_credits
+//! orphans  orphan_file  delete_inode   inodes without names
 //! map_blocks ── extents, indirect      from a file's blocks to the file system's
 //! backing                              what the page cache asks for
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
@@ -30,7 +32,9 @@ mod acl;
     )
 )]
 mod alloc;
+mod atime;
 mod backing;
+mod block_ranges;
 mod change;
 mod cookie;
 mod delalloc;
@@ -48,9 +52,9 @@ mod group;
 mod htree;
 mod indirect;
 pub mod info;
-mod inherit_acl;
 mod inode;
 mod inode_cache;
+mod inode_data;
 mod inode_tables;
 mod instance;
 mod journal_location;
@@ -69,14 +73,16 @@ mod orphans;
 mod read_dir;
 mod recovery;
 mod rename;
+mod seek;
 mod set_xattr;
 mod setattr;
-mod simple_journal;
 mod statfs;
 mod support;
 mod symlink;
 mod system_zones;
 mod trim;
+mod truncate;
+mod writeback;
 mod xattr;
 
 pub use filesystem::{File, FileSystem};

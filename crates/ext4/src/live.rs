@@ -14,10 +14,12 @@ use pagefence_block_io::Device;
 use pagefence_ext4_format::features::{Compat, Incompat, RoCompat};
 use pagefence_ext4_format::superblock::{State, Superblock};
 use pagefence_ext4_format::{BlockNo, InodeNo};
-use pagefence_jbd2::{JournalError, JournalLocation};
+use pagefence_jbd2::{
+    Client, Handle, Journal, JournalError, JournalLocation, Options, Sealing, Tid,
+};
 use pagefence_lock_order::levels::{self, Level};
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
-use pagefence_lock_order::primitives::{Arc, Mutex};
+use pagefence_lock_order::primitives::{Arc, Mutex, Weak};
 use pagefence_lock_order::{After, Held, OrderedRwLock};
 use pagefence_vfs::{Error, Result};
 
@@ -27,10 +29,13 @@ use crate::instance::Instance;
 use crate::mount::MountError;
 use crate::orphans::Orphans;
 use crate::recovery::{blocks_of, mark_error, timestamp, write_superblock};
-use crate::simple_journal::{self as journal_crate, Client, Handle, Journal, Sealing, Tid};
 
 /// How long a change waits until it is committed, unless told otherwise.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Bytes of metadata that wait to be brought home, between which the budget decides.
+const PINNED_MIN: u64 = 8 << 20;
+const PINNED_MAX: u64 = 64 << 20;
 
 /// What an operation may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,10 +120,13 @@ impl Live {
             superblock: Mutex::new(superblock),
             aborted: AtomicBool::new(false),
         });
-        let options = journal_crate::Options {
+        let options = Options {
             commit_interval: commit_interval.unwrap_or(COMMIT_INTERVAL),
+            pinned_bytes_max: instance.metadata_bytes.clamp(PINNED_MIN, PINNED_MAX),
+            ..Options::default()
         };
-        let client = Arc::clone(&keeper) as Arc<dyn Client>;
+        let keeping: Weak<Keeper> = Arc::downgrade(&keeper);
+        let client: Weak<dyn Client> = keeping;
         let buffers = Arc::clone(&instance.buffers);
         let journal = match journal {
             Some(location) => Journal::open(buffers, location, client, options),
@@ -138,6 +146,11 @@ impl Live {
     /// Whether an error has made the file system read-only.
     pub(crate) fn is_aborted(&self) -> bool {
         self.keeper.aborted.load(Ordering::Acquire)
+    }
+
+    /// Whether [`Self::close`] was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Aborts the journal, since an operation ended half way.
@@ -305,6 +318,7 @@ impl Instance {
 /// A journal's error as the interface has it.
 pub(crate) fn journal_error(error: JournalError) -> Error {
     match error {
+        JournalError::Aborted { .. } | JournalError::Closed => Error::ReadOnly,
         JournalError::Device(error) => crate::error::device(error),
         other => Error::Io(std::io::Error::other(other.to_string())),
     }

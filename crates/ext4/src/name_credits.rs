@@ -36,11 +36,18 @@ impl Sum {
 
     /// Blocks that are taken.
     pub(crate) fn take(mut self, blocks: u32) -> Self {
-        if self.blocks == 0 && blocks > 0 {
+        if blocks > 0 {
             // The superblock counts what is free.
             self.credits += 1;
         }
         self.credits += TAKEN * blocks;
+        self.blocks += blocks;
+        self
+    }
+
+    /// What another room says that it takes, all counted.
+    pub(crate) fn add(mut self, credits: u32, blocks: u32) -> Self {
+        self.credits += credits;
         self.blocks += blocks;
         self
     }

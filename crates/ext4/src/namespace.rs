@@ -8,7 +8,6 @@ use pagefence_ext4_format::dir_entry::{EntryName, Role};
 use pagefence_ext4_format::features::RoCompat;
 use pagefence_ext4_format::inode::{Inode as InodeRecord, InodeFlags, Timestamp};
 use pagefence_lock_order::Held;
-use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Credentials, Entry, Error, FileKind, InodeId, New, Result};
 
@@ -54,29 +53,30 @@ impl FileSystem {
         }
         let name = checked_name(name)?;
         let directory = self.dir_inode(parent)?;
-        let mut tried_again = false;
-        let (inode, durable) = loop {
-            let mut entry = Held::at_entry();
-            let made = self.create_locked(&directory, &name, new, who, &mut entry);
-            match made {
-                // Inodes that were freed can be had again after a commit.
-                Err(Error::NoSpace) if !tried_again && self.commit_frees()? => tried_again = true,
-                made => break made?,
-            }
-        };
+        let (inode, durable) =
+            self.with_freed_space(|| self.create_locked(&directory, &name, new, who))?;
         let attr = inode.attr(&self.instance);
         self.wait_for(durable)?;
         Ok(Entry { attr })
     }
 
-    /// Makes durable what was freed, if something was that nobody may have yet. Nothing is held.
-    pub(crate) fn commit_frees(&self) -> Result<bool> {
-        let live = self.instance.live()?;
-        let Some(tid) = live.allocator.pending_tid() else {
-            return Ok(false);
-        };
-        live.commit(tid)?;
-        Ok(true)
+    /// Tries an operation; if there is no space for it, once more with what was freed and waits for
+    /// its commit. Nothing is held.
+    pub(crate) fn with_freed_space<T>(
+        &self,
+        mut operation: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        match operation() {
+            Err(Error::NoSpace) => {
+                let live = self.instance.live()?;
+                match live.allocator.pending_tid() {
+                    Some(tid) => live.commit(tid)?,
+                    None => return Err(Error::NoSpace),
+                }
+                operation()
+            }
+            result => result,
+        }
     }
 
     fn create_locked(
@@ -85,10 +85,10 @@ impl FileSystem {
         name: &EntryName<'_>,
         new: &New<'_>,
         who: &Credentials,
-        held: &mut Held<'_, levels::Entry>,
     ) -> Result<(Arc<Inode>, Durable)> {
         let instance = &*self.instance;
-        let (_entries, mut held) = directory.lock.write(held);
+        let mut held = Held::at_entry();
+        let (_entries, mut held) = directory.lock.write(&mut held);
         let disk = directory.disk();
         check_directory(&disk)?;
         if instance.find_named(directory, name.as_bytes())?.is_some() {
@@ -127,7 +127,7 @@ impl FileSystem {
     }
 
     pub(crate) fn link_entry(&self, id: InodeId, parent: InodeId, name: &[u8]) -> Result<Entry> {
-        let live = self.instance.live()?;
+        self.instance.live()?;
         if matches!(name, b"." | b"..") {
             return Err(Error::Exists);
         }
@@ -135,51 +135,63 @@ impl FileSystem {
         let directory = self.dir_inode(parent)?;
         let inode = self.inode(id)?;
         if inode.core.kind == FileKind::Directory {
-            return Err(Error::NotPermitted);
+            // A name that is taken comes first, as Linux has it.
+            return Err(
+                match pagefence_vfs::FileSystem::lookup(self, parent, name.as_bytes()) {
+                    Ok(_) => Error::Exists,
+                    Err(Error::NotFound) => Error::NotPermitted,
+                    Err(error) => error,
+                },
+            );
         }
-        let instance = &*self.instance;
-        let durable = {
-            let mut held = Held::at_entry();
-            let (_locks, mut held) = lock_all(&[&directory, &inode], &mut held);
-            let disk = directory.disk();
-            check_directory(&disk)?;
-            let record = inode.disk().record.clone();
-            if record.links() == 0 {
-                return Err(Error::NotFound);
-            }
-            let fixed = InodeFlags::IMMUTABLE | InodeFlags::APPEND;
-            if record.flags().intersects(fixed) {
-                return Err(Error::NotPermitted);
-            }
-            check_project(&disk.record, &record)?;
-            if record.links() >= LINKS_MAX {
-                return Err(Error::TooManyLinks);
-            }
-            if instance.find_named(&directory, name.as_bytes())?.is_some() {
-                return Err(Error::Exists);
-            }
-            let new_name = instance.new_name(&directory, &disk, name)?;
-            let sum =
-                Sum::default()
-                    .change(2 * RECORD)
-                    .insert(instance, &disk.record, new_name.room);
-            let (mut transaction, _held) = instance.begin(&mut held, sum.need(true))?;
-            debug_assert!(!live.is_aborted(), "a transaction began");
-            let now = now();
-            let mut changes = Changes::new(&directory);
-            changes.insert(&mut transaction, &new_name, &inode)?;
-            changes.finish(&mut transaction, now)?;
-            inode.core.update(|record| {
-                record.set_links(record.links().saturating_add(1));
-                record.set_ctime(now);
-            });
-            inode.core.write(&mut transaction, true)?;
-            finish(transaction, &[&directory, &inode])
-        };
+        let durable = self.with_freed_space(|| self.link_locked(&inode, &directory, &name))?;
         self.wait_for(durable)?;
         Ok(Entry {
-            attr: inode.attr(instance),
+            attr: inode.attr(&self.instance),
         })
+    }
+
+    fn link_locked(
+        &self,
+        inode: &Inode,
+        directory: &Inode,
+        name: &EntryName<'_>,
+    ) -> Result<Durable> {
+        let instance = &*self.instance;
+        let mut held = Held::at_entry();
+        let (_locks, mut held) = lock_all(&[directory, inode], &mut held);
+        let disk = directory.disk();
+        check_directory(&disk)?;
+        let record = inode.disk().record.clone();
+        if record.links() == 0 {
+            return Err(Error::NotFound);
+        }
+        let fixed = InodeFlags::IMMUTABLE | InodeFlags::APPEND;
+        if record.flags().intersects(fixed) {
+            return Err(Error::NotPermitted);
+        }
+        check_project(&disk.record, &record)?;
+        if record.links() >= LINKS_MAX {
+            return Err(Error::TooManyLinks);
+        }
+        if instance.find_named(directory, name.as_bytes())?.is_some() {
+            return Err(Error::Exists);
+        }
+        let new_name = instance.new_name(directory, &disk, *name)?;
+        let sum = Sum::default()
+            .change(2 * RECORD)
+            .insert(instance, &disk.record, new_name.room);
+        let (mut transaction, _held) = instance.begin(&mut held, sum.need(true))?;
+        let now = now();
+        let mut changes = Changes::new(directory);
+        changes.insert(&mut transaction, &new_name, inode)?;
+        changes.finish(&mut transaction, now)?;
+        inode.core.update(|record| {
+            record.set_links(record.links().saturating_add(1));
+            record.set_ctime(now);
+        });
+        inode.core.write(&mut transaction, true)?;
+        Ok(finish(transaction, &[directory, inode]))
     }
 
     pub(crate) fn unlink_entry(&self, parent: InodeId, name: &[u8]) -> Result<()> {
@@ -497,6 +509,3 @@ pub(crate) fn check_project(directory: &InodeRecord, inode: &InodeRecord) -> Res
     }
     Ok(())
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,25 +1,26 @@
 //! New inodes: what they are like, and how they come into core and into the inode table.
 
+use pagefence_ext4_format::InodeNo;
 use pagefence_ext4_format::features::{Incompat, RoCompat};
 use pagefence_ext4_format::inode::{
     DeviceNo, FileKind as DiskKind, Inode as InodeRecord, InodeFlags, Timestamp,
 };
 use pagefence_ext4_format::superblock::DefaultMountOptions;
-use pagefence_ext4_format::{BlockNo, InodeNo};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Credentials, Error, FileKind, New, NewKind, Result};
 
+use crate::acl::{self, Inherited};
 use crate::alloc::{NewInode, NewNumber};
 use crate::change::Transaction;
 use crate::change::append_block::append_block;
 use crate::change::change_dir::make_directory;
 use crate::change::inline_dir::{init_map, make_inline};
+use crate::change::set_xattr::{Cost, cost_of_initial, set_initial};
 use crate::disk_inode::{DiskInode, kind_of};
 use crate::filesystem::FileSystem;
-use crate::inherit_acl::Inherited;
 use crate::inode::Inode;
 use crate::instance::Instance;
-use crate::name_credits::Sum;
+use crate::name_credits::{self, Sum};
 
 const SET_GROUP_ID: u16 = 0o2000;
 const GROUP_EXECUTE: u16 = 0o010;
@@ -32,6 +33,8 @@ pub(crate) struct Unborn<'a> {
     /// As it will be, but for number, generation, map and contents.
     template: InodeRecord,
     inherited: Inherited,
+    /// What its first attributes take, its own record included.
+    attributes: Cost,
     directory: InodeNo,
     /// Directories made here have little to do with each other.
     is_top_level: bool,
@@ -50,8 +53,9 @@ impl Unborn<'_> {
             NewKind::Symlink(target) if !is_fast(target) => 1,
             _ => 0,
         };
-        sum.change(crate::name_credits::INODE + crate::name_credits::RECORD)
-            .take(blocks + self.inherited.blocks())
+        sum.change(name_credits::INODE)
+            .add(self.attributes.credits, self.attributes.blocks)
+            .take(blocks)
     }
 }
 
@@ -89,8 +93,9 @@ impl Instance {
         let parent = &directory.record;
         // The number is not known yet, nor needed.
         let mut record = InodeRecord::create(InodeNo(0), &self.superblock, kind, 0, 0);
-        let asked = (new.permissions & 0o7777, new.umask);
-        let mut inherited = self.inherit(directory, kind_of(kind), asked, &record)?;
+        let mut inherited = self.inherit(directory, kind, new)?;
+        let lists: Vec<_> = inherited.xattrs().collect();
+        let attributes = cost_of_initial(self, kind, &lists)?;
         let by_directory = self
             .superblock
             .default_mount_options()
@@ -140,9 +145,26 @@ impl Instance {
             new: new.kind,
             template: record,
             inherited,
+            attributes,
             directory: directory.number,
             is_top_level,
         })
+    }
+
+    /// The permissions of a new inode and the access lists that it begins with: with a default
+    /// list in the directory, the umask does not count.
+    fn inherit(&self, directory: &DiskInode, kind: DiskKind, new: &New<'_>) -> Result<Inherited> {
+        if kind == DiskKind::Symlink {
+            return Ok(acl::inherit(None, false, 0o777, 0));
+        }
+        let default = self.default_acl(directory)?;
+        let is_directory = kind == DiskKind::Directory;
+        Ok(acl::inherit(
+            default.as_ref(),
+            is_directory,
+            new.permissions,
+            new.umask,
+        ))
     }
 
     fn check_target(&self, target: &[u8]) -> Result<()> {
@@ -162,10 +184,10 @@ impl Instance {
         transaction: &mut Transaction<'_>,
         unborn: &Unborn<'_>,
         number: NewNumber,
-        goal: BlockNo,
     ) -> Result<InodeRecord> {
         let mut record = unborn.template.renumbered(number.number, number.generation);
-        unborn.inherited.write(transaction, &mut record, goal)?;
+        let lists: Vec<_> = unborn.inherited.xattrs().collect();
+        set_initial(transaction, &mut record, &lists)?;
         match unborn.new {
             NewKind::Regular => init_map(self, &mut record),
             NewKind::Directory => {
@@ -221,8 +243,7 @@ impl FileSystem {
             name,
         };
         let number = allocator.new_inode(instance, handle, request)?;
-        let goal = allocator.data_goal(number.number, unborn.is_directory());
-        let record = instance.bear(transaction, unborn, number, goal)?;
+        let record = instance.bear(transaction, unborn, number)?;
         let disk = DiskInode {
             number: number.number,
             kind: kind_of(unborn.kind),

@@ -35,7 +35,9 @@ pub(crate) const CREDITS: u32 = 3;
 #[derive(Debug)]
 pub(crate) struct Orphans {
     state: Mutex<State>,
-    /// Inodes that wait to be deleted, for who only wants to know whether there are any.
+    /// Orphans, and those that wait to be deleted, for who only wants to know whether there are
+    /// any.
+    count: AtomicUsize,
     due: AtomicUsize,
 }
 
@@ -99,6 +101,7 @@ impl Orphans {
                 file,
                 due: Vec::new(),
             }),
+            count: AtomicUsize::new(0),
             due: AtomicUsize::new(0),
         })
     }
@@ -120,6 +123,7 @@ impl Orphans {
                     is_due: false,
                 };
                 state.nodes.insert(number, node);
+                self.count.fetch_add(1, Ordering::AcqRel);
             }
         }
         inode.core.write(transaction, true)
@@ -146,6 +150,7 @@ impl Orphans {
         let Some(node) = state.nodes.remove(&inode.core.number) else {
             return Ok(());
         };
+        self.count.fetch_sub(1, Ordering::AcqRel);
         if node.is_due {
             self.due.fetch_sub(1, Ordering::AcqRel);
         }
@@ -190,6 +195,10 @@ impl Orphans {
     /// Nobody knows an inode by its number any more: if it is an orphan without names, it is to be
     /// deleted.
     pub(crate) fn forget(&self, number: InodeNo) {
+        // Whoever forgets an inode has seen its last name go.
+        if self.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
         let mut state = self.state.lock();
         if let Some(node) = state.nodes.get_mut(&number)
             && !node.is_due
@@ -225,12 +234,6 @@ impl Orphans {
     /// An inode that can't be deleted yet.
     pub(crate) fn put_back(&self, number: InodeNo) {
         self.state.lock().due.push(number);
-    }
-
-    /// Number of orphans in core.
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.state.lock().nodes.len()
     }
 }
 

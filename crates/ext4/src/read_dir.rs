@@ -204,7 +204,11 @@ impl FileSystem {
 
     fn attr_of(&self, with_attr: bool, inode: InodeNo) -> Option<Attr> {
         // What is wrong with an inode shows when it is looked up; here it must not hide the names.
-        with_attr.then(|| self.attr_by_number(inode).ok()).flatten()
+        // It may be gone meanwhile, too: the directory is not locked.
+        let id = InodeId(u64::from(inode.0));
+        with_attr
+            .then(|| pagefence_vfs::FileSystem::attr(self, id).ok())
+            .flatten()
     }
 
     fn read_by_hash(

@@ -70,7 +70,7 @@ impl FileSystem {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<()> {
-        let live = self.instance.live()?;
+        self.instance.live()?;
         if mode.contains(RenameMode::NO_REPLACE | RenameMode::EXCHANGE) {
             return Err(Error::InvalidArgument);
         }
@@ -87,7 +87,15 @@ impl FileSystem {
             directory: &new,
             name: checked_name(new_name)?,
         };
-        let durable = loop {
+        let durable = self.with_freed_space(|| self.rename_spots(from, to, mode))?;
+        self.wait_for(durable)?;
+        self.delete_due();
+        Ok(())
+    }
+
+    fn rename_spots(&self, from: Spot<'_>, to: Spot<'_>, mode: RenameMode) -> Result<Durable> {
+        let live = self.instance.live()?;
+        loop {
             let mut held = Held::at_entry();
             let found = self.look_up(from, to, mode, &mut held)?;
             let done = if found.moves_directory() {
@@ -99,12 +107,9 @@ impl FileSystem {
             };
             // Else a name meant something else meanwhile.
             if let Some(durable) = done {
-                break durable;
+                return Ok(durable);
             }
-        };
-        self.wait_for(durable)?;
-        self.delete_due();
-        Ok(())
+        }
     }
 
     fn look_up<'a, P: Level>(
@@ -293,7 +298,7 @@ impl Work<'_> {
             && !self.rename.exchanges()
             && self.moving.inode.core.kind == FileKind::Regular
         {
-            self.fs.map_delayed(&self.moving.inode, held)?;
+            self.fs.write_before_rename(&self.moving.inode, held);
         }
         let instance = &self.fs.instance;
         let (from, to) = (self.rename.from, self.rename.to);
@@ -414,15 +419,3 @@ impl Work<'_> {
         child.inode.core.write(transaction, true)
     }
 }
-
-impl FileSystem {
-    /// Has the data of a file written that replaces another, so that a crash leaves one or the
-    /// other and not an empty file (Linux: `auto_da_alloc`).
-    fn map_delayed(&self, inode: &Inode, held: &mut Held<'_, levels::Inode>) -> Result<()> {
-        let _ = (inode, held);
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests;

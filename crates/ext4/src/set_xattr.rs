@@ -33,11 +33,10 @@ impl FileSystem {
         value: Option<&[u8]>,
         mode: XattrMode,
     ) -> Result<()> {
-        self.instance.live()?;
         let (index, rest) = name::split(name)
             .filter(|(index, _)| name::is_exposed(*index))
             .ok_or(Error::Unsupported("extended attributes of that namespace"))?;
-        let inode = self.inode(id)?;
+        let inode = self.changeable_inode(id)?;
         let mut held = Held::at_entry();
         let (_exclusive, mut held) = inode.lock.write(&mut held);
         let disk = inode.disk();
@@ -75,7 +74,7 @@ impl FileSystem {
                 }
             }
         }
-        self.apply_attributes(&mut held, &inode, &attributes, change, false)
+        self.apply_attributes(&mut held, &inode, &attributes, Some(change), false)
     }
 }
 

@@ -9,13 +9,14 @@ use pagefence_ext4_format::inode::{
 };
 use pagefence_ext4_format::xattr::name::{POSIX_ACL_ACCESS, SECURITY};
 use pagefence_lock_order::levels::{self, Level};
+use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::{After, Held};
 use pagefence_vfs::{
     Attr, Credentials, Error, FileKind, InodeId, Result, SetAttr, SetTime, Timestamp,
 };
 
 use crate::acl::chmod;
-use crate::change::set_xattr::XattrChange;
+use crate::change::set_xattr::{Cost, XattrChange};
 use crate::disk_inode::DiskInode;
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
@@ -104,8 +105,7 @@ impl FileSystem {
         change: &SetAttr,
         who: &Credentials,
     ) -> Result<Attr> {
-        self.instance.live()?;
-        let inode = self.inode(id)?;
+        let inode = self.changeable_inode(id)?;
         let mut held = Held::at_entry();
         let (_exclusive, mut held) = inode.lock.write(&mut held);
         let disk = inode.disk();
@@ -114,34 +114,46 @@ impl FileSystem {
         let attributes = attributes(&disk, change, size.is_some(), who)?;
         let keeps_capability = disk.kind == FileKind::Directory
             || (change.uid.is_none() && change.gid.is_none() && size.is_none());
-        let mut xattrs = self.xattr_change(&disk)?;
-        if !keeps_capability {
-            xattrs.remove(SECURITY, CAPABILITY)?;
+        if let Some(size) = change.size {
+            self.set_size(&mut held, &inode, size)?;
         }
-        if change.permissions.is_some()
-            && let Some(mode) = attributes.permissions
-            && let Some(list) = self.instance.access_acl(&disk)?
-        {
-            match chmod(&list, mode) {
-                Some(value) => xattrs.set(POSIX_ACL_ACCESS, &[], &value)?,
-                None => {
-                    xattrs.remove(POSIX_ACL_ACCESS, &[])?;
+        // What lies in the inode may have moved.
+        let disk = inode.disk();
+        let xattrs = if keeps_capability && change.permissions.is_none() {
+            None
+        } else {
+            let mut xattrs = self.xattr_change(&disk)?;
+            if !keeps_capability {
+                xattrs.remove(SECURITY, CAPABILITY)?;
+            }
+            if change.permissions.is_some()
+                && let Some(mode) = attributes.permissions
+                && let Some(list) = self.instance.access_acl(&disk)?
+            {
+                match chmod(&list, mode) {
+                    Some(value) => xattrs.set(POSIX_ACL_ACCESS, &[], &value)?,
+                    None => {
+                        xattrs.remove(POSIX_ACL_ACCESS, &[])?;
+                    }
                 }
             }
-        }
-        if let Some(size) = change.size {
-            self.resize(&inode, size)?;
-        }
+            Some(xattrs)
+        };
         self.apply_attributes(&mut held, &inode, &attributes, xattrs, who.uid == 0)?;
         Ok(inode.attr(&self.instance))
     }
 
-    /// Gives a file another size; the caller holds the inode lock exclusively.
-    fn resize(&self, inode: &Inode, size: u64) -> Result<()> {
-        if size == inode.core.size() {
-            return Ok(());
+    /// An inode of the users'; those that hold values of attributes are nobody's files.
+    ///
+    /// # Errors
+    /// `Stale`, `Corrupt`, `Io`; `ReadOnly` if nothing can be changed.
+    pub(crate) fn changeable_inode(&self, id: InodeId) -> Result<Arc<Inode>> {
+        self.instance.live()?;
+        let inode = self.inode(id)?;
+        if inode.disk().is_ea_inode() {
+            return Err(Error::Stale);
         }
-        Err(Error::Unsupported("another size of a file"))
+        Ok(inode)
     }
 
     /// A change of the inode's extended attributes; the caller holds the inode lock.
@@ -161,33 +173,38 @@ impl FileSystem {
         held: &mut Held<'_, P>,
         inode: &Inode,
         attributes: &Attributes,
-        mut xattrs: XattrChange<'_>,
+        xattrs: Option<XattrChange<'_>>,
         privileged: bool,
     ) -> Result<()>
     where
         levels::Handle: After<P>,
     {
-        let cost = xattrs.cost();
+        let xattrs = xattrs.filter(|xattrs| !xattrs.is_nothing());
+        let cost = match &xattrs {
+            Some(xattrs) => xattrs.cost()?,
+            None => Cost::of_inode(),
+        };
         let need = Need {
             credits: cost.credits,
             blocks: cost.blocks,
             privileged,
         };
-        let is_synchronous = inode.disk().record.flags().contains(InodeFlags::SYNC);
         let (mut transaction, mut held) = self.instance.begin(held, need)?;
-        if is_synchronous {
+        if inode.disk().record.flags().contains(InodeFlags::SYNC) {
             transaction.sync();
         }
-        // For the block count.
+        // For the block count, and flags that lie beside those of the block map.
         let (_map, _held) = inode.core.block_map.write(&mut held);
-        if let Err(error) = xattrs.take_inodes(&mut transaction, inode.core.number) {
-            transaction.end();
-            return Err(error);
-        }
         let before = inode.disk();
         let mut record = before.record.clone();
         record.ensure_extra();
-        xattrs.apply(&mut transaction, &mut record)?;
+        if let Some(mut xattrs) = xattrs {
+            if let Err(error) = xattrs.take_inodes(&mut transaction, inode.core.number) {
+                transaction.end();
+                return Err(error);
+            }
+            xattrs.apply(&mut transaction, &mut record)?;
+        }
         attributes.apply_to(&mut record);
         inode.core.adopt(&before.record, &record);
         inode.core.write(&mut transaction, false)?;

@@ -4,7 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileHandle, INodeNo, RenameFlags, Request, TimeOrNow};
 use pagefence_vfs::{
-    Credentials, Error, FileSystem, New, NewKind, RenameMode, SetAttr, SetTime, Timestamp,
+    Attr, Credentials, Error, FileSystem, InodeId, New, NewKind, RenameMode, SetAttr, SetTime,
+    Timestamp,
 };
 
 use crate::dispatch::Dispatch;
@@ -65,7 +66,7 @@ impl<F: FileSystem> Dispatch<F> {
         self.make(request, parent, name, kind, wanted)
     }
 
-    /// Makes an inode.
+    /// Makes an inode, and hands it out.
     pub(crate) fn make(
         &self,
         request: &Request,
@@ -75,8 +76,20 @@ impl<F: FileSystem> Dispatch<F> {
         wanted: Wanted,
     ) -> Result<Found, Errno> {
         let parent = self.nodes.inode(parent)?;
+        let made = self.make_in(request, parent, name, kind, wanted);
+        self.found(&made.map_err(|error| errno(&error))?)
+    }
+
+    fn make_in(
+        &self,
+        request: &Request,
+        parent: InodeId,
+        name: &[u8],
+        kind: NewKind<'_>,
+        wanted: Wanted,
+    ) -> pagefence_vfs::Result<Attr> {
         // Without the flag the kernel has applied it.
-        let umask = if self.applies_umask() {
+        let umask = if self.agreed.umask_is_ours {
             wanted.umask
         } else {
             0
@@ -87,15 +100,15 @@ impl<F: FileSystem> Dispatch<F> {
             umask: low_bits(umask),
         };
         let who = self.credentials(request);
-        let entry = self
-            .fs
-            .create(parent, name, &new, &who)
-            .map_err(|error| errno(&error))?;
-        self.found(&entry.attr)
+        Ok(self.fs.create(parent, name, &new, &who)?.attr)
     }
 
-    /// Makes a regular file and opens it; one that is there already is opened, unless `flags` say
-    /// O_EXCL.
+    /// Makes a regular file and opens it (CREATE), as open(2) with O_CREAT has it where the kernel
+    /// knows of no such name.
+    ///
+    /// If the name is there after all, O_EXCL fails. Else the answer is ESTALE: it has the kernel
+    /// look the name up anew, and then check permissions of, open and truncate (O_TRUNC) what it
+    /// finds like any other file. What CREATE gives it, it takes as new, and checks nothing.
     pub(crate) fn create_file(
         &self,
         request: &Request,
@@ -104,30 +117,27 @@ impl<F: FileSystem> Dispatch<F> {
         wanted: Wanted,
         flags: i32,
     ) -> Result<(Found, FileHandle), Errno> {
-        let has = |flag: rustix::fs::OFlags| flags & flag.bits().cast_signed() != 0;
-        let found = match self.make(request, parent, name, NewKind::Regular, wanted) {
-            Err(error) if error == Errno::EEXIST && !has(rustix::fs::OFlags::EXCL) => {
-                let found = self.find(parent, name)?;
-                if has(rustix::fs::OFlags::TRUNC) {
-                    let cut = Asked {
-                        size: Some(0),
-                        ..Asked::default()
-                    };
-                    self.set_attributes(request, found.node, &cut)
-                        .inspect_err(|_| self.forget_node(found.node, 1))?;
-                }
-                found
-            }
-            made => made?,
+        let parent = self.nodes.inode(parent)?;
+        let exclusive = flags & rustix::fs::OFlags::EXCL.bits().cast_signed() != 0;
+        let made = match self.make_in(request, parent, name, NewKind::Regular, wanted) {
+            Err(Error::Exists) if !exclusive => return Err(Errno::ESTALE),
+            made => made.map_err(|error| errno(&error))?,
         };
-        match self.open_file(found.node, fuser::OpenFlags(flags)) {
-            Ok(handle) => Ok((found, handle)),
-            Err(error) => {
-                // The kernel never hears of it.
-                self.forget_node(found.node, 1);
-                Err(error)
-            }
+        let opened = self
+            .open_inode(made.id, fuser::OpenFlags(flags))
+            .and_then(|handle| Ok((self.found(&made)?, handle)));
+        if opened.is_err() {
+            self.unmake(parent, name, made.id);
         }
+        opened
+    }
+
+    /// A new file could not be opened. The kernel will take it for missing, so it must be.
+    fn unmake(&self, parent: InodeId, name: &[u8], id: InodeId) {
+        if let Err(error) = self.fs.unlink(parent, name) {
+            tracing::warn!(%id, %error, "a new file that could not be opened stays");
+        }
+        self.fs.forget(id);
     }
 
     /// One more name for an inode.
@@ -181,8 +191,9 @@ impl<F: FileSystem> Dispatch<F> {
 
     /// Sets attributes.
     ///
-    /// Where the mount shows an owner or permissions of its own, setting others is refused: it
-    /// would not show, and what is on disk is somebody else's.
+    /// Where the mount shows an owner or permissions of its own, setting just those is done
+    /// already. Setting others is refused: they would not show, and what is on disk is somebody
+    /// else's; but root may give away what others own, on disk.
     pub(crate) fn set_attributes(
         &self,
         request: &Request,
@@ -190,32 +201,54 @@ impl<F: FileSystem> Dispatch<F> {
         asked: &Asked,
     ) -> Result<FileAttr, Errno> {
         let id = self.nodes.inode(node)?;
-        let shown = &self.overrides;
-        let differs = |asked: Option<u32>, shown: Option<u32>| {
-            asked.is_some_and(|asked| shown.is_some_and(|shown| asked != shown))
-        };
-        let permissions = shown.umask.map(|umask| u32::from(0o777 & !umask));
-        if differs(asked.uid, shown.uid)
-            || differs(asked.gid, shown.gid)
-            || differs(asked.mode.map(|mode| mode & 0o7777), permissions)
-        {
-            return Err(Errno::EPERM);
-        }
+        let who = self.credentials(request);
         let change = SetAttr {
-            permissions: asked.mode.filter(|_| shown.umask.is_none()).map(low_bits),
-            uid: asked.uid.filter(|_| shown.uid.is_none()),
-            gid: asked.gid.filter(|_| shown.gid.is_none()),
+            permissions: asked.mode.map(low_bits),
+            uid: asked.uid,
+            gid: asked.gid,
             size: asked.size,
             accessed: asked.accessed.map(set_time),
             modified: asked.modified.map(set_time),
             changed: asked.changed.map(timestamp),
         };
-        let who = self.credentials(request);
-        match self.fs.set_attr(id, &change, &who) {
-            Ok(attr) => Ok(self.overrides.show(Nodes::shown(id), &attr)),
-            Err(Error::ReadOnly) => Err(Errno::EROFS),
-            Err(error) => Err(errno(&error)),
+        let attr = self
+            .permitted(id, change, &who)
+            .and_then(|change| {
+                if change == SetAttr::default() {
+                    self.fs.attr(id)
+                } else {
+                    self.fs.set_attr(id, &change, &who)
+                }
+            })
+            .map_err(|error| errno(&error))?;
+        Ok(self.overrides.show(Nodes::shown(id), &attr))
+    }
+
+    /// What is left to do of a change, given what the mount shows.
+    fn permitted(
+        &self,
+        id: InodeId,
+        mut change: SetAttr,
+        who: &Credentials,
+    ) -> pagefence_vfs::Result<SetAttr> {
+        let shown = &self.overrides;
+        if let Some(umask) = shown.umask {
+            change.permissions = change.permissions.filter(|&bits| bits != 0o777 & !umask);
+            if change.permissions.is_some() {
+                return Err(Error::NotPermitted);
+            }
         }
+        let chown = change.uid.is_some() || change.gid.is_some();
+        if chown && (shown.uid.is_some() || shown.gid.is_some()) {
+            let attr = self.fs.attr(id)?;
+            let (uid, gid) = (shown.uid.unwrap_or(attr.uid), shown.gid.unwrap_or(attr.gid));
+            change.uid = change.uid.filter(|&asked| asked != uid);
+            change.gid = change.gid.filter(|&asked| asked != gid);
+            if (change.uid.is_some() || change.gid.is_some()) && who.uid != 0 {
+                return Err(Error::NotPermitted);
+            }
+        }
+        Ok(change)
     }
 }
 
@@ -247,24 +280,21 @@ fn set_time(time: TimeOrNow) -> SetTime {
     }
 }
 
+/// The moment that fuser made of what the kernel sent.
+///
+/// Where seconds are below 0 fuser takes the nanoseconds off, too, though they count up. This
+/// undoes it.
 fn timestamp(time: SystemTime) -> Timestamp {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => Timestamp {
             seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
             nanoseconds: since.subsec_nanos(),
         },
-        Err(before) => {
-            let before = before.duration();
-            let whole = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
-            match before.subsec_nanos() {
-                0 => Timestamp {
-                    seconds: -whole,
-                    nanoseconds: 0,
-                },
-                part => Timestamp {
-                    seconds: -whole - 1,
-                    nanoseconds: 1_000_000_000 - part,
-                },
+        Err(error) => {
+            let before = error.duration();
+            Timestamp {
+                seconds: 0i64.saturating_sub_unsigned(before.as_secs()),
+                nanoseconds: before.subsec_nanos(),
             }
         }
     }
@@ -295,10 +325,16 @@ mod tests {
     }
 
     #[test]
-    fn times_before_the_epoch() {
+    fn times_before_the_epoch_are_what_the_kernel_sent() {
+        // 200 ms after second -1, as fuser makes it.
         let time = timestamp(UNIX_EPOCH - Duration::from_millis(1200));
-        assert_eq!((time.seconds, time.nanoseconds), (-2, 800_000_000));
+        assert_eq!((time.seconds, time.nanoseconds), (-1, 200_000_000));
         let time = timestamp(UNIX_EPOCH - Duration::from_secs(7));
         assert_eq!((time.seconds, time.nanoseconds), (-7, 0));
+        let first = UNIX_EPOCH.checked_sub(Duration::from_secs(1 << 63));
+        let first = first.map(|first| timestamp(first).seconds);
+        assert_eq!(first, Some(i64::MIN));
+        let time = timestamp(UNIX_EPOCH + Duration::new(1 << 33, 5));
+        assert_eq!((time.seconds, time.nanoseconds), (1 << 33, 5));
     }
 }

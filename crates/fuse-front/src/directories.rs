@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use fuser::{Errno, FileHandle, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_vfs::{DirEntry, FileKind, FileSystem};
+use pagefence_vfs::{DirEntry, FileKind, FileSystem, InodeId};
 
 use crate::attributes::{LIFETIME, bare, file_type, refused};
 use crate::dispatch::Dispatch;
@@ -55,33 +55,48 @@ impl<F: FileSystem> Dispatch<F> {
     }
 
     /// READDIRPLUS: each entry with its attributes, as if it had been looked up.
+    ///
+    /// Entries are counted once the file system is done with the directory: counting may wait
+    /// (see `lookups`), and the file system may hold locks while it hands entries over.
     pub(crate) fn list_with_attributes(
         &self,
         handle: FileHandle,
         from: u64,
         reply: &mut ReplyDirectoryPlus,
     ) -> Result<(), Errno> {
-        self.fill(handle, from, true, |entry| {
+        let mut given = Vec::new();
+        let filled = self.fill(handle, from, true, |entry| {
             let name = OsStr::from_bytes(entry.name);
             let shown = Nodes::shown(entry.id);
             // The kernel counts no lookup for these two.
-            let (attr, generation, is_given) = if matches!(entry.name, b"." | b"..") {
-                (bare(shown, FileKind::Directory), Generation(0), false)
+            let is_dot = matches!(entry.name, b"." | b"..");
+            let (attr, generation) = if is_dot {
+                (bare(shown, FileKind::Directory), Generation(0))
             } else {
                 match entry.attr.as_ref().map(|attr| (attr, self.shown(attr))) {
                     Some((_, Ok(found))) if found.attr.ino != INodeNo::ROOT => {
-                        (found.attr, found.generation, true)
+                        (found.attr, found.generation)
                     }
-                    _ => (refused(shown, self.kind(entry)), Generation(0), false),
+                    _ => (refused(shown, self.kind(entry)), Generation(0)),
                 }
             };
             let is_full = reply.add(shown, entry.next, name, &LIFETIME, &attr, generation);
-            // Of those that it can't use the kernel counts no lookup.
-            if !is_full && is_given {
-                self.lookups.add(attr.ino.0);
+            // What it can't use the kernel forgets at once, so that counts, too.
+            if !is_full && !is_dot && self.forgettable(entry.id) {
+                given.push(entry.id);
             }
             is_full
-        })
+        });
+        for id in given {
+            self.lookups.add(id);
+        }
+        filled
+    }
+
+    /// Whether a FORGET of the number that `id` is shown under is taken for one of `id`.
+    fn forgettable(&self, id: InodeId) -> bool {
+        let node = Nodes::shown(id);
+        node != INodeNo::ROOT && self.nodes.inode(node).is_ok()
     }
 
     /// Hands entries to `add` until it says that there is no more room. An error after the first

@@ -12,16 +12,16 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::{FileSystem, NewKind};
 
 use crate::attributes::{LIFETIME, Overrides};
 use crate::changes::{Asked, Wanted};
 use crate::handles::Handles;
+use crate::ioctl;
 use crate::lookups::Lookups;
 use crate::nodes::Nodes;
-use crate::session;
+use crate::session::{self, Agreed};
 
 /// How shutting the file system down went, told to who waits for the session.
 pub(crate) type Outcome = Arc<Mutex<Option<pagefence_vfs::Result<()>>>>;
@@ -46,8 +46,8 @@ pub(crate) struct Dispatch<F: FileSystem> {
     pub(crate) read_only: bool,
     /// Ask the kernel to keep dirty pages.
     pub(crate) writeback: bool,
-    /// The kernel leaves it to us to apply the umask.
-    pub(crate) applies_umask: AtomicBool,
+    /// What the kernel agreed to.
+    pub(crate) agreed: Agreed,
     /// What the kernel knows.
     pub(crate) lookups: Lookups,
     /// Where the end is told.
@@ -55,20 +55,21 @@ pub(crate) struct Dispatch<F: FileSystem> {
 }
 
 /// Runs one request. A panic in it is logged and ends this request alone: the reply that it drops
-/// on its way out answers EIO. What it was changing is the file system's care: half of a change
-/// must not become durable.
-fn guarded(request: &'static str, body: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
-        let message = panic
-            .downcast_ref::<&str>()
-            .copied()
-            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("no message");
-        tracing::error!(
-            request,
-            "a defect of pagefence was met, the request failed: {message}"
-        );
-    }
+/// on its way out answers EIO. Says whether it ended well.
+fn guarded(request: &'static str, body: impl FnOnce()) -> bool {
+    let Err(panic) = catch_unwind(AssertUnwindSafe(body)) else {
+        return true;
+    };
+    let message = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    tracing::error!(
+        request,
+        "a defect of pagefence was met, the request failed: {message}"
+    );
+    false
 }
 
 /// Sends a result: `answer!(reply, result => |value| how to send it)`.
@@ -82,9 +83,18 @@ macro_rules! answer {
 }
 
 impl<F: FileSystem> Dispatch<F> {
-    /// Whether the umask of a request is still to be applied.
-    pub(crate) fn applies_umask(&self) -> bool {
-        self.applies_umask.load(Ordering::Relaxed)
+    /// Runs a request that changes nothing (but times of access), so that a panic in it leaves
+    /// nothing half done.
+    fn reading(&self, request: &'static str, body: impl FnOnce()) {
+        guarded(request, body);
+    }
+
+    /// Runs a request that may change something. After a panic in it nobody knows what is half
+    /// done, so the file system is told to write nothing more.
+    fn changing(&self, request: &'static str, body: impl FnOnce()) {
+        if !guarded(request, body) {
+            guarded("what follows a defect", || self.fs.poisoned());
+        }
     }
 }
 
@@ -94,56 +104,60 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
             posix_acl: self.posix_acl,
             writeback: self.writeback && !self.read_only,
         };
-        let umask = session::negotiate(config, asked);
-        self.applies_umask.store(umask, Ordering::Relaxed);
+        self.agreed = session::negotiate(config, asked);
         Ok(())
     }
 
     fn destroy(&mut self) {
-        *self.outcome.lock() = Some(self.fs.shut_down());
+        self.changing("destroy", || {
+            // A connection that was cut closes nothing.
+            self.files.clear();
+            self.directories.clear();
+            *self.outcome.lock() = Some(self.fs.shut_down());
+        });
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guarded(
+        self.reading(
             "lookup",
             || answer!(reply, self.find(parent, name.as_bytes()) => |found| reply.entry_with_ttls(&found.attr_lifetime, &LIFETIME, &found.attr, found.generation)),
         );
     }
 
     fn forget(&self, _: &Request, node: INodeNo, count: u64) {
-        guarded("forget", || self.forget_node(node, count));
+        self.changing("forget", || self.forget_node(node, count));
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        guarded(
+        self.reading(
             "getattr",
             || answer!(reply, self.stat(node) => |attr| reply.attr(&LIFETIME, &attr)),
         );
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
-        guarded(
+        self.reading(
             "readlink",
             || answer!(reply, self.target(node) => |target| reply.data(&target)),
         );
     }
 
     fn access(&self, _: &Request, node: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        guarded(
+        self.reading(
             "access",
             || answer!(reply, self.may(node, mask) => |_done| reply.ok()),
         );
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        guarded(
+        self.reading(
             "statfs",
             || answer!(reply, self.stat_fs() => |s| reply.statfs(s.blocks, s.blocks_free, s.blocks_available, s.inodes, s.inodes_free, s.block_size, s.name_length, s.block_size)),
         );
     }
 
     fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guarded(
+        self.reading(
             "open",
             || answer!(reply, self.open_file(node, flags) => |handle| reply.opened(handle, opened_as(flags.0))),
         );
@@ -160,25 +174,27 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        guarded("read", || self.read_file(handle, offset, size, reply));
+        self.reading("read", || self.read_file(handle, offset, size, reply));
     }
 
     fn lseek(
         &self,
         _: &Request,
-        node: INodeNo,
+        _: INodeNo,
         handle: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        guarded(
+        self.reading(
             "lseek",
-            || answer!(reply, self.seek(node, handle, offset, whence) => |at| reply.offset(at)),
+            || answer!(reply, self.seek(handle, offset, whence) => |at| reply.offset(at)),
         );
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // Never sent but with a writeback cache, which makes the kernel send what it holds and then
+        // this, for all that files are opened with NOFLUSH.
         reply.ok();
     }
 
@@ -190,7 +206,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         data_only: bool,
         reply: ReplyEmpty,
     ) {
-        guarded(
+        self.changing(
             "fsync",
             || answer!(reply, self.sync_file(handle, data_only) => |_done| reply.ok()),
         );
@@ -206,7 +222,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        guarded("release", || {
+        self.changing("release", || {
             drop(self.files.remove(handle.0));
             reply.ok();
         });
@@ -214,7 +230,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
 
     fn opendir(&self, _: &Request, node: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let keep = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-        guarded(
+        self.reading(
             "opendir",
             || answer!(reply, self.open_directory(node) => |handle| reply.opened(handle, keep)),
         );
@@ -228,7 +244,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        guarded(
+        self.reading(
             "readdir",
             move || answer!(reply, self.list(handle, offset, &mut reply) => |_done| reply.ok()),
         );
@@ -242,14 +258,14 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        guarded(
+        self.reading(
             "readdirplus",
             move || answer!(reply, self.list_with_attributes(handle, offset, &mut reply) => |_done| reply.ok()),
         );
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
-        guarded(
+        self.changing(
             "fsyncdir",
             || answer!(reply, self.sync_directory(handle) => |_done| reply.ok()),
         );
@@ -263,20 +279,20 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         _: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        guarded("releasedir", || {
+        self.changing("releasedir", || {
             drop(self.directories.remove(handle.0));
             reply.ok();
         });
     }
 
     fn getxattr(&self, _: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guarded("getxattr", || {
+        self.reading("getxattr", || {
             send_sized(self.xattr(node, name.as_bytes()), size, reply)
         });
     }
 
     fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        guarded("listxattr", || {
+        self.reading("listxattr", || {
             send_sized(self.xattr_list(node, request.uid()), size, reply)
         });
     }
@@ -292,10 +308,12 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         output_size: u32,
         reply: ReplyIoctl,
     ) {
-        guarded(
-            "ioctl",
-            || answer!(reply, self.control(request, node, command, input, output_size) => |output| reply.ioctl(0, &output)),
-        );
+        let control = || answer!(reply, self.control(request, node, command, input, output_size) => |output| reply.ioctl(0, &output));
+        if ioctl::changes(command) {
+            self.changing("ioctl", control);
+        } else {
+            self.reading("ioctl", control);
+        }
     }
 
     fn setattr(
@@ -325,7 +343,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
             modified,
             changed,
         };
-        guarded(
+        self.changing(
             "setattr",
             || answer!(reply, self.set_attributes(request, node, &asked) => |attr| reply.attr(&LIFETIME, &attr)),
         );
@@ -342,7 +360,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         reply: ReplyEntry,
     ) {
         let wanted = Wanted { mode, umask };
-        guarded(
+        self.changing(
             "mknod",
             || answer!(reply, self.make_node(request, parent, name.as_bytes(), wanted, device) => |found| reply.entry_with_ttls(&found.attr_lifetime, &LIFETIME, &found.attr, found.generation)),
         );
@@ -358,21 +376,21 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         reply: ReplyEntry,
     ) {
         let wanted = Wanted { mode, umask };
-        guarded(
+        self.changing(
             "mkdir",
             || answer!(reply, self.make(request, parent, name.as_bytes(), NewKind::Directory, wanted) => |found| reply.entry_with_ttls(&found.attr_lifetime, &LIFETIME, &found.attr, found.generation)),
         );
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guarded(
+        self.changing(
             "unlink",
             || answer!(reply, self.remove_name(parent, name.as_bytes()) => |_done| reply.ok()),
         );
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guarded(
+        self.changing(
             "rmdir",
             || answer!(reply, self.remove_directory(parent, name.as_bytes()) => |_done| reply.ok()),
         );
@@ -391,7 +409,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
             mode: 0o777,
             umask: 0,
         };
-        guarded(
+        self.changing(
             "symlink",
             || answer!(reply, self.make(request, parent, name.as_bytes(), kind, wanted) => |found| reply.entry_with_ttls(&found.attr_lifetime, &LIFETIME, &found.attr, found.generation)),
         );
@@ -408,14 +426,14 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         reply: ReplyEmpty,
     ) {
         let (from, to) = ((parent, name.as_bytes()), (new_parent, new_name.as_bytes()));
-        guarded(
+        self.changing(
             "rename",
             || answer!(reply, self.move_name(from, to, flags) => |_done| reply.ok()),
         );
     }
 
     fn link(&self, _: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guarded(
+        self.changing(
             "link",
             || answer!(reply, self.add_name(node, parent, name.as_bytes()) => |found| reply.entry_with_ttls(&found.attr_lifetime, &LIFETIME, &found.attr, found.generation)),
         );
@@ -432,7 +450,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         reply: ReplyCreate,
     ) {
         let wanted = Wanted { mode, umask };
-        guarded(
+        self.changing(
             "create",
             || answer!(reply, self.create_file(request, parent, name.as_bytes(), wanted, flags) => |made| reply.created(&made.0.attr_lifetime, &made.0.attr, made.0.generation, made.1, opened_as(flags))),
         );
@@ -450,7 +468,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        guarded(
+        self.changing(
             "write",
             || answer!(reply, self.write_file(handle, offset, data, flags) => |written| reply.written(written)),
         );
@@ -466,7 +484,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        guarded(
+        self.changing(
             "fallocate",
             || answer!(reply, self.allocate(handle, offset, length, mode) => |_done| reply.ok()),
         );
@@ -485,7 +503,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        guarded(
+        self.changing(
             "copy_file_range",
             || answer!(reply, self.copy((from, from_offset), (to, to_offset), length) => |copied| reply.written(copied)),
         );
@@ -501,14 +519,14 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        guarded(
+        self.changing(
             "setxattr",
             || answer!(reply, self.set_xattr(node, name.as_bytes(), value, flags) => |_done| reply.ok()),
         );
     }
 
     fn removexattr(&self, _: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guarded(
+        self.changing(
             "removexattr",
             || answer!(reply, self.remove_xattr(node, name.as_bytes()) => |_done| reply.ok()),
         );

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 
 use fuser::{Errno, FileHandle, INodeNo, OpenAccMode, OpenFlags, ReplyData, WriteFlags};
-use pagefence_vfs::{FallocateMode, FileSystem, Whence, WriteMode};
+use pagefence_vfs::{FallocateMode, FileSystem, InodeId, Whence, WriteMode};
+use rustix::fs::OFlags;
 
 use crate::dispatch::Dispatch;
 use crate::errno::errno;
@@ -11,6 +12,10 @@ use crate::session::REQUEST_BYTES;
 
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
+
+/// Flags of an inode, as FS_IOC_GETFLAGS has them: it can't be written to, or at its end only.
+const IMMUTABLE: u32 = 0x10;
+const APPEND_ONLY: u32 = 0x20;
 
 /// Bytes copied by one request.
 const COPY_BYTES_MAX: u64 = 1 << 30;
@@ -25,8 +30,24 @@ impl<F: FileSystem> Dispatch<F> {
     /// Opens a file. O_TRUNC does not come (ATOMIC_O_TRUNC is not negotiated): the kernel cuts the
     /// file off by a SETATTR before. Nor does the offset of O_APPEND concern us: the kernel, which
     /// holds the inode's lock and knows the size, says where to write.
+    ///
+    /// What is opened for writing alone is read, too: a kernel with a writeback cache reads the
+    /// rest of a page that is written in part.
     pub(crate) fn open_file(&self, node: INodeNo, flags: OpenFlags) -> Result<FileHandle, Errno> {
         let id = self.nodes.inode(node)?;
+        if flags.acc_mode() != OpenAccMode::O_RDONLY {
+            // The kernel knows nothing of these flags.
+            let marks = self.fs.attr(id).map_err(|error| errno(&error))?.flags;
+            let appends = flags.0 & OFlags::APPEND.bits().cast_signed() != 0;
+            if marks & IMMUTABLE != 0 || (marks & APPEND_ONLY != 0 && !appends) {
+                return Err(Errno::EPERM);
+            }
+        }
+        self.open_inode(id, flags)
+    }
+
+    /// Opens a file that is known by its number on disk.
+    pub(crate) fn open_inode(&self, id: InodeId, flags: OpenFlags) -> Result<FileHandle, Errno> {
         let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
         let file = self.fs.open(id, write).map_err(|error| errno(&error))?;
         let number = self.files.insert(id.0, file).ok_or(Errno::ENFILE)?;
@@ -119,14 +140,14 @@ impl<F: FileSystem> Dispatch<F> {
     }
 
     /// SEEK_DATA and SEEK_HOLE; the kernel does the others.
-    pub(crate) fn seek(
-        &self,
-        node: INodeNo,
-        handle: FileHandle,
-        offset: i64,
-        whence: i32,
-    ) -> Result<i64, Errno> {
-        self.nodes.inode(node)?;
+    ///
+    /// With a writeback cache there may be data that was written and has not come down here yet,
+    /// and a program that is told of a hole there copies none of it. ENOSYS has the kernel take
+    /// all of a file for data, and ask no more.
+    pub(crate) fn seek(&self, handle: FileHandle, offset: i64, whence: i32) -> Result<i64, Errno> {
+        if self.agreed.writeback {
+            return Err(Errno::ENOSYS);
+        }
         let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
         let whence = match whence {
             SEEK_DATA => Whence::Data,

@@ -89,6 +89,18 @@ impl<T> Handles<T> {
     }
 }
 
+impl<T> Handles<T> {
+    /// Closes all of them.
+    pub(crate) fn clear(&self) {
+        for shard in &self.shards {
+            // Dropped with no lock held: closing may be work.
+            let slots = std::mem::take(&mut shard.write().slots);
+            shard.write().free.clear();
+            drop(slots);
+        }
+    }
+}
+
 /// Shard, slot, uses.
 fn split(number: u64) -> (usize, usize, u32) {
     let low = number & 0xffff_ffff;

@@ -1,8 +1,9 @@
 //! The ioctls that are answered, on files and directories.
 //!
 //! FUSE passes only ioctls whose number tells direction and size, and takes no lock. Answered are
-//! Linux's GETFLAGS, SETFLAGS, GETVERSION, FSGETXATTR, FSSETXATTR and FITRIM, and one of our own, [`EXTENTS`], which stands for
-//! FIEMAP (FUSE never passes FIEMAP on). All numbers are in the byte order of the machine.
+//! Linux's GETFLAGS, SETFLAGS, GETVERSION, FSGETXATTR, FSSETXATTR and FITRIM, and one of our own,
+//! [`EXTENTS`], which stands for FIEMAP (FUSE never passes FIEMAP on). All numbers are in the byte
+//! order of the machine.
 //!
 //! # `EXTENTS`: the extent map
 //!
@@ -28,7 +29,7 @@
 //! Fewer bytes than 16352 may be written back: those that hold something.
 
 use fuser::{Errno, INodeNo, Request};
-use pagefence_vfs::{ExtentInfo, ExtentState, FileSystem, Fsxattr};
+use pagefence_vfs::{Credentials, Error, ExtentInfo, ExtentState, FileSystem, Fsxattr, InodeId};
 
 use crate::dispatch::Dispatch;
 use crate::errno::errno;
@@ -124,8 +125,9 @@ impl<F: FileSystem> Dispatch<F> {
                 encode_extents(offset, length, &found)
             }
             FS_IOC_SETFLAGS | FS_IOC32_SETFLAGS => {
-                self.fs
-                    .set_flags(id, word(input, 0)?, &self.credentials(request))
+                let (flags, who) = (word(input, 0)?, self.credentials(request));
+                self.check_owner(id, &who)
+                    .and_then(|()| self.fs.set_flags(id, flags, &who))
                     .map_err(|error| errno(&error))?;
                 Vec::new()
             }
@@ -136,8 +138,9 @@ impl<F: FileSystem> Dispatch<F> {
                     extents: word(input, 8)?,
                     project: word(input, 12)?,
                 };
-                self.fs
-                    .set_fsxattr(id, &attributes, &self.credentials(request))
+                let who = self.credentials(request);
+                self.check_owner(id, &who)
+                    .and_then(|()| self.fs.set_fsxattr(id, &attributes, &who))
                     .map_err(|error| errno(&error))?;
                 Vec::new()
             }
@@ -159,6 +162,27 @@ impl<F: FileSystem> Dispatch<F> {
         output.truncate(output_size as usize);
         Ok(output)
     }
+
+    /// Flags are for the owner and root to set. Linux checks that itself, but not before 5.13.
+    fn check_owner(&self, id: InodeId, who: &Credentials) -> pagefence_vfs::Result<()> {
+        let owner = match self.overrides.uid {
+            Some(shown) => shown,
+            None => self.fs.attr(id)?.uid,
+        };
+        if who.uid == 0 || who.uid == owner {
+            Ok(())
+        } else {
+            Err(Error::NotPermitted)
+        }
+    }
+}
+
+/// Whether an ioctl may change something.
+pub(crate) fn changes(command: u32) -> bool {
+    matches!(
+        command,
+        FS_IOC_SETFLAGS | FS_IOC32_SETFLAGS | FS_IOC_FSSETXATTR | FITRIM
+    )
 }
 
 /// The eight bytes at `at`.

@@ -14,7 +14,9 @@
 //! [`Server::run`] serves until the file system is unmounted everywhere, then shuts it down.
 //!
 //! Invariant: no lock is held while the file system is called, so a request can wait only for the
-//! file system itself. A panic in a request is answered with EIO and logged; the mount goes on.
+//! file system itself. (Who hands out an inode that is being forgotten waits for that: `lookups`.)
+//! A panic in a request is answered with EIO and logged; the mount goes on, but after one in what
+//! may have changed something the file system is told to write nothing more.
 //!
 //! What the file system refuses to change because it is read-only is answered with EROFS.
 

@@ -53,7 +53,9 @@ impl<F: FileSystem> Dispatch<F> {
     /// The answer that gives the kernel an inode, which counts as one lookup of it.
     pub(crate) fn found(&self, attr: &Attr) -> Result<Found, Errno> {
         let found = self.shown(attr)?;
-        self.lookups.add(found.node.0);
+        if found.node != INodeNo::ROOT {
+            self.lookups.add(attr.id);
+        }
         Ok(found)
     }
 
@@ -77,11 +79,10 @@ impl<F: FileSystem> Dispatch<F> {
 
     /// Counts a forget, and passes the last one on; the root is never forgotten.
     pub(crate) fn forget_node(&self, node: INodeNo, count: u64) {
-        if self.lookups.forget(node.0, count)
-            && node != INodeNo::ROOT
+        if node != INodeNo::ROOT
             && let Ok(id) = self.nodes.inode(node)
         {
-            self.fs.forget(id);
+            self.lookups.take(id, count, || self.fs.forget(id));
         }
     }
 

@@ -6,7 +6,6 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 
 use fuser::{Config, InitFlags, KernelConfig, Session, SessionACL};
-use pagefence_lock_order::primitives::atomic::AtomicBool;
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::FileSystem;
 
@@ -86,7 +85,7 @@ impl<F: FileSystem> Server<F> {
             fakeroot: options.fakeroot,
             read_only: fs.read_only_because().is_some(),
             writeback: options.writeback,
-            applies_umask: AtomicBool::new(false),
+            agreed: Agreed::default(),
             lookups: Lookups::new(),
             files: Handles::new(),
             directories: Handles::new(),
@@ -112,7 +111,13 @@ impl<F: FileSystem> Server<F> {
     /// # Errors
     /// The connection breaks, or the file system can't be shut down.
     pub fn run(self) -> Result<(), ServeError> {
-        self.session.run()?;
+        match self.session.run() {
+            // What a thread gets that was being handed a request (a RELEASE, say) when the last
+            // mount went; the others get ENODEV. All have ended by now.
+            Err(error)
+                if error.raw_os_error() == Some(rustix::io::Errno::CONNABORTED.raw_os_error()) => {}
+            ended => ended?,
+        }
         match self.outcome.lock().take() {
             Some(result) => Ok(result?),
             None => Err(io::Error::other("the session ended without shutting down").into()),
@@ -139,9 +144,17 @@ pub(crate) struct Asked {
     pub(crate) writeback: bool,
 }
 
-/// What is asked of the kernel in INIT; what it does not offer is left out. Says whether it leaves
-/// the umask to us.
-pub(crate) fn negotiate(config: &mut KernelConfig, asked: Asked) -> bool {
+/// What the kernel agreed to, where it matters later.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Agreed {
+    /// It leaves it to us to apply the umask.
+    pub(crate) umask_is_ours: bool,
+    /// It keeps dirty pages, and with them size and time of modification.
+    pub(crate) writeback: bool,
+}
+
+/// What is asked of the kernel in INIT; what it does not offer is left out.
+pub(crate) fn negotiate(config: &mut KernelConfig, asked: Asked) -> Agreed {
     // Left out on purpose:
     // - NO_OPEN_SUPPORT: opening would cost no request, but what is open is where the file system
     //   keeps its readahead state, and together with ATOMIC_O_TRUNC it loses truncation.
@@ -190,5 +203,8 @@ pub(crate) fn negotiate(config: &mut KernelConfig, asked: Asked) -> bool {
     if config.set_max_background(BACKGROUND_REQUESTS).is_err() {
         tracing::debug!("the number of waiting requests stays as the kernel offers");
     }
-    offered.contains(InitFlags::FUSE_DONT_MASK)
+    Agreed {
+        umask_is_ours: offered.contains(InitFlags::FUSE_DONT_MASK),
+        writeback: offered.contains(InitFlags::FUSE_WRITEBACK_CACHE),
+    }
 }

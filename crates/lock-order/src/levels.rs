@@ -41,8 +41,7 @@ chain! { 0;
     Freeze,
     /// Renames between directories, one at a time per file system.
     Rename,
-    /// The inode lock (Linux: `i_rwsem`). Directories first, ancestors before descendants; then
-    /// other inodes by number.
+    /// The inode lock (Linux: `i_rwsem`). Several of them by number ([`crate::pair`]).
     Inode,
     /// The invalidate lock of a mapping (S1.1): shared by what fills the cache, exclusive for
     /// what takes blocks away.

@@ -159,8 +159,9 @@ impl<B: WriteBacking> Fence<'_, B> {
     ///
     /// # Errors
     ///
-    /// An edge can't be read or written, or pages can't be written first. Nothing of the range was
-    /// dropped then, and no block may be changed; parts at the edges may be zeroed.
+    /// An edge can't be read or written, or pages can't be written first. No page was dropped
+    /// then, and no block may be changed. Nothing else has happened, unless it was writing that
+    /// failed: then the parts at the edges may be zeros in the cache that the device has not got.
     pub fn evict(
         &mut self,
         held: &mut Held<'_, Invalidate>,
@@ -170,9 +171,8 @@ impl<B: WriteBacking> Fence<'_, B> {
         if start < end {
             let pages = match how {
                 Evict::Discard => {
-                    for edge in edges(&self.range) {
-                        self.mapping.zero_edge(held, edge)?;
-                    }
+                    let edges: Vec<_> = edges(&self.range).collect();
+                    self.mapping.zero_edges(held, &edges)?;
                     start.div_ceil(PAGE_BYTES)..end / PAGE_BYTES
                 }
                 Evict::WriteFirst => {

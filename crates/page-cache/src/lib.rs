@@ -4,43 +4,54 @@
 //! # Layers
 //!
 //! ```text
-//! Mapping::read                     Mapping::fence → Fence::evict → Evicted
-//!   read ──► readahead (how far)      fence ──► truncate (drop a range)
-//!   fill ◄── readahead_worker                       │
-//!     │   (look up → I/O → up to date)              │
-//!     ▼                                             ▼
-//!   pages (the index of one file) ◄── reclaim (a clock over all frames)
-//!   folio, folio_state, wait (one page, its lock, who waits for it)
+//! Mapping::read        Mapping::write     flusher (when)        Mapping::fence → Fence::evict → Evicted
+//!   read ─► readahead    write              │ Mapping::write_back   fence ─► truncate (drop a range,
+//!   fill ◄─ readahead_     │ (lock, reserve,▼                         │       zero its edges)
+//!     │     worker         │  copy, dirty)  writeback (gather, mark, ◄┘
+//!     │ (look up → I/O →   │                │          write, unmark)
+//!     ▼  up to date)       ▼                ▼
+//!   pages (the index of one file), dirty (which of them are) ◄── reclaim (a clock over all frames)
+//!   folio, folio_state, write_batch, wait (one page: its lock, what is dirty, who waits for it)
 //!   host-memory (frames)              lock-order (every lock and thread)
 //! ```
 //!
-//! Boundaries: a file system implements [`Backing`] and is called nowhere else; the cache knows
-//! no block, no inode, no extent. It holds no lock while it touches a caller's buffer.
+//! Boundaries: a file system implements [`Backing`], and [`WriteBacking`] to be written, and is
+//! called nowhere else; the cache knows no block, no inode, no extent. A reader's buffer is touched
+//! with no lock held; a writer's with page locks held, so it is private memory.
 //!
 //! # What is held where
 //!
-//! | operation | inode lock | invalidate lock | page lock | index lock |
-//! |---|---|---|---|---|
-//! | read, cached | – | – | – | shared, to look up and pin |
-//! | read, missing | – | shared, from the block query until up to date | of the new pages | exclusive, to insert |
-//! | read, another fills | – | *dropped*, then a full retry | waits for it | – |
-//! | readahead | – | shared, over the whole window | of the new pages | exclusive, to insert |
-//! | fence, evict | the caller's | exclusive, until the blocks are changed | tried, then waited for | exclusive, to remove |
-//! | reclaim | any or none | any or none | tried only | exclusive, to remove |
-//! | last drop of a mapping | any or none | nobody else is left | – | exclusive |
+//! | operation | inode lock | invalidate lock | writepages lock | page lock | index lock |
+//! |---|---|---|---|---|---|
+//! | read, cached | – | – | – | – | shared, to look up and pin |
+//! | read, missing | – | shared, from the block query until up to date | – | of the new pages | exclusive, to insert |
+//! | read, another fills | – | *dropped*, then a full retry | – | waits for it | – |
+//! | readahead | – | shared, over the whole window | – | of the new pages | exclusive, to insert |
+//! | write | the caller's, exclusive | shared, from the lookup until dirty | – | of a chunk of pages, ascending, waited for | exclusive, to insert |
+//! | writeback, gathering | any or none | any or none | shared | the first waited for, the others tried | shared, to look up |
+//! | writeback, writing | any or none | any or none | shared | *none*; the pages are under writeback | – |
+//! | writeback, its end | any or none | any or none | shared | *none* | – |
+//! | fence, evict | the caller's | exclusive, until the blocks are changed | – | tried, then waited for; writeback is waited for under it | exclusive, to remove |
+//! | fence, edges | the caller's | exclusive | shared, to write them | of both, ascending | – |
+//! | reclaim | any or none | any or none | any or none | tried only | exclusive, to remove |
+//! | last drop of a mapping | any or none | nobody else is left | nobody else is left | – | exclusive |
+//!
+//! The index of dirty pages and the flusher's list have a lock each: leaves, that no reader takes.
 //!
 //! # Operation against operation
 //!
 //! What keeps the row's operation from harming, or being harmed by, the column's. The tests are
 //! listed in `docs/LOCKING.md`.
 //!
-//! | | read / readahead | fence, evict, change of blocks | reclaim |
-//! |---|---|---|---|
-//! | **read, cached** | pin | pin: it copies what was there when it began | pin: the frame stays until the copy is done |
-//! | **read, missing** | one inserts, the other waits for its page lock | invalidate lock (S1.2, S1.4) | page lock, tried; the filler pins what it read |
-//! | **readahead** | as above | invalidate lock over the window (S1.3) | page lock, tried |
-//! | **fence** | invalidate lock | invalidate lock | page lock, then "still in the index?" |
-//! | **reclaim** | page lock, tried | page lock, tried | page lock, tried |
+//! | | read / readahead | write | writeback | fence, evict, change of blocks | reclaim |
+//! |---|---|---|---|---|---|
+//! | **read, cached** | pin | bytes before or after, a page at a time or mixed: the copies bear it | both only read | pin: it copies what was there when it began | pin: the frame stays until the copy is done |
+//! | **read, missing** | one inserts, the other waits for its page lock | as between readers | a page being written is in the cache, so nobody looks for its blocks before they are mapped | invalidate lock (S1.2, S1.4) | page lock, tried; the filler pins what it read |
+//! | **readahead** | as above | as above | as above | invalidate lock over the window (S1.3) | page lock, tried |
+//! | **write** | as above | inode lock | page lock: dirty and size are set under it; dirtied while being written, a page is written again | invalidate lock: a page becomes dirty, and its space is reserved, in one section (S3.2, S3.3) | page lock; dirty before it is given up (K9) |
+//! | **writeback** | as above | as above | one writer a page: the mark is set under the page lock, and is waited for with no page gathered | the mark: evict waits for it under the page lock (P7, S4.16); inside the fence nothing becomes dirty but its edges | the mark, which stays until the blocks are mapped |
+//! | **fence** | invalidate lock | invalidate lock | as above | invalidate lock | page lock, then "still in the index?" |
+//! | **reclaim** | page lock, tried | page lock, tried, and then "dirty?" | page lock, tried, and then "under writeback?" | page lock, tried | page lock, tried |
 //!
 //! # Invariants
 //!
@@ -49,8 +60,15 @@
 //! - Inserting a page, and looking up its blocks, happens under the invalidate lock only.
 //! - Pages are dropped for a change of blocks with the invalidate lock held exclusively only;
 //!   asserted in debug builds (S1.11).
-//! - Nobody waits for a page lock or a frame with the invalidate lock held shared, nor for a frame
-//!   with frames in hand.
+//! - A page becomes dirty under its page lock and the invalidate lock, with its blocks reserved or
+//!   mapped; it leaves the cache clean and written, or by a fence.
+//! - A page is under writeback from a moment under its page lock until its blocks are written *and
+//!   mapped*; its end takes no page lock, no inode lock and no invalidate lock.
+//! - Bytes of a cached page past the end of the file are zeros, and so are those that are written.
+//! - Nobody waits for a page lock with the invalidate lock held shared but a writer, whose page
+//!   locks ascend: those who hold them want no lock of its. Nobody waits for a frame with the
+//!   invalidate lock held shared, with a page locked, or with frames in hand.
+//! - Nobody waits for dirty pages to become fewer, or for space, with a page locked.
 //! - There are never more pages than frames, and never more frames than the budget pays for.
 
 pub mod backing;

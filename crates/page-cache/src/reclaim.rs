@@ -107,20 +107,31 @@ fn take(folio: &Arc<Folio>, pressure: Pressure) -> bool {
             return false;
         }
     }
+    if !may_go(folio) {
+        return false;
+    }
     let Some(guard) = PageLockGuard::try_lock(folio) else {
         return false;
     };
-    // Dirty is set under the page lock only, so this stays true. A page under writeback is not on
-    // the device yet, or its blocks are not mapped.
-    if folio.state.unclean() != 0 {
-        #[cfg(test)]
-        if folio.shared().mutants.reclaim_takes_dirty && !folio.state.is_writeback() {
-            folio.pages.clear_dirty(&guard, crate::write_batch::WHOLE);
-            return folio.pages.remove_locked(&guard);
-        }
-        return false;
+    #[cfg(test)]
+    folio.pages.discard_for_mutant(&guard);
+    // Pages become dirty under the page lock only, so now the answer stays. A mapping that is being
+    // dropped has pages that are in no index any more.
+    let taken = may_go(folio) && folio.pages.remove_locked(&guard);
+    if !taken {
+        guard.give_up_quietly();
     }
-    !folio.state.is_detached() && folio.pages.remove_locked(&guard)
+    taken
+}
+
+/// Whether `folio` is in the cache and the device has all that it holds: a page under writeback is
+/// not there yet, or its blocks are not mapped.
+fn may_go(folio: &Folio) -> bool {
+    #[cfg(test)]
+    if folio.shared().mutants.reclaim_takes_dirty && !folio.state.is_writeback() {
+        return !folio.state.is_detached();
+    }
+    folio.state.unclean() == 0 && !folio.state.is_detached()
 }
 
 fn place(number: u32) -> (usize, usize) {

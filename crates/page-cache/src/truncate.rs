@@ -81,35 +81,64 @@ impl Pages {
 }
 
 impl<B: WriteBacking> Mapping<B> {
-    /// Makes bytes `part` of one page read as zeros, from the cache and, where they share a block
-    /// with bytes that stay, from the device. Blocks wholly in `part` are no longer dirty: they
-    /// are about to be taken away. Nothing is allocated: what is a hole or unwritten has zeros.
+    /// Makes `parts`, each less than a page, in different pages, ascending, read as zeros: from the
+    /// cache and, where they share a block with bytes that stay, from the device. Blocks wholly
+    /// in them are no longer dirty: they are about to be taken away. Nothing is allocated: what is
+    /// a hole or unwritten has zeros.
     ///
     /// Inside the fence: nobody fills or dirties pages, or takes blocks away; writeback goes on.
-    pub(crate) fn zero_edge(
+    /// All that can fail comes first, but for the writing.
+    pub(crate) fn zero_edges(
         &self,
         held: &mut Held<'_, Invalidate>,
-        part: Range<u64>,
+        parts: &[Range<u64>],
     ) -> Result<(), B::Error> {
         self.pages().assert_fenced();
-        let index = part.start / PAGE_BYTES;
         loop {
-            let cached = self.zero_cached(held, &part);
-            // After the zeroing: a block that writeback maps from here on gets zeros, and those
-            // it mapped before are seen.
-            let blocks = self.written_blocks_cut_by(held, &part)?;
-            if blocks == 0 {
+            let mut edges = Vec::with_capacity(parts.len());
+            for part in parts {
+                edges.extend(self.look_at_edge(held, part)?);
+            }
+            let Some(rewritten) = self.zero_cached(held, &edges) else {
+                // Reclaim took one of the pages.
+                continue;
+            };
+            if rewritten.is_empty() {
                 return Ok(());
             }
-            if cached && self.dirty_cached(held, index, blocks) {
+            self.tell_flusher();
+            return rewritten.into_iter().try_for_each(|index| {
                 let bytes = index * PAGE_BYTES..(index + 1) * PAGE_BYTES;
-                return self.write_back(held, bytes, WaitFor::All);
+                self.write_back(held, bytes, WaitFor::All)
+            });
+        }
+    }
+
+    /// What is to be done at `part`, with its page brought into the cache if that takes part in
+    /// it; `None` if all of it reads as zeros.
+    fn look_at_edge(
+        &self,
+        held: &mut Held<'_, Invalidate>,
+        part: &Range<u64>,
+    ) -> Result<Option<Edge>, B::Error> {
+        let (index, inside) = inside_page(part);
+        loop {
+            let folio = self.pages().get(index);
+            let unclean = folio.as_ref().map(|folio| folio.state.unclean());
+            // Asked after that: a block that writeback has mapped by now was unclean then.
+            let written = self.written_blocks_cut_by(held, index, &inside)?;
+            if let Some(unclean) = unclean {
+                return Ok(Some(Edge {
+                    index,
+                    inside,
+                    written,
+                    unclean,
+                }));
             }
-            if index >= pages_in(self.size()) {
-                // Past the end nobody keeps a byte.
-                return Ok(());
+            if written == 0 || index >= pages_in(self.size()) {
+                // A hole; or past the end, where nobody keeps a byte.
+                return Ok(None);
             }
-            // Not in the cache, or not any more.
             let pages = index..index + 1;
             if let Filled::NoFrame = self.fill_data(held, pages, index + 1, None)? {
                 self.shared().wait_for_frame();
@@ -117,63 +146,90 @@ impl<B: WriteBacking> Mapping<B> {
         }
     }
 
-    /// Zeroes `part` in the cached page that it lies in; false if there is none.
-    fn zero_cached(&self, held: &mut Held<'_, Invalidate>, part: &Range<u64>) -> bool {
-        let (index, inside) = inside_page(part);
-        let Some(folio) = self.pages().get(index) else {
-            return false;
-        };
-        let (_rank, held) = held.descend::<PageLock>(index);
-        let guard = PageLockGuard::lock(&folio, &held);
-        self.shared().page_queues.wait_writeback(&folio);
-        let Some(frame) = folio.frame().filter(|_| !folio.state.is_detached()) else {
-            return false;
-        };
-        let at = |offset: u64| usize::try_from(offset).expect("inside a page");
-        frame.zero(at(inside.start), at(inside.end - inside.start));
-        let taken_away = blocks_inside(inside, u64::from(self.backing().block_size()));
-        self.pages().clear_dirty(&guard, taken_away);
-        true
+    /// Zeroes `edges` in the cache and makes dirty what the device has to get; says in which pages
+    /// that is something. `None`, with nothing done, if a page is not in the cache any more.
+    fn zero_cached(&self, held: &mut Held<'_, Invalidate>, edges: &[Edge]) -> Option<Vec<u64>> {
+        let folios: Vec<Arc<Folio>> = edges
+            .iter()
+            .map(|edge| self.pages().get(edge.index))
+            .collect::<Option<_>>()?;
+        let last = folios.last().map_or(0, |folio| folio.index);
+        let (_rank, held) = held.descend::<PageLock>(last);
+        let guards: Vec<_> = folios
+            .iter()
+            .map(|folio| PageLockGuard::lock(folio, &held))
+            .collect();
+        let gone = |folio: &Arc<Folio>| folio.state.is_detached() || !folio.is_uptodate();
+        if folios.iter().any(gone) {
+            return None;
+        }
+        let block_size = u64::from(self.backing().block_size());
+        let mut rewritten = Vec::new();
+        for (edge, guard) in edges.iter().zip(&guards) {
+            let folio = guard.folio();
+            // So that what is in flight is not of the bytes before, and lands before.
+            self.shared().page_queues.wait_writeback(folio);
+            if let Some(frame) = folio.frame() {
+                let at = |offset: u64| usize::try_from(offset).expect("inside a page");
+                let (start, end) = (at(edge.inside.start), at(edge.inside.end));
+                frame.zero(start, end - start);
+            }
+            let taken_away = blocks_inside(edge.inside.clone(), block_size);
+            self.pages().clear_dirty(guard, taken_away);
+            // A block that was unclean and is no longer dirty was written meanwhile: it has a
+            // block, with the bytes before. One that is still dirty and has none gets its zeros
+            // when it is written.
+            let cut = blocks_cut(&edge.inside, block_size);
+            let blocks = edge.written | edge.unclean & cut & !folio.state.dirty();
+            if blocks != 0 {
+                self.pages().set_dirty(once((folio, blocks)));
+                rewritten.push(edge.index);
+            }
+        }
+        Some(rewritten)
     }
 
-    /// The blocks that lie in `part` in part and hold data.
+    /// The blocks that `inside` of page `index` cuts and that hold data.
     fn written_blocks_cut_by(
         &self,
         held: &mut Held<'_, Invalidate>,
-        part: &Range<u64>,
+        index: u64,
+        inside: &Range<u64>,
     ) -> Result<Mask, B::Error> {
         let block_size = u64::from(self.backing().block_size());
-        let (index, inside) = inside_page(part);
-        let ends = [inside.start, inside.end]
-            .into_iter()
-            .filter(|end| !end.is_multiple_of(block_size));
-        let mut blocks = 0;
-        for end in ends {
-            let start = end / block_size * block_size;
+        let mut written = 0;
+        for start in starts_cut(inside, block_size) {
             let (segment, _) = self.backing().segment(held, index * PAGE_BYTES + start)?;
             if segment == Segment::Data {
-                blocks |= blocks_touched(start..start + 1, block_size);
+                written |= blocks_touched(start..start + 1, block_size);
             }
         }
-        Ok(blocks)
+        Ok(written)
     }
+}
 
-    /// Makes `blocks` of the cached page `index` dirty; false if it is not cached any more. They
-    /// have blocks on the device, and need no reservation.
-    fn dirty_cached(&self, held: &mut Held<'_, Invalidate>, index: u64, blocks: Mask) -> bool {
-        let Some(folio) = self.pages().get(index) else {
-            return false;
-        };
-        let (_rank, held) = held.descend::<PageLock>(index);
-        let guard = PageLockGuard::lock(&folio, &held);
-        if folio.state.is_detached() {
-            return false;
-        }
-        self.pages().set_dirty(once((guard.folio(), blocks)));
-        drop(guard);
-        self.tell_flusher();
-        true
-    }
+/// A part of a page that is to read as zeros.
+struct Edge {
+    index: u64,
+    inside: Range<u64>,
+    /// The blocks that it cuts and that hold data.
+    written: Mask,
+    /// The blocks of the page that were dirty or under writeback before that was asked.
+    unclean: Mask,
+}
+
+/// Where the blocks begin that `inside` of a page shares with bytes outside.
+fn starts_cut(inside: &Range<u64>, block_size: u64) -> impl Iterator<Item = u64> {
+    [inside.start, inside.end]
+        .into_iter()
+        .filter(move |end| !end.is_multiple_of(block_size))
+        .map(move |end| end / block_size * block_size)
+}
+
+fn blocks_cut(inside: &Range<u64>, block_size: u64) -> Mask {
+    starts_cut(inside, block_size).fold(0, |mask, start| {
+        mask | blocks_touched(start..start + 1, block_size)
+    })
 }
 
 /// The page that `part` lies in, and which of its bytes that is.

@@ -410,6 +410,11 @@ pub trait FileSystem: Send + Sync + 'static {
         Err(Error::Unsupported("telling the device of free space"))
     }
 
+    /// A request that may have changed something ended by a panic, so that nobody knows what of it
+    /// was done: nothing more may be written, nor may what is not durable yet become so. May be
+    /// called more than once, and by any thread, also while others change something.
+    fn poisoned(&self) {}
+
     /// Called once when the last user is gone: everything is on disk when it returns.
     ///
     /// # Errors

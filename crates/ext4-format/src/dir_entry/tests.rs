@@ -418,3 +418,24 @@ proptest! {
         let _ = insert(&mut block, &format, InodeNo(1), &name(b"new"), None);
     }
 }
+
+#[test]
+fn the_largest_gap_is_what_an_entry_fits_into() {
+    for checksums in [false, true] {
+        let format = DirFormat {
+            checksums,
+            ..FORMAT
+        };
+        let mut block = vec![0; 1024];
+        assert!(init_block(&mut block, &format));
+        for length in (1..=MAX_NAME_LEN).rev().cycle().take(400) {
+            let name = vec![b'n'; length];
+            let name = EntryName::new(&name).expect("a name");
+            let gap = largest_gap(&block, &format).expect("sound");
+            let put = insert(&mut block, &format, InodeNo(12), &name, None).expect("sound");
+            assert_eq!(put.is_some(), gap >= entry_len(length), "{gap} {length}");
+        }
+        let gap = largest_gap(&block, &format).expect("sound");
+        assert!(gap < entry_len(1));
+    }
+}

@@ -105,8 +105,8 @@ pub fn set_entries(
 /// Sets how many levels of nodes lie below a root. Returns whether there was room for that.
 #[must_use]
 pub fn set_levels(block: &mut [u8], levels: u8) -> bool {
-    let at = offset_of!(RawDxRootHead, info)
-        .saturating_add(offset_of!(RawDxRootInfo, indirect_levels));
+    let at =
+        offset_of!(RawDxRootHead, info).saturating_add(offset_of!(RawDxRootInfo, indirect_levels));
     match block.get_mut(at) {
         Some(place) => {
             *place = levels;
@@ -141,3 +141,6 @@ fn put_entries(block: &mut [u8], start: usize, limit: u16, entries: &[(u32, File
     };
     head.write_to_prefix(places).is_ok()
 }
+
+#[cfg(test)]
+mod tests;

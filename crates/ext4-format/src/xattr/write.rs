@@ -324,6 +324,14 @@ impl XattrSet {
         true
     }
 
+    /// Whether the place has room for what it says it holds. It has not if values lie on each
+    /// other, which no system writes; what is set and removed later changes nothing about it.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let values: usize = self.entries.iter().map(Entry::value_len).sum();
+        self.entries_end().saturating_add(values) <= self.room
+    }
+
     /// Bytes of the place that are free.
     #[must_use]
     pub fn free(&self) -> usize {

@@ -9,7 +9,7 @@ use pagefence_ext4_format::features::Incompat;
 use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags, Timestamp};
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::xattr::ea_inode_hash;
-use pagefence_ext4_format::{FileBlock, InodeNo};
+use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo};
 use pagefence_vfs::{Error, Result};
 
 use crate::alloc::{NewInode, NewNumber};
@@ -18,10 +18,12 @@ use crate::change::extent_tree::ExtentTree;
 use crate::change::free_inode::free_inode;
 use crate::change::remove_blocks::{Progress, remove_blocks};
 use crate::change::transaction::Transaction;
-use crate::disk_inode::{DiskInode, kind_of};
+use crate::disk_inode::DiskInode;
 use crate::error::At;
+use crate::instance::Instance;
 use crate::map_blocks::Target;
 use crate::recovery::timestamp;
+use crate::xattr::VALUE_MAX;
 
 /// Extents that the 60 bytes of an inode hold.
 const ROOT_EXTENTS: u64 = 4;
@@ -165,16 +167,17 @@ pub(crate) fn add_users(
     })
 }
 
-/// Makes sure that an inode, which an attribute names, holds a value.
+/// Makes sure that an inode, which an attribute names, holds a value, all of it mapped: that it
+/// can be counted and deleted.
 ///
 /// # Errors
 /// `Corrupt`, `Io`.
-pub(crate) fn check(instance: &crate::instance::Instance, inode: InodeNo) -> Result<()> {
-    if holds_value(&instance.read_inode(inode)?) {
-        Ok(())
-    } else {
-        Err(instance.damaged(inode, None, NO_VALUE))
+pub(crate) fn check(instance: &Instance, inode: InodeNo) -> Result<()> {
+    let record = instance.read_inode(inode)?;
+    if !holds_value(&record) || record.size() > VALUE_MAX as u64 {
+        return Err(instance.damaged(inode, None, NO_VALUE));
     }
+    runs(instance, &record, |_, _| ())
 }
 
 /// Takes one user from the inode that holds a value, and deletes it with the last one. An inode
@@ -235,28 +238,35 @@ fn holds_value(record: &InodeRecord) -> bool {
 
 /// The blocks of a value are metadata: no older copy of them may come back once they are free.
 fn forget_value(transaction: &mut Transaction<'_>, record: &InodeRecord) -> Result<()> {
-    let instance = transaction.instance;
-    let Some(kind) = record.kind() else {
-        return Ok(());
-    };
+    runs(transaction.instance, record, |start, count| {
+        for block in (start.0..).take(count as usize) {
+            transaction.forget(BlockNo(block));
+        }
+    })
+}
+
+/// Hands the runs of blocks that a value lies in to `each`.
+fn runs(
+    instance: &Instance,
+    record: &InodeRecord,
+    mut each: impl FnMut(BlockNo, u32),
+) -> Result<()> {
     let inode = DiskInode {
         number: record.ino(),
-        kind: kind_of(kind),
+        kind: pagefence_vfs::FileKind::Regular,
         seed: record.checksum_seed(),
         record: record.clone(),
     };
-    let blocks = record
-        .size()
-        .div_ceil(u64::from(instance.superblock.block_size()));
-    let mut at = 0_u64;
-    while let Some(first) = u32::try_from(at).ok().filter(|_| at < blocks) {
-        let run = instance.map_blocks(&inode, FileBlock(first))?;
+    let block_size = u64::from(instance.superblock.block_size());
+    let end = u32::try_from(record.size().div_ceil(block_size)).unwrap_or(u32::MAX);
+    let mut at = 0;
+    while at < end {
+        let run = instance.map_blocks(&inode, FileBlock(at))?;
+        let len = run.len.clamp(1, end - at);
         if let Target::Written(start) = run.target {
-            for block in (start.0..).take(run.len as usize) {
-                transaction.forget(pagefence_ext4_format::BlockNo(block));
-            }
+            each(start, len);
         }
-        at += u64::from(run.len.max(1));
+        at += len;
     }
     Ok(())
 }

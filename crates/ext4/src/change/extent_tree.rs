@@ -13,6 +13,7 @@ use pagefence_vfs::Result;
 
 use crate::change::transaction::Transaction;
 use crate::error::At;
+use crate::instance::Instance;
 
 /// An extent tree that is being changed. `record` changes along; the caller writes it.
 pub(crate) struct ExtentTree<'a, 'b> {
@@ -70,14 +71,14 @@ impl ExtentTree<'_, '_> {
                 .checked_sub(1)
                 .and_then(|at| leaf.extents.get(at))
                 .copied();
-            let after = leaf.extents.get(at).copied();
+            let next = leaf.extents.get(at).copied();
             let overlaps = before.is_some_and(|before| before.end() > extent.first)
-                || after.is_some_and(|after| after.first < extent.end());
+                || next.is_some_and(|next| next.first < extent.end());
             if overlaps || extent.to_raw().is_none() {
                 return Err(self.damaged("two extents overlap"));
             }
             if let Some(joined) = before.and_then(|before| join(&before, &extent)) {
-                let whole = after.and_then(|after| join(&joined, &after));
+                let whole = next.and_then(|next| join(&joined, &next));
                 return self.edit(path.last(), |node| {
                     let _ = node.set_extent(at - 1, &whole.unwrap_or(joined));
                     if whole.is_some() {
@@ -85,7 +86,7 @@ impl ExtentTree<'_, '_> {
                     }
                 });
             }
-            if let Some(joined) = after.and_then(|after| join(&extent, &after)) {
+            if let Some(joined) = next.and_then(|next| join(&extent, &next)) {
                 self.edit(path.last(), |node| {
                     let _ = node.set_extent(at, &joined);
                 })?;
@@ -93,7 +94,8 @@ impl ExtentTree<'_, '_> {
                 let done = self.edit(path.last(), |node| node.insert_extent(at, &extent))?;
                 debug_assert!(done, "there is room");
             } else {
-                self.make_room(&path, at == leaf.extents.len())?;
+                let is_last_leaf = after(&path).is_none();
+                self.make_room(&path, is_last_leaf && at == leaf.extents.len())?;
                 continue;
             }
             return if at == 0 {
@@ -171,6 +173,115 @@ impl ExtentTree<'_, '_> {
         Ok(removed)
     }
 
+    /// Says of the blocks from `first` up to (not including) `end` that they are written, or that
+    /// they are not; leaves those that are so, and holes, as they are. Each extent is cut at most
+    /// once at each end of the range, and no block is taken away from the tree.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn mark(&mut self, first: FileBlock, end: FileBlock, unwritten: bool) -> Result<()> {
+        let longest = u32::from(MAX_EXTENT_LEN) - u32::from(unwritten);
+        let mut from = first;
+        while from < end {
+            let (path, leaf) = self.descend(from)?;
+            let found = leaf
+                .extents
+                .iter()
+                .enumerate()
+                .find(|(_, extent)| extent.end() > from)
+                .map(|(at, extent)| (at, *extent));
+            let Some((at, extent)) = found else {
+                match after(&path) {
+                    Some(next) => from = next,
+                    None => break,
+                }
+                continue;
+            };
+            if extent.first >= end {
+                break;
+            }
+            let low = extent.first.max(from);
+            let high = extent
+                .end()
+                .min(end)
+                .min(FileBlock(low.0.saturating_add(longest)));
+            from = high;
+            let Some(middle) = part(&extent, low, high).filter(|_| extent.unwritten != unwritten)
+            else {
+                continue;
+            };
+            let middle = Extent {
+                unwritten,
+                ..middle
+            };
+            let left = part(&extent, extent.first, low);
+            let right = part(&extent, high, extent.end());
+            self.replace(&path, &leaf, at, left, middle, right)?;
+        }
+        Ok(())
+    }
+
+    /// Puts up to three extents in the place of extent number `at`: `middle`, and what is left of
+    /// the old one before and behind it. `middle` joins its neighbours where it meets them.
+    fn replace(
+        &mut self,
+        path: &[Step],
+        leaf: &Leaf,
+        at: usize,
+        left: Option<Extent>,
+        middle: Extent,
+        right: Option<Extent>,
+    ) -> Result<()> {
+        let before = at.checked_sub(1).and_then(|at| leaf.extents.get(at));
+        let next = leaf.extents.get(at + 1);
+        let with_before = before
+            .filter(|_| left.is_none())
+            .and_then(|before| join(before, &middle));
+        let with_next = next
+            .filter(|_| right.is_none())
+            .and_then(|next| join(&middle, next));
+        // Where a neighbour takes it in, the tree needs no further entry.
+        match (left, right, with_before, with_next) {
+            (None, None, Some(joined), _) => {
+                let whole = next.and_then(|next| join(&joined, next));
+                let gone = if whole.is_some() {
+                    at..at + 2
+                } else {
+                    at..at + 1
+                };
+                self.edit(path.last(), |node| {
+                    let _ = node.set_extent(at - 1, &whole.unwrap_or(joined));
+                    node.remove(gone);
+                })
+            }
+            (None, None, None, Some(joined)) => self.edit(path.last(), |node| {
+                let _ = node.set_extent(at, &joined);
+                node.remove(at + 1..at + 2);
+            }),
+            (None, None, None, None) => self.edit(path.last(), |node| {
+                let _ = node.set_extent(at, &middle);
+            }),
+            (None, Some(right), Some(joined), _) => self.edit(path.last(), |node| {
+                let _ = node.set_extent(at - 1, &joined);
+                let _ = node.set_extent(at, &right);
+            }),
+            (Some(left), None, _, Some(joined)) => self.edit(path.last(), |node| {
+                let _ = node.set_extent(at, &left);
+                let _ = node.set_extent(at + 1, &joined);
+            }),
+            (left, right, _, _) => {
+                let stays = left.unwrap_or(middle);
+                self.edit(path.last(), |node| {
+                    let _ = node.set_extent(at, &stays);
+                })?;
+                let more = [left.is_some().then_some(middle), right];
+                more.into_iter()
+                    .flatten()
+                    .try_for_each(|extent| self.insert(extent))
+            }
+        }
+    }
+
     /// The way to the leaf that has `block`, or would have it.
     fn descend(&self, block: FileBlock) -> Result<(Vec<Step>, Leaf)> {
         let instance = self.transaction.instance;
@@ -225,6 +336,7 @@ impl ExtentTree<'_, '_> {
             let inode = self.record.ino();
             self.transaction.release(inode, empty.child.block)?;
             self.transaction.forget(empty.child.block);
+            count_blocks(self.transaction.instance, self.record, -1)?;
             self.edit(above.last(), |node| node.remove(empty.at..empty.at + 1))?;
             if let Some(first) = self.first_child(above)? {
                 return if empty.at == 0 {
@@ -264,8 +376,10 @@ impl ExtentTree<'_, '_> {
     }
 
     /// Splits one full node of `path`, the deepest below one that is not full; or lets the root
-    /// grow. `at_end` says that an entry is to be added behind all others of the leaf: then the
-    /// new node gets almost nothing, for files are mostly written in order.
+    /// grow. `at_end` says that an entry is to be added behind all others of the tree: then the
+    /// new node gets almost nothing, for files are mostly written in order. Elsewhere each half
+    /// gets half, which is what bounds the nodes that a number of entries can take
+    /// ([`crate::delalloc`]).
     fn make_room(&mut self, path: &[Step], at_end: bool) -> Result<()> {
         for (level, split) in path.iter().enumerate().rev() {
             let above = level.checked_sub(1).and_then(|above| path.get(above));
@@ -337,6 +451,7 @@ impl ExtentTree<'_, '_> {
         let mut bytes = vec![0; block_size as usize];
         let made = ExtentNodeMut::init(&mut bytes, depth).is_some();
         debug_assert!(made, "a block has room for entries");
+        count_blocks(self.transaction.instance, self.record, 1)?;
         Ok((block, bytes))
     }
 
@@ -368,6 +483,20 @@ impl ExtentTree<'_, '_> {
             .instance
             .damaged(self.record.ino(), None, what)
     }
+}
+
+/// Counts blocks that the inode owns more, or fewer, into its sectors.
+///
+/// # Errors
+/// `Corrupt` if the record has no room for so many.
+pub(crate) fn count_blocks(instance: &Instance, record: &mut InodeRecord, more: i64) -> Result<()> {
+    let per_block = i64::from(instance.superblock.block_size() / 512);
+    let sectors = record
+        .sectors()
+        .saturating_add_signed(more.saturating_mul(per_block));
+    record
+        .set_sectors(sectors)
+        .at(&instance.damage, Some(record.ino()), None)
 }
 
 /// Changes a node of an extent tree: the root, in `record`, or the one that `child` says.

@@ -157,7 +157,11 @@ pub(super) fn leave_inode(directory: &mut Directory<'_, '_>) -> Result<()> {
 }
 
 /// Makes the inode one of an empty file whose blocks are mapped.
-fn forget_inline(instance: &Instance, disk: &DiskInode, record: &mut InodeRecord) -> Result<()> {
+pub(crate) fn forget_inline(
+    instance: &Instance,
+    disk: &DiskInode,
+    record: &mut InodeRecord,
+) -> Result<()> {
     let limits = XattrLimits::from(&instance.superblock);
     if let Some(region) = record.xattr_region_mut()
         && let Some(mut xattrs) =

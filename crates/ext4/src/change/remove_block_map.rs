@@ -1,4 +1,6 @@
-//! Taking blocks away from the end of a block map.
+//! Taking blocks away from a block map: from its end, or out of its middle.
+
+use std::ops::Range;
 
 use pagefence_ext4_format::indirect::{DIRECT_SLOTS, Pointers, set_pointer};
 use pagefence_ext4_format::{BlockNo, FileBlock};
@@ -17,9 +19,9 @@ enum Branch {
     More,
 }
 
-/// Takes away what the map maps from `from` on.
-pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progress> {
-    let from = u64::from(from.0);
+/// Takes away what the map maps from `from` up to (not including) `end`.
+pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock, end: u64) -> Result<Progress> {
+    let range = u64::from(from.0)..end;
     let mut bases = [0; 3];
     let mut base = u64::from(DIRECT_SLOTS);
     for (height, slot) in (1..).zip(&mut bases) {
@@ -29,13 +31,16 @@ pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progr
     for (at, base) in bases.into_iter().enumerate().rev() {
         let height = at as u32 + 1;
         let slot = DIRECT_SLOTS + at as u32;
+        if base >= range.end {
+            continue;
+        }
         let Some(block) = root_pointer(owner, slot)? else {
             continue;
         };
-        if base.saturating_add(span(owner, height)) <= from {
+        if base.saturating_add(span(owner, height)) <= range.start {
             return Ok(Progress::Done);
         }
-        match branch(owner, block, height, base, from)? {
+        match branch(owner, block, height, base, &range)? {
             Branch::Empty => {
                 owner.free_map_block(block)?;
                 clear(owner.record.block_area_mut(), slot);
@@ -44,8 +49,9 @@ pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progr
             Branch::More => return Ok(Progress::More),
         }
     }
-    let first = u32::try_from(from).unwrap_or(u32::MAX);
-    for slot in (first..DIRECT_SLOTS).rev() {
+    let first = u32::try_from(range.start).unwrap_or(u32::MAX);
+    let last = u32::try_from(range.end).unwrap_or(u32::MAX);
+    for slot in (first..DIRECT_SLOTS.min(last)).rev() {
         if let Some(block) = root_pointer(owner, slot)? {
             owner.free(block, 1)?;
             clear(owner.record.block_area_mut(), slot);
@@ -79,20 +85,25 @@ fn branch(
     block: BlockNo,
     height: u32,
     base: u64,
-    from: u64,
+    range: &Range<u64>,
 ) -> Result<Branch> {
     let below = span(owner, height - 1);
-    let first_slot = from.saturating_sub(base) / below;
+    let first_slot = range.start.saturating_sub(base) / below;
+    let end_slot = range
+        .end
+        .saturating_sub(base)
+        .div_ceil(below)
+        .min(span(owner, 1));
     let mut cleared = Vec::new();
     let outcome = if height == 1 {
-        free_data(owner, block, first_slot, &mut cleared)?
+        free_data(owner, block, first_slot..end_slot, &mut cleared)?
     } else {
         let mut outcome = Progress::Done;
-        for slot in (first_slot..span(owner, 1)).rev() {
+        for slot in (first_slot..end_slot).rev() {
             let Some(child) = pointer(owner, block, slot as u32)? else {
                 continue;
             };
-            match branch(owner, child, height - 1, base + slot * below, from)? {
+            match branch(owner, child, height - 1, base + slot * below, range)? {
                 Branch::Empty => {
                     owner.free_map_block(child)?;
                     cleared.push(slot as u32);
@@ -106,7 +117,7 @@ fn branch(
         }
         outcome
     };
-    if outcome == Progress::Done && base >= from {
+    if outcome == Progress::Done && is_empty(owner, block, &cleared)? {
         return Ok(Branch::Empty);
     }
     if !cleared.is_empty() {
@@ -123,6 +134,18 @@ fn branch(
     })
 }
 
+/// Whether no slot of an indirect block points anywhere but those in `cleared`, which are in
+/// descending order.
+fn is_empty(owner: &Owner<'_, '_>, block: BlockNo, cleared: &[u32]) -> Result<bool> {
+    let instance = owner.transaction.instance;
+    let buffer = instance.read_block(block)?;
+    let left = Pointers::block(&buffer, &instance.limits)
+        .iter()
+        .filter(|(slot, _)| cleared.binary_search_by(|other| slot.cmp(other)).is_err())
+        .count();
+    Ok(left == 0)
+}
+
 fn pointer(owner: &Owner<'_, '_>, block: BlockNo, slot: u32) -> Result<Option<BlockNo>> {
     let instance = owner.transaction.instance;
     let buffer = instance.read_block(block)?;
@@ -133,19 +156,19 @@ fn pointer(owner: &Owner<'_, '_>, block: BlockNo, slot: u32) -> Result<Option<Bl
     )
 }
 
-/// Frees the data blocks that the lowest indirect block `block` points to, from the last slot down
-/// to `first_slot`, neighbours together.
+/// Frees the data blocks that the lowest indirect block `block` points to in `slots`, from the last
+/// slot down, neighbours together.
 fn free_data(
     owner: &mut Owner<'_, '_>,
     block: BlockNo,
-    first_slot: u64,
+    slots: Range<u64>,
     cleared: &mut Vec<u32>,
 ) -> Result<Progress> {
     let instance = owner.transaction.instance;
     let buffer = instance.read_block(block)?;
     let pointers = Pointers::block(&buffer, &instance.limits);
     let mut run: Option<(BlockNo, u32)> = None;
-    for slot in (first_slot..span(owner, 1)).rev() {
+    for slot in slots.rev() {
         let slot = slot as u32;
         let target =
             pointers

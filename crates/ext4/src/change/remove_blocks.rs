@@ -1,12 +1,13 @@
-//! Taking blocks away from the end of a file: those past a file block, whatever maps them.
+//! Taking blocks away from a file, whatever maps them: those past a file block, or a range.
 //!
-//! Blocks go from the last to the first, so that each state in between is a sound file that is
-//! shorter; a caller commits there and goes on ([`Progress::More`]).
+//! At the end, blocks go from the last to the first, so that each state in between is a sound file
+//! that is shorter; a caller commits there and goes on ([`Progress::More`]).
 
 use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
+use crate::change::extent_tree::ExtentTree;
 use crate::change::free_blocks::free_blocks;
 use crate::change::transaction::Transaction;
 use crate::change::{remove_block_map, remove_extents};
@@ -42,8 +43,55 @@ pub(crate) fn remove_blocks(
     if owner.record.flags().contains(InodeFlags::EXTENTS) {
         remove_extents::remove(&mut owner, from)
     } else {
-        remove_block_map::remove(&mut owner, from)
+        remove_block_map::remove(&mut owner, from, u64::MAX)
     }
+}
+
+/// Makes the file blocks from `from` up to (not including) `end` a hole. What an extent tree takes
+/// for two pieces of one extent, the transaction has ([`crate::delalloc`]). `record` changes
+/// along; the caller writes it.
+///
+/// # Errors
+/// As [`remove_blocks`].
+pub(crate) fn remove_range(
+    transaction: &mut Transaction<'_>,
+    record: &mut InodeRecord,
+    from: FileBlock,
+    end: FileBlock,
+) -> Result<Progress> {
+    if !maps_blocks(record) || from >= end {
+        return Ok(Progress::Done);
+    }
+    let mut owner = Owner {
+        transaction,
+        record,
+    };
+    if !owner.record.flags().contains(InodeFlags::EXTENTS) {
+        return remove_block_map::remove(&mut owner, from, end.0.into());
+    }
+    let mut at = from;
+    while at < end {
+        let disk = owner.disk();
+        let Some(disk) = disk else {
+            return Ok(Progress::Done);
+        };
+        let run = owner.transaction.instance.map_blocks(&disk, at)?;
+        let next = FileBlock(at.0.saturating_add(run.len).min(end.0));
+        if run.target != Target::Hole {
+            if owner.transaction.is_large() {
+                return Ok(Progress::More);
+            }
+            let mut tree = ExtentTree {
+                transaction: &mut *owner.transaction,
+                record: &mut *owner.record,
+            };
+            for (start, count) in tree.punch(at, next)? {
+                owner.free(start, count)?;
+            }
+        }
+        at = next;
+    }
+    Ok(Progress::Done)
 }
 
 /// Whether the inode's 60 bytes map blocks.
@@ -110,10 +158,30 @@ pub(crate) struct Owner<'a, 'b> {
 }
 
 impl Owner<'_, '_> {
+    /// What reads the file as it is now.
+    fn disk(&self) -> Option<DiskInode> {
+        Some(DiskInode {
+            number: self.record.ino(),
+            kind: kind_of(self.record.kind()?),
+            seed: self.record.checksum_seed(),
+            record: self.record.clone(),
+        })
+    }
+
     /// Frees blocks of the file, and counts them off.
     pub(crate) fn free(&mut self, start: BlockNo, count: u32) -> Result<()> {
         let inode = self.record.ino();
         free_blocks(self.transaction, inode, start, count)?;
+        // What a directory or a symbolic link holds went through the journal: a replay must not
+        // bring it back over whatever the blocks hold by then.
+        if matches!(
+            self.record.kind(),
+            Some(FileKind::Directory | FileKind::Symlink)
+        ) {
+            for block in start.0..start.0.saturating_add(u64::from(count)) {
+                self.transaction.forget(BlockNo(block));
+            }
+        }
         let instance = self.transaction.instance;
         let sectors = u64::from(count) * u64::from(instance.superblock.block_size() / 512);
         let left = self.record.sectors().saturating_sub(sectors);

@@ -43,6 +43,16 @@ pub(crate) struct Cost {
     pub(crate) blocks: u32,
 }
 
+impl Cost {
+    /// Of a change of the inode's record alone.
+    pub(crate) fn of_inode() -> Self {
+        Self {
+            credits: 1,
+            blocks: 0,
+        }
+    }
+}
+
 /// The attributes of an inode in both places.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Places {
@@ -64,6 +74,9 @@ pub(crate) struct XattrChange<'a> {
     after: Places,
     /// The attribute block, if there is one.
     block: Option<BlockNo>,
+    /// Whether others used it, too, when the change was begun: they may have gone since, and no
+    /// others come.
+    is_shared: bool,
     /// Values that get inodes of their own, by the numbers that stand for those meanwhile.
     large: Vec<(InodeNo, Vec<u8>)>,
     /// Those inodes, once they are taken.
@@ -112,7 +125,7 @@ impl<'a> XattrChange<'a> {
             Some(region) => XattrSet::of_inode(region, &limits).at(log, inode, None)?,
             None => None,
         };
-        let (block, set) = match instance.xattr_block(record)? {
+        let (block, set, users) = match instance.xattr_block(record)? {
             Some((block, buffer)) => {
                 let set = XattrSet::of_block(&buffer, &limits).at(log, inode, Some(block))?;
                 let users = xattr::refcount(&buffer).at(log, inode, Some(block))?;
@@ -120,16 +133,20 @@ impl<'a> XattrChange<'a> {
                     let what = "an attribute block that says nobody uses it";
                     return Err(instance.damaged(record.ino(), Some(block), what));
                 }
-                (Some(block), Some(set))
+                (Some(block), Some(set), users)
             }
-            None => (None, None),
+            None => (None, None, 0),
         };
+        if ![&body, &set].into_iter().flatten().all(XattrSet::is_sound) {
+            return Err(instance.damaged(record.ino(), block, "values of attributes overlap"));
+        }
         let before = Places { body, block: set };
         Ok(Self {
             instance,
             after: before.clone(),
             before,
             block,
+            is_shared: users > 1,
             large: Vec::new(),
             taken: Vec::new(),
             extra_isize: None,
@@ -301,8 +318,12 @@ impl<'a> XattrChange<'a> {
         self.before == self.after && self.extra_isize.is_none()
     }
 
-    /// What [`Self::apply`] needs at most, the inode's own block included.
-    pub(crate) fn cost(&self) -> Cost {
+    /// What [`Self::apply`] needs at most, the inode's own block included. The last check before
+    /// the transaction.
+    ///
+    /// # Errors
+    /// `Corrupt` if a value that gets another user can't have one; `Io`.
+    pub(crate) fn cost(&self) -> Result<Cost> {
         let superblock = &self.instance.superblock;
         // Bitmaps and descriptors that taking and freeing so many blocks or inodes changes.
         let groups = |count: u64| {
@@ -331,6 +352,9 @@ impl<'a> XattrChange<'a> {
                     continue;
                 }
                 met.push(inode);
+                if self.is_shared && self.before.block != self.after.block {
+                    ea_inode::check(self.instance, inode)?;
+                }
                 // Its record; and all of it, if it may go.
                 credits += 1;
                 let stays = self.find(entry.index, entry.name);
@@ -341,10 +365,10 @@ impl<'a> XattrChange<'a> {
             }
         }
         let most = |count| u32::try_from(count).unwrap_or(u32::MAX);
-        Cost {
+        Ok(Cost {
             credits: most(credits),
             blocks: most(blocks),
-        }
+        })
     }
 
     fn is_used(&self, stand_in: InodeNo) -> bool {
@@ -471,7 +495,7 @@ impl<'a> XattrChange<'a> {
         let (instance, inode) = (self.instance, record.ino());
         let mut is_shared = false;
         if let Some(old) = self.block {
-            let users = xattr::refcount(&*instance.read_block(old)?);
+            let users = xattr::refcount(&instance.read_block(old)?);
             let users = users.at(&instance.damage, Some(inode), Some(old))?;
             is_shared = users > 1 && give_up_share(transaction, inode, old)?;
             if !is_shared {
@@ -539,17 +563,14 @@ pub(crate) fn cost_of_initial(
     attributes: &[(u8, &[u8], &[u8])],
 ) -> Result<Cost> {
     if attributes.is_empty() {
-        return Ok(Cost {
-            credits: 1,
-            blocks: 0,
-        });
+        return Ok(Cost::of_inode());
     }
     let record = InodeRecord::create(InodeNo(0), &instance.superblock, kind, 0, 0);
     let mut change = XattrChange::of(instance, &record)?;
     for (index, name, value) in attributes {
         change.set(*index, name, value)?;
     }
-    Ok(change.cost())
+    change.cost()
 }
 
 /// Gives a new inode, which nobody knows yet, its first attributes: prefix, rest of the name, value

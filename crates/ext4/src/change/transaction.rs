@@ -10,6 +10,7 @@ use pagefence_ext4_format::group_desc::GroupDesc;
 use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::superblock::{SUPERBLOCK_OFFSET, Superblock};
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo};
+use pagefence_jbd2::Handle;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
@@ -19,7 +20,6 @@ use crate::change::space::Space;
 use crate::error::{At, device};
 use crate::instance::Instance;
 use crate::live::Live;
-use crate::simple_journal::Handle;
 
 /// Changes that belong together. See the module's documentation.
 #[derive(Debug)]
@@ -133,6 +133,24 @@ impl<'a> Transaction<'a> {
         if let Backend::Running(running) = &mut self.backend {
             running.is_half_done = true;
             running.handle.defer(block);
+        }
+    }
+
+    /// Adds to the blocks that a live one may take for metadata.
+    pub(crate) fn lend(&mut self, space: Reservation) {
+        if let Backend::Running(running) = &mut self.backend {
+            running.reservation.join(space);
+        }
+    }
+
+    /// What is left of the blocks that a live one may take for metadata, taken from it.
+    pub(crate) fn take_rest(&mut self) -> Option<Reservation> {
+        match &mut self.backend {
+            Backend::Gathered(_) => None,
+            Backend::Running(running) => {
+                let blocks = running.reservation.blocks();
+                running.reservation.take(blocks)
+            }
         }
     }
 

@@ -71,8 +71,7 @@ impl FileSystem {
         who: &Credentials,
         wanted: impl FnOnce(&DiskInode) -> Result<Wanted>,
     ) -> Result<()> {
-        self.instance.live()?;
-        let inode = self.inode(id)?;
+        let inode = self.changeable_inode(id)?;
         let mut held = Held::at_entry();
         let (_exclusive, mut held) = inode.lock.write(&mut held);
         let disk = inode.disk();
@@ -86,12 +85,16 @@ impl FileSystem {
         if stays_immutable && (flags != disk.record.flags() || project.is_some()) {
             return Err(Error::NotPermitted);
         }
-        let mut xattrs = self.xattr_change(&disk)?;
-        if project.is_some() {
-            let mut record = disk.record.clone();
-            record.ensure_extra();
-            xattrs.grow_extra(&record)?;
-        }
+        let xattrs = match project {
+            Some(_) => {
+                let mut record = disk.record.clone();
+                record.ensure_extra();
+                let mut xattrs = self.xattr_change(&disk)?;
+                xattrs.grow_extra(&record)?;
+                Some(xattrs)
+            }
+            None => None,
+        };
         let attributes = Attributes {
             changed: Some(timestamp().1),
             flags: Some(flags),

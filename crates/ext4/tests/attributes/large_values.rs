@@ -2,8 +2,8 @@
 
 use pagefence_vfs::Error;
 
-use crate::kernel::{KernelMount, run};
-use crate::support::{Image, shown_by_kernel};
+use crate::kernel::run;
+use crate::support::{Image, mount, shown_by_kernel};
 
 fn large_image() -> Image {
     Image::new(&["-t", "ext4", "-b", "1024", "-O", "ea_inode,metadata_csum"])
@@ -34,7 +34,7 @@ fn values_up_to_64_kib() {
     assert_eq!(due[&b"user.large"[..]], value(3000, 3));
     mounted.close();
     image.assert_clean();
-    if let Some(kernel) = KernelMount::new(&image.path, "ro") {
+    if let Some(kernel) = mount(&image, "ro") {
         assert_eq!(shown_by_kernel(&kernel.path("a")), due);
     }
     let mounted = image.open();
@@ -51,19 +51,21 @@ fn values_up_to_64_kib() {
 #[test]
 fn what_the_kernel_shared_is_not_changed_for_others() {
     let image = large_image();
-    let sixty = value(600, 5);
+    let many = value(600, 5);
     let hex = |bytes: &[u8]| {
         let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         format!("0x{digits}")
     };
     {
-        let Some(kernel) = KernelMount::new(&image.path, "rw") else {
+        let Some(kernel) = mount(&image, "rw") else {
             return;
         };
         for file in ["a", "b", "c"] {
             let path = kernel.path(file);
             for (name, value) in [
-                ("user.block", hex(&sixty)),
+                // Leaves no room in the record.
+                ("user.fill", hex(&value(64, 8))),
+                ("user.block", hex(&many)),
                 ("user.large", hex(&value(4000, 6))),
                 ("trusted.more", hex(&value(150, 7))),
             ] {
@@ -77,7 +79,7 @@ fn what_the_kernel_shared_is_not_changed_for_others() {
     let mounted = image.open();
     let ids = ["a", "b", "c"].map(|file| mounted.id(file));
     let before = mounted.xattrs("a");
-    assert_eq!(before.len(), 3);
+    assert_eq!(before.len(), 4);
     let shared = ids.map(|id| image.inode(id).file_acl().unwrap());
     assert_eq!(shared[0], shared[1], "the kernel shares");
     assert_eq!(shared[0], shared[2]);
@@ -95,7 +97,7 @@ fn what_the_kernel_shared_is_not_changed_for_others() {
     let blocks = ids.map(|id| image.inode(id).file_acl().unwrap());
     assert_eq!(blocks[2], shared[2], "the last to use it keeps it");
     assert!(blocks[0] != blocks[2] && blocks[1] != blocks[2]);
-    if let Some(kernel) = KernelMount::new(&image.path, "ro") {
+    if let Some(kernel) = mount(&image, "ro") {
         assert_eq!(shown_by_kernel(&kernel.path("a")), of_a);
         assert_eq!(shown_by_kernel(&kernel.path("b")), of_b);
         assert_eq!(shown_by_kernel(&kernel.path("c")), before);

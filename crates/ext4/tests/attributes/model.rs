@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use pagefence_vfs::{Error, FileSystem as _, XattrMode};
 use proptest::prelude::*;
 
-use crate::kernel::KernelMount;
-use crate::support::{Image, Xattrs, shown_by_kernel};
+use crate::support::{Image, Xattrs, mount, shown_by_kernel};
 
 const FILES: [&str; 4] = ["a", "b", "dir", ""];
 
@@ -104,7 +103,7 @@ fn follow(options: &[&str], steps: &[Step]) -> Result<(), TestCaseError> {
     }
     mounted.close();
     image.assert_clean();
-    if let Some(kernel) = KernelMount::new(&image.path, "ro") {
+    if let Some(kernel) = mount(&image, "ro") {
         for (file, name) in FILES.iter().enumerate() {
             let due = model.get(&file).cloned().unwrap_or_default();
             prop_assert_eq!(shown_by_kernel(&kernel.path(name)), due, "{}", name);

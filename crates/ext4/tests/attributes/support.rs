@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use pagefence_ext4::{FileSystem, MountOptions};
+use pagefence_ext4::{FileSystem, MountError, MountOptions};
 use pagefence_ext4_format::InodeNo;
 use pagefence_ext4_format::inode::Inode;
 use pagefence_ext4_format::superblock::{SUPERBLOCK_OFFSET, Superblock};
 use pagefence_vfs::{Attr, Credentials, FileSystem as _, InodeId, Result, XattrMode};
 
-use crate::kernel::run;
+use crate::kernel::{KernelMount, run};
 
 /// An image of 8 MiB with the files `a`, `b` and `c` (empty but for `a`), the directory `dir`, the
 /// symbolic links `link` (fast) and the pipe `pipe`.
@@ -64,7 +65,16 @@ impl Image {
             cache: Some(16 << 20),
             ..MountOptions::default()
         };
-        let fs = FileSystem::open_image(&self.path, &options).unwrap();
+        let mut opened = FileSystem::open_image(&self.path, &options);
+        // A child that another test is just starting has the files open that this one had.
+        for _ in 0..100 {
+            if !matches!(opened, Err(MountError::InUse { .. })) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            opened = FileSystem::open_image(&self.path, &options);
+        }
+        let fs = opened.unwrap();
         assert!(fs.notes().is_empty(), "{:?}", fs.notes());
         Mounted { fs }
     }
@@ -85,23 +95,22 @@ impl Image {
         let superblock = self.superblock();
         let number = InodeNo(u32::try_from(id.0).unwrap());
         let imap = debugfs(&self.path, &format!("imap <{number}>"));
-        let words: Vec<&str> = imap.split([' ', ',', '\n', ')']).collect();
-        let after = |word: &str| {
-            let at = words.iter().position(|other| *other == word).unwrap();
-            words[at + 1]
-        };
-        let block: u64 = after("block").parse().unwrap();
-        let offset = after("offset").trim_start_matches("0x");
+        let place = imap.split("located at block ").nth(1).unwrap().trim();
+        let (block, offset) = place.split_once(", offset 0x").unwrap();
+        let block: u64 = block.parse().unwrap();
         let offset = usize::from_str_radix(offset, 16).unwrap();
         Inode::parse(&self.block(block)[offset..], number, &superblock).unwrap()
     }
 
     /// Everything that e2fsck says beside its passes and its summary is a complaint.
     pub(crate) fn assert_clean(&self) {
+        // time(2) may be a tick behind the clock that the superblock's times come from.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let output = Command::new("e2fsck")
             .args(["-f", "-n"])
             .arg(&self.path)
             .env("LC_ALL", "C")
+            .env("E2FSCK_TIME", (now.as_secs() + 2).to_string())
             .output()
             .unwrap();
         let text = [output.stdout, output.stderr].concat();
@@ -114,6 +123,22 @@ impl Image {
         });
         assert!(output.status.success() && complaint.is_none(), "{text}");
     }
+}
+
+/// The kernel's mount of an image; nothing if that is not to be had here.
+pub(crate) fn mount(image: &Image, options: &str) -> Option<KernelMount> {
+    let mounted = || KernelMount::new(&image.path, options);
+    if !Path::new("/dev/loop-control").exists() {
+        return mounted();
+    }
+    // Two that look for a free loop device at once may find the same.
+    (0..10).find_map(|_| {
+        let found = mounted();
+        if found.is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        found
+    })
 }
 
 /// What debugfs answers to a request.

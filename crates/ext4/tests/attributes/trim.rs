@@ -65,16 +65,18 @@ fn what_is_free_is_discarded_and_nothing_else() {
 
 #[test]
 fn only_the_range_and_only_runs_that_are_long_enough() {
-    let image = Image::new(&["-t", "ext4", "-b", "1024"]);
+    // Groups of 2 MiB, the first with less to spare.
+    let groups = ["-g", "2048", "-O", "^flex_bg,^resize_inode", "-J", "size=1"];
+    let image = Image::new(&[&["-t", "ext4", "-b", "1024"], &groups[..]].concat());
     let (_, fs) = open(&image);
     let told = fs.trim(4 * MIB, MIB, 0).unwrap();
     assert!(told <= MIB, "{told}");
     let all = fs.trim(0, u64::MAX, 0).unwrap();
     let parts = fs.trim(0, 4 * MIB, 0).unwrap() + fs.trim(4 * MIB, 4 * MIB, 0).unwrap();
     assert_eq!(all, parts);
-    let long = fs.trim(0, u64::MAX, 2 * MIB).unwrap();
+    let long = fs.trim(0, u64::MAX, MIB + MIB / 2).unwrap();
     assert!(long > 0 && long < all, "{long} of {all}");
-    for (offset, length, least) in [(8 * MIB, MIB, 0), (0, 1023, 0), (0, MIB, 9 * MIB)] {
+    for (offset, length, least) in [(8 * MIB, MIB, 0), (0, 1023, 0), (0, MIB, 3 * MIB)] {
         let refused = fs.trim(offset, length, least);
         assert!(matches!(refused, Err(Error::InvalidArgument)), "{offset}");
     }

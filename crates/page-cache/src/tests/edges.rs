@@ -6,7 +6,7 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 
 use super::device::{Device, Failed, Stop, TestMapping};
-use super::{SMALL, Task, config, read, stamped, sync, write};
+use super::{SMALL, Task, config, only, read, stamped, sync, write};
 use crate::backing::PAGE_SIZE;
 use crate::{Evict, PageCache};
 
@@ -167,7 +167,7 @@ fn writing_first_writes_all_that_is_touched_and_drops_it() {
     let mut entry = Held::at_entry();
     let (mut fence, mut held) = mapping.fence(&mut entry, 200..2 * PAGE + 10);
     let _evicted = fence.evict(&mut held, Evict::WriteFirst).expect("evicted");
-    assert_eq!(mapping.backing().take_writes(), [0..3 * PAGE]);
+    assert_eq!(only(mapping.backing().take_writes()), 0..3 * PAGE);
     assert!((0..3).all(|page| mapping.pages().get(page).is_none()));
     assert_eq!(
         mapping.dirty_pages(),

@@ -26,10 +26,13 @@ mod writes;
 #[cfg(not(shuttle))]
 use std::time::Duration;
 
+use pagefence_lock_order::Held;
+#[cfg(not(shuttle))]
+use pagefence_lock_order::OrderedRwLock;
+#[cfg(not(shuttle))]
 use pagefence_lock_order::levels::Inode;
 #[cfg(not(shuttle))]
 use pagefence_lock_order::primitives::thread;
-use pagefence_lock_order::{Held, OrderedRwLock};
 
 use crate::backing::PAGE_SIZE;
 use crate::{Config, Readahead};
@@ -69,7 +72,15 @@ fn read_with(
     }
 }
 
+/// The one range there is.
+#[cfg(not(shuttle))]
+fn only(mut ranges: Vec<std::ops::Range<u64>>) -> std::ops::Range<u64> {
+    assert_eq!(ranges.len(), 1, "{ranges:?}");
+    ranges.remove(0)
+}
+
 /// Writes `data` at `offset` as the only writer.
+#[cfg(not(shuttle))]
 fn write(mapping: &TestMapping, offset: u64, data: &[u8]) -> Result<usize, device::Failed> {
     let inode: OrderedRwLock<Inode, ()> = OrderedRwLock::new(mapping.number(), ());
     let mut entry = Held::at_entry();

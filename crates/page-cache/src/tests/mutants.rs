@@ -1,4 +1,4 @@
-//! Each protection of the reading half, left out: the oracles notice. With it: they don't.
+//! Each protection left out: the oracles notice. With it: they don't.
 //!
 //! A fill that a fence overtakes at K3 or K4 needs no mutant of its own here: its pages are in the
 //! index and locked, so the second pass of the eviction waits for them even without the lock.
@@ -7,9 +7,10 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 
 use super::device::{Device, Stop, TestMapping};
-use super::{NEVER, SHORTLY, SMALL, Task, config, read, stamped};
+use super::{NEVER, SHORTLY, SMALL, Task, config, read, stamped, sync, write};
 use crate::backing::PAGE_SIZE;
 use crate::mutants::Mutants;
+use crate::reclaim::Pressure;
 use crate::{Evict, PageCache};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -106,5 +107,98 @@ fn publishing_last() {
         filler.finish();
         let seen = second.finish().expect("read");
         assert_eq!(seen != stamped(0, 1), publish_first);
+    }
+}
+
+/// A file of holes, of which the first page is written, and being written back up to `stop`.
+fn being_written(
+    mutants: Mutants,
+    stop: Stop,
+) -> (
+    Arc<PageCache>,
+    Arc<TestMapping>,
+    Task<Result<(), super::device::Failed>>,
+) {
+    let cache = PageCache::with_mutants(config(SMALL), mutants).expect("a cache");
+    let mapping = Device::hole(8 * PAGE, PAGE_SIZE).mapped(&cache);
+    write(&mapping, 0, &stamped(0, 2)).expect("written");
+    mapping.backing().stop_at(stop);
+    let syncer = {
+        let mapping = Arc::clone(&mapping);
+        Task::start(move || sync(&mapping))
+    };
+    mapping.backing().wait_stopped(1);
+    (cache, mapping, syncer)
+}
+
+#[test]
+fn the_writeback_mark_until_blocks_are_mapped() {
+    for unmark_early in [false, true] {
+        let (cache, mapping, syncer) = being_written(
+            Mutants {
+                unmark_early,
+                ..Mutants::default()
+            },
+            Stop::BeforeMapping,
+        );
+        cache.shared().clock.sweep(100, 100, Pressure::Any);
+        let seen = read(&mapping, 0, PAGE_SIZE).expect("read");
+        assert_eq!(seen != stamped(0, 2), unmark_early);
+        mapping.backing().go_on();
+        syncer.finish().expect("synced");
+    }
+}
+
+#[test]
+fn waiting_for_writeback_before_blocks_are_taken_away() {
+    for evict_unwaited in [false, true] {
+        let (_cache, mapping, syncer) = being_written(
+            Mutants {
+                evict_unwaited,
+                ..Mutants::default()
+            },
+            Stop::BeforeWrite,
+        );
+        let puncher = {
+            let mapping = Arc::clone(&mapping);
+            Task::start(move || super::edges::punch(&mapping, 0..PAGE))
+        };
+        assert_eq!(over(&puncher, evict_unwaited), evict_unwaited);
+        mapping.backing().go_on();
+        syncer.finish().expect("synced");
+        puncher.finish();
+        assert_eq!(mapping.backing().violations() > 0, evict_unwaited);
+    }
+}
+
+#[test]
+fn dirty_pages_against_reclaim() {
+    for reclaim_takes_dirty in [false, true] {
+        let (cache, mapping) = setup(Mutants {
+            reclaim_takes_dirty,
+            ..Mutants::default()
+        });
+        write(&mapping, 0, &stamped(0, 2)).expect("written");
+        cache.shared().clock.sweep(100, 100, Pressure::Any);
+        let seen = read(&mapping, 0, PAGE_SIZE).expect("read");
+        assert_eq!(seen != stamped(0, 2), reclaim_takes_dirty);
+    }
+}
+
+#[test]
+fn dirty_before_unlocked() {
+    for dirty_unlocked in [false, true] {
+        let (cache, mapping) = setup(Mutants {
+            dirty_unlocked,
+            ..Mutants::default()
+        });
+        // K9: the bytes are copied; with the mutant, the page is unlocked and not dirty.
+        let reclaiming = Arc::clone(&cache);
+        mapping.backing().on_grow(move || {
+            reclaiming.shared().clock.sweep(100, 100, Pressure::Any);
+        });
+        write(&mapping, 0, &stamped(0, 2)).expect("written");
+        let seen = read(&mapping, 0, PAGE_SIZE).expect("read");
+        assert_eq!(seen != stamped(0, 2), dirty_unlocked);
     }
 }

@@ -6,7 +6,7 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 
 use super::device::{Device, Stop, TestMapping};
-use super::{SMALL, Task, config, read, read_with, stamped};
+use super::{SMALL, Task, config, only, read, read_with, stamped};
 use crate::backing::PAGE_SIZE;
 use crate::{Config, Evict, Hint, PageCache, Readahead};
 
@@ -27,11 +27,6 @@ fn request(mapping: &TestMapping, readahead: &Readahead, number: usize) {
     for (at, page) in bytes.chunks(PAGE_SIZE).enumerate() {
         assert_eq!(page, stamped(number * REQUEST / PAGE_SIZE + at, 1));
     }
-}
-
-fn only(mut reads: Vec<Range<u64>>) -> Range<u64> {
-    assert_eq!(reads.len(), 1, "{reads:?}");
-    reads.remove(0)
 }
 
 fn pages_of(reads: &[Range<u64>]) -> u64 {

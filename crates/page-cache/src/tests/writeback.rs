@@ -6,7 +6,7 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 
 use super::device::{Device, Failed, Stop, TestMapping};
-use super::{SMALL, Task, config, read, stamped, sync, write};
+use super::{SMALL, Task, config, only, read, stamped, sync, write};
 use crate::backing::PAGE_SIZE;
 use crate::reclaim::Pressure;
 use crate::{Config, PageCache, WaitFor};
@@ -53,7 +53,7 @@ fn only_the_range_asked_for_is_written() {
     mapping
         .write_back(held, 2 * PAGE + 1..4 * PAGE + 1, WaitFor::All)
         .expect("written");
-    assert_eq!(mapping.backing().take_writes(), [2 * PAGE..5 * PAGE]);
+    assert_eq!(only(mapping.backing().take_writes()), 2 * PAGE..5 * PAGE);
     mapping
         .write_back(held, 7..7, WaitFor::All)
         .expect("nothing");
@@ -123,10 +123,10 @@ fn writeback_waits_for_nothing_with_pages_gathered() {
     let guard = crate::folio::PageLockGuard::try_lock(&busy).expect("free");
     let syncer = start_sync(&mapping, WaitFor::All);
     assert!(!syncer.is_over_shortly(), "one page is held");
-    assert_eq!(mapping.backing().take_writes(), [0..2 * PAGE]);
+    assert_eq!(only(mapping.backing().take_writes()), 0..2 * PAGE);
     drop(guard);
     syncer.finish().expect("synced");
-    assert_eq!(mapping.backing().take_writes(), [2 * PAGE..4 * PAGE]);
+    assert_eq!(only(mapping.backing().take_writes()), 2 * PAGE..4 * PAGE);
 }
 
 #[test]
@@ -200,13 +200,12 @@ fn a_change_of_format_waits_for_writeback_and_keeps_it_out() {
     let (_cache, mapping) = setup(4 << 20);
     write(&mapping, 0, &[1; PAGE_SIZE]).expect("written");
     let mut entry = Held::at_entry();
-    let (lock, held) = mapping.writepages_lock().write(&mut entry);
+    let (lock, _held) = mapping.writepages_lock().write(&mut entry);
     let syncer = start_sync(&mapping, WaitFor::All);
     assert!(!syncer.is_over_shortly(), "the format changes");
     assert_eq!(mapping.backing().take_batches(), 0);
     assert_eq!(mapping.dirty_pages(), 1);
     drop(lock);
-    drop(held);
     syncer.finish().expect("synced");
     assert!(mapping.is_idle());
 }

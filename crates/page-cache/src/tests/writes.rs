@@ -1,10 +1,10 @@
 //! Writing into the cache: what is read, reserved, kept, and refused.
 
 use pagefence_lock_order::Held;
-use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::{Arc, Mutex};
 
 use super::device::{Device, Failed, TestMapping};
-use super::{SMALL, Task, config, read, stamped, sync, write};
+use super::{SMALL, Task, config, only, read, stamped, sync, write};
 use crate::backing::PAGE_SIZE;
 use crate::reclaim::Pressure;
 use crate::{Config, PageCache};
@@ -49,16 +49,16 @@ fn only_pages_that_keep_bytes_are_read() {
     let (_cache, mapping) = setup(Device::stamped(16, PAGE_SIZE));
     // Two whole pages, one of which half: the second keeps its tail.
     write(&mapping, 2 * PAGE, &[7; PAGE_SIZE + 100]).expect("written");
-    assert_eq!(mapping.backing().take_reads(), [3..4]);
+    assert_eq!(only(mapping.backing().take_reads()), 3..4);
     let mut expected = stamped(3, 1);
     expected[..100].fill(7);
     assert_eq!(read(&mapping, 3 * PAGE, PAGE_SIZE), Ok(expected));
     // The head is kept.
     write(&mapping, 9 * PAGE - 1, &[8; 1]).expect("written");
-    assert_eq!(mapping.backing().take_reads(), [8..9]);
+    assert_eq!(only(mapping.backing().take_reads()), 8..9);
     // Both are; one page, one read.
     write(&mapping, 12 * PAGE + 5, &[9; 10]).expect("written");
-    assert_eq!(mapping.backing().take_reads(), [12..13]);
+    assert_eq!(only(mapping.backing().take_reads()), 12..13);
     // Whole pages, the last one as far as the file goes.
     mapping.backing().set_size(15 * PAGE + 10);
     write(&mapping, 14 * PAGE, &[6; PAGE_SIZE + 10]).expect("written");
@@ -179,14 +179,16 @@ fn the_size_grows_before_the_pages_are_unlocked() {
     // Else writeback would take what was just written for bytes past the end, and zero them.
     let (_cache, mapping) = empty(PAGE_SIZE);
     let other = Arc::clone(&mapping);
-    let (sender, receiver) = std::sync::mpsc::channel();
+    let started = Arc::new(Mutex::new(None));
+    let starting = Arc::clone(&started);
     mapping.backing().on_grow(move || {
         let syncer = Task::start(move || sync(&other));
         assert!(!syncer.is_over_shortly(), "the page is locked and dirty");
-        sender.send(syncer).expect("the test waits");
+        *starting.lock() = Some(syncer);
     });
     write(&mapping, 0, &[3; 100]).expect("written");
-    receiver.recv().expect("sent").finish().expect("synced");
+    let syncer = started.lock().take().expect("the size grew");
+    syncer.finish().expect("synced");
     assert_eq!(mapping.backing().contents(), vec![3; 100]);
     assert_eq!(mapping.backing().disk_size(), 100);
 }

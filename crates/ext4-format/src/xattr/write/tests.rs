@@ -192,9 +192,11 @@ fn values_on_each_other_do_not_fit_apart() {
     block[60..64].copy_from_slice(size);
     let mut set = XattrSet::of_block(&block, &NO_INODES).unwrap();
     assert_eq!(set.free(), 0);
+    assert!(!set.is_sound());
     assert!(set.write_to(&mut block.clone()).is_err());
     assert_eq!(set.set(name::USER, b"c", bytes(b"")), Err(NoRoom));
     assert!(set.remove(name::USER, b"a"));
+    assert!(set.is_sound());
     set.write_to(&mut block).unwrap();
 }
 

@@ -1,0 +1,245 @@
+//! Files that become shorter or longer. Protocol: `docs/adr/0008`, RACES B20 to B22.
+//!
+//! Shorter: inside the fence the size falls, then pages go and what is left of the last block is
+//! zeroed on the device; then the blocks are taken away, in as many transactions as it takes. From
+//! the first one that does not finish on, the file is an orphan, so that recovery goes on with it.
+//!
+//! Longer: what lies behind the end in the last block is zeroed on the device before the size
+//! covers it. No block is taken.
+
+use pagefence_ext4_format::FileBlock;
+use pagefence_lock_order::Held;
+use pagefence_lock_order::levels::{self, Invalidate};
+use pagefence_lock_order::primitives::Arc;
+use pagefence_page_cache::{Evict, PAGE_SIZE};
+use pagefence_vfs::{Error, FileKind, Result};
+
+use crate::change::remove_blocks::{Progress, remove_blocks};
+use crate::delalloc::MapShapeNow;
+use crate::disk_inode::DiskInode;
+use crate::filesystem::FileSystem;
+use crate::inode::Inode;
+use crate::instance::Instance;
+use crate::live::Need;
+use crate::{inode_data, orphans};
+
+/// What one step of taking blocks away needs: a run of blocks changes bitmaps, descriptors and the
+/// map; the list of orphans and the inode come last.
+const STEP: Need = Need {
+    credits: 96 + orphans::CREDITS,
+    blocks: 0,
+    privileged: true,
+};
+
+/// What a change of the record alone takes.
+const RECORD: Need = Need {
+    credits: 2,
+    blocks: 0,
+    privileged: true,
+};
+
+impl Instance {
+    /// The largest size that a file of this kind of map can have, in bytes. Source: Linux's
+    /// `ext4_max_size` and `ext4_max_bitmap_size`.
+    pub(crate) fn max_file_size(&self, disk: &DiskInode) -> u64 {
+        use pagefence_ext4_format::features::RoCompat;
+        let bits = self.superblock.block_size_bits();
+        let has_huge_files = self.superblock.has_ro_compat(RoCompat::HUGE_FILE);
+        if disk.has_extents() || disk.has_inline_data() {
+            let blocks = u64::from(u32::MAX);
+            let counted = u64::from(u32::MAX) >> (bits - 9);
+            let most = if has_huge_files {
+                blocks
+            } else {
+                blocks.min(counted)
+            };
+            return most << bits;
+        }
+        let counted = if has_huge_files {
+            (1 << 48) - 1
+        } else {
+            u64::from(u32::MAX) >> (bits - 9)
+        };
+        max_mapped_blocks(self.map_shape.per_block().into(), counted) << bits
+    }
+}
+
+/// Blocks of data that a block map with `per_block` pointers a block reaches, if it may not have
+/// more than `counted` blocks, indirect ones among them.
+fn max_mapped_blocks(per_block: u64, counted: u64) -> u64 {
+    const DIRECT: u64 = 12;
+    let (single, double) = (per_block, per_block * per_block);
+    let reach = (DIRECT + single + double + double * per_block).min(u64::from(u32::MAX));
+    let of_map = 1 + (1 + single) + (1 + single + double);
+    if reach + of_map <= counted {
+        return reach;
+    }
+    let below = counted.saturating_sub(DIRECT + single);
+    let of_map = if below < double {
+        1 + 1 + below.div_ceil(per_block)
+    } else {
+        let triple = below - double;
+        1 + (1 + single) + 1 + triple.div_ceil(per_block) + triple.div_ceil(double)
+    };
+    counted.saturating_sub(of_map).min(reach)
+}
+
+impl FileSystem {
+    /// Gives a regular file another size; with its own size, what was allocated behind its end is
+    /// given up. Times and mode are the caller's, who holds the inode lock exclusively. Takes the
+    /// invalidate lock, page locks and transactions.
+    ///
+    /// # Errors
+    /// `FileTooLarge`; `InvalidArgument` for what is no regular file; `NoSpace` if data has to
+    /// leave the inode; `Io`, `ReadOnly`, and then the size is what it was, though an edge may
+    /// be zeroed.
+    pub(crate) fn set_size(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        size: u64,
+    ) -> Result<()> {
+        self.instance.live()?;
+        if inode.core.kind != FileKind::Regular {
+            return Err(Error::InvalidArgument);
+        }
+        let disk = inode.disk();
+        if size > self.instance.max_file_size(&disk) {
+            return Err(Error::FileTooLarge);
+        }
+        if disk.has_inline_data() {
+            if inode_data::fits(&self.instance, &disk.record, size)? {
+                return self.resize_inline(held, inode, size);
+            }
+            self.make_inline_fit(held, inode, size)?;
+        }
+        if size > inode.core.size() {
+            self.grow(held, inode, size)
+        } else {
+            self.shrink(held, inode, size)
+        }
+    }
+
+    fn grow(&self, held: &mut Held<'_, levels::Inode>, inode: &Inode, size: u64) -> Result<()> {
+        let mapping = inode.mapping(&self.instance, &self.cache);
+        let old = inode.core.size();
+        let end = old.next_multiple_of(PAGE_SIZE as u64);
+        let (mut fence, mut held) = mapping.fence(held, old..end);
+        let _evicted = fence.evict(&mut held, Evict::Discard)?;
+        let (mut transaction, mut held) = self.instance.begin(&mut held, RECORD)?;
+        let (_map, _held) = inode.core.block_map.write(&mut held);
+        inode.core.set_size(size);
+        inode.core.update(|record| record.set_size(size));
+        inode.core.write(&mut transaction, true)?;
+        transaction.end();
+        Ok(())
+    }
+
+    /// Zeroes on the device what lies behind the end of a file in its last block, before the file
+    /// is written past its end. The caller holds the inode lock exclusively.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn zero_tail(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Inode,
+    ) -> Result<()> {
+        let size = inode.core.size();
+        let block_size = u64::from(self.instance.superblock.block_size());
+        if size.is_multiple_of(block_size) || inode.disk().has_inline_data() {
+            return Ok(());
+        }
+        let mapping = inode.mapping(&self.instance, &self.cache);
+        let end = size.next_multiple_of(PAGE_SIZE as u64);
+        let (mut fence, mut held) = mapping.fence(held, size..end);
+        let _evicted = fence.evict(&mut held, Evict::Discard)?;
+        Ok(())
+    }
+
+    fn shrink(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        size: u64,
+    ) -> Result<()> {
+        let mapping = inode.mapping(&self.instance, &self.cache);
+        let old = inode.core.size();
+        let block_size = u64::from(self.instance.superblock.block_size());
+        let first = u32::try_from(size.div_ceil(block_size)).map_err(|_| Error::FileTooLarge)?;
+        let (mut fence, mut held) = mapping.fence(held, size..u64::MAX);
+        inode.core.set_size(size);
+        let evicted = match fence.evict(&mut held, Evict::Discard) {
+            Ok(evicted) => evicted,
+            Err(error) => {
+                inode.core.set_size(old);
+                return Err(error.into());
+            }
+        };
+        {
+            let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+            delayed.forget(first..u32::MAX);
+            if size == 0 && old > 0 {
+                delayed.set_flush_on_close();
+            }
+            evicted.mapping().backing().note_delayed(&delayed);
+        }
+        self.cut_blocks(&mut held, inode, size, FileBlock(first))
+    }
+
+    /// Takes away the blocks from `first` on, nobody having pages there.
+    fn cut_blocks(
+        &self,
+        held: &mut Held<'_, Invalidate>,
+        inode: &Arc<Inode>,
+        size: u64,
+        first: FileBlock,
+    ) -> Result<()> {
+        let live = self.instance.live()?;
+        let mut is_orphan = false;
+        loop {
+            let (mut transaction, mut held) = self.instance.begin(held, STEP)?;
+            let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+            let before = inode.disk();
+            let mut record = before.record.clone();
+            record.set_size(size);
+            let progress = remove_blocks(&mut transaction, &mut record, first)?;
+            inode.core.adopt(&before.record, &record);
+            match progress {
+                Progress::More => {
+                    live.orphans.add(&mut transaction, inode)?;
+                    is_orphan = true;
+                }
+                Progress::Done if is_orphan => live.orphans.remove(&mut transaction, inode)?,
+                Progress::Done => inode.core.write(&mut transaction, true)?,
+            }
+            let shape = MapShapeNow::of(&self.instance, &inode.disk())?;
+            delayed.settle(&shape, None);
+            transaction.end();
+            if progress == Progress::Done {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::max_mapped_blocks;
+
+    /// As Linux reckons: 4 TiB with blocks of 4 KiB, 16 GiB with 1 KiB; 2 TiB less the map where
+    /// sectors are counted in 32 bits.
+    #[test]
+    fn sizes_of_block_maps() {
+        let counted = |bits: u32| u64::from(u32::MAX) >> (bits - 9);
+        assert_eq!(max_mapped_blocks(256, counted(10)), 16_843_020);
+        assert_eq!(
+            max_mapped_blocks(1024, (1 << 48) - 1) << 12,
+            4_402_345_721_856
+        );
+        assert_eq!(
+            max_mapped_blocks(1024, counted(12)) << 12,
+            2_196_873_666_560
+        );
+    }
+}

@@ -1,0 +1,392 @@
+//! Writing a file's dirty blocks: first the data, then what maps it (docs/adr/0008).
+//!
+//! Blocks that are written already are written in place, unwritten ones where they are, and blocks
+//! without a place to blocks that are busy in memory only. When all of that is with the device, a
+//! handle makes it part of the file: the map, the bitmaps, the size on disk. A crash before that
+//! leaves free blocks, or unwritten ones.
+//!
+//! The caller has marked the pages as under writeback and keeps the mark until this returns, so
+//! nobody takes the blocks away. No page is waited for from here.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::ops::Range;
+
+use pagefence_ext4_format::{BlockNo, FileBlock};
+use pagefence_lock_order::levels::{BlockMap, Level, Writepages};
+use pagefence_lock_order::primitives::atomic::Ordering;
+use pagefence_lock_order::{After, Held};
+use pagefence_page_cache::WriteBatch;
+use pagefence_vfs::{Error, Result};
+
+use crate::alloc::{BusyRun, Reservation};
+use crate::backing::FileData;
+use crate::change::Transaction;
+use crate::change::insert_blocks::{NewRun, insert_blocks, mark};
+use crate::delalloc::{Delayed, MapShapeNow};
+use crate::error::device;
+use crate::inode_data;
+use crate::live::Need;
+use crate::map_blocks::Target;
+
+/// Pieces that one vectored write takes (Linux: `IOV_MAX`).
+const PIECES_MAX: usize = 1024;
+
+/// Credits for what maps one run at worst: two nodes on each level of the map, bitmap and
+/// descriptor of each block that the map takes, bitmap, descriptor and superblock of the run.
+const CREDITS_PER_RUN: u32 = 32;
+
+/// Runs that a transaction gets credits for from the start; it asks for more.
+const RUNS_AT_FIRST: u32 = 4;
+
+/// What has to be made part of the file when the data is with the device.
+#[derive(Debug)]
+enum Unmapped {
+    /// Blocks that had no place.
+    New { first: FileBlock, run: BusyRun },
+    /// Blocks of unwritten extents.
+    Unwritten(Range<u32>),
+}
+
+impl Unmapped {
+    /// One past the last file block.
+    fn end(&self) -> u64 {
+        match self {
+            Self::New { first, run } => u64::from(first.0) + u64::from(run.len()),
+            Self::Unwritten(blocks) => blocks.end.into(),
+        }
+    }
+}
+
+/// A run of a file that goes to a run of blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Io {
+    first: FileBlock,
+    start: BlockNo,
+    len: u32,
+}
+
+/// What a batch takes.
+#[derive(Debug, Default)]
+struct Plan {
+    io: Vec<Io>,
+    unmapped: VecDeque<Unmapped>,
+}
+
+/// A run of dirty blocks, by what is behind them.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    first: u32,
+    len: u32,
+    target: Target,
+}
+
+impl FileData {
+    /// See [`pagefence_page_cache::WriteBacking::write_pages`].
+    pub(crate) fn write_batch(
+        &self,
+        held: &mut Held<'_, Writepages>,
+        batch: &WriteBatch<'_>,
+    ) -> Result<()> {
+        self.instance.live()?;
+        if self.inode.disk().has_inline_data() {
+            return inode_data::write_inline(&self.instance, &self.inode, held, batch);
+        }
+        let mut plan = Plan::default();
+        let outcome = self
+            .plan(held, batch, &mut plan)
+            .and_then(|()| self.submit(batch, &plan.io))
+            .and_then(|()| self.map(held, batch, &mut plan.unmapped));
+        if outcome.is_err() {
+            self.give_back(held, plan.unmapped);
+        }
+        outcome
+    }
+
+    /// The dirty blocks of a batch that lie inside the file, by what is behind them.
+    fn pieces(
+        &self,
+        held: &mut Held<'_, Writepages>,
+        batch: &WriteBatch<'_>,
+    ) -> Result<Vec<Piece>> {
+        let bits = self.instance.superblock.block_size_bits();
+        let end_of_file = batch.size().div_ceil(1 << bits);
+        let (_map, _held) = self.inode.block_map.read(held);
+        let disk = self.inode.disk();
+        let mut pieces = Vec::new();
+        for run in batch.runs() {
+            let mut at = run.start >> bits;
+            let end = (run.end >> bits).min(end_of_file);
+            while at < end {
+                let first = file_block(at)?;
+                let found = self.instance.map_blocks(&disk, first)?;
+                let len = u64::from(found.len).min(end - at) as u32;
+                pieces.push(Piece {
+                    first: first.0,
+                    len,
+                    target: found.target,
+                });
+                at += u64::from(len);
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// Finds out where everything goes, choosing places for what has none.
+    fn plan(
+        &self,
+        held: &mut Held<'_, Writepages>,
+        batch: &WriteBatch<'_>,
+        plan: &mut Plan,
+    ) -> Result<()> {
+        for piece in self.pieces(held, batch)? {
+            let first = FileBlock(piece.first);
+            let len = piece.len;
+            match piece.target {
+                Target::Written(start) => plan.io.push(Io { first, start, len }),
+                Target::Unwritten(start) => {
+                    plan.io.push(Io { first, start, len });
+                    let blocks = piece.first..piece.first + len;
+                    plan.unmapped.push_back(Unmapped::Unwritten(blocks));
+                }
+                Target::Hole => self.choose(held, &piece, plan)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses blocks for a hole, as few runs of them as there can be.
+    fn choose(
+        &self,
+        held: &mut Held<'_, Writepages>,
+        piece: &Piece,
+        plan: &mut Plan,
+    ) -> Result<()> {
+        let live = self.instance.live()?;
+        let mut goal = self.goal(held, piece.first, plan)?;
+        let mut space = {
+            let (mut delayed, _held) = self.inode.block_map.write(held);
+            let (is_delayed, run) = delayed.hole_at(FileBlock(piece.first));
+            let space = (is_delayed && run >= piece.len)
+                .then(|| delayed.choose(piece.len.into()))
+                .flatten();
+            debug_assert!(space.is_some(), "a dirty page without space");
+            space.ok_or_else(|| Error::Io(std::io::Error::other("a dirty page without space")))?
+        };
+        let mut done = 0;
+        while done < piece.len {
+            let want = piece.len - done;
+            let run = match live
+                .allocator
+                .allocate(&self.instance, goal, want, &mut space)
+            {
+                Ok(run) => run,
+                Err(error) => {
+                    let (mut delayed, _held) = self.inode.block_map.write(held);
+                    delayed.put_back(want.into(), space);
+                    return Err(error);
+                }
+            };
+            let first = FileBlock(piece.first + done);
+            let (start, len) = (run.start(), run.len());
+            goal = BlockNo(start.0 + u64::from(len));
+            done += len;
+            plan.io.push(Io { first, start, len });
+            self.push_new(plan, first, run);
+        }
+        let (mut delayed, _held) = self.inode.block_map.write(held);
+        delayed.set_goal(piece.first + piece.len, goal);
+        Ok(())
+    }
+
+    /// Adds a run to what is to be mapped; cut so that each piece of a block map lies below two of
+    /// the lowest indirect blocks at most, which bounds what mapping it changes.
+    fn push_new(&self, plan: &mut Plan, mut first: FileBlock, mut run: BusyRun) {
+        let most = if self.inode.disk().has_extents() {
+            u32::MAX
+        } else {
+            self.instance.map_shape.per_block()
+        };
+        loop {
+            let rest = run.split_off(most);
+            let len = run.len();
+            plan.unmapped.push_back(Unmapped::New { first, run });
+            let Some(rest) = rest else { return };
+            first = FileBlock(first.0.saturating_add(len));
+            run = rest;
+        }
+    }
+
+    /// Where the block of a file would best lie: behind the one before it.
+    fn goal<P: Level>(&self, held: &mut Held<'_, P>, first: u32, plan: &Plan) -> Result<BlockNo>
+    where
+        BlockMap: After<P>,
+    {
+        let live = self.instance.live()?;
+        if let Some(before) = plan.io.last() {
+            let gap = first.saturating_sub(before.first.0);
+            return Ok(BlockNo(before.start.0 + u64::from(gap)));
+        }
+        let (delayed, _held) = self.inode.block_map.read(held);
+        if let Some(before) = first.checked_sub(1) {
+            let found = self
+                .instance
+                .map_blocks(&self.inode.disk(), FileBlock(before))?;
+            if let Target::Written(block) | Target::Unwritten(block) = found.target {
+                return Ok(BlockNo(block.0 + 1));
+            }
+        }
+        if let Some(goal) = delayed.goal(first) {
+            return Ok(goal);
+        }
+        Ok(live.allocator.data_goal(self.inode.number, false))
+    }
+
+    /// Writes the data, what follows each other on the device in one piece.
+    fn submit(&self, batch: &WriteBatch<'_>, io: &[Io]) -> Result<()> {
+        let bits = self.instance.superblock.block_size_bits();
+        let follows = |a: &Io, b: &Io| a.start.0 + u64::from(a.len) == b.start.0;
+        for run in io.chunk_by(follows) {
+            for part in run.chunks(PIECES_MAX) {
+                let Some(first) = part.first() else { continue };
+                let slices: Vec<_> = part
+                    .iter()
+                    .map(|io| {
+                        let from = u64::from(io.first.0) << bits;
+                        let to = from + (u64::from(io.len) << bits);
+                        IoSlice::new(batch.bytes(from..to))
+                    })
+                    .collect();
+                self.instance
+                    .device()
+                    .write_vectored(first.start.0 << bits, &slices)
+                    .map_err(device)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what was written part of the file, in one transaction or several: each leaves a file
+    /// whose size on disk covers nothing that is yet to be mapped behind what is.
+    fn map(
+        &self,
+        held: &mut Held<'_, Writepages>,
+        batch: &WriteBatch<'_>,
+        unmapped: &mut VecDeque<Unmapped>,
+    ) -> Result<()> {
+        let bits = self.instance.superblock.block_size_bits();
+        let end = batch.runs().last().map_or(0, |run| run.end);
+        let size = batch.size().min(end);
+        let mut is_written = false;
+        loop {
+            let needed = !unmapped.is_empty() || self.inode.disk().size() < size;
+            // Times, which wait for whoever writes the inode next.
+            if !needed && (is_written || !self.inode.is_dirty()) {
+                return Ok(());
+            }
+            let runs = u32::try_from(unmapped.len()).unwrap_or(u32::MAX);
+            let need = Need {
+                credits: 8 + CREDITS_PER_RUN * runs.min(RUNS_AT_FIRST),
+                blocks: 0,
+                privileged: true,
+            };
+            let (mut transaction, mut held) = self.instance.begin(held, need)?;
+            let (mut delayed, _held) = self.inode.block_map.write(&mut held);
+            let before = self.inode.disk();
+            let mut record = before.record.clone();
+            if let Some(space) = delayed.lend_map_space() {
+                transaction.lend(space);
+            }
+            let mut mapped_to = size;
+            while let Some(next) = unmapped.pop_front() {
+                mapped_to = next.end() << bits;
+                self.map_one(&mut transaction, &mut delayed, &mut record, next)?;
+                if transaction.is_large() {
+                    break;
+                }
+            }
+            if unmapped.is_empty() {
+                mapped_to = size;
+            }
+            record.set_size(record.size().max(mapped_to.min(size)));
+            self.inode.adopt(&before.record, &record);
+            self.inode.write(&mut transaction, needed)?;
+            let rest = transaction.take_rest();
+            self.settle(&mut delayed, rest)?;
+            transaction.end();
+            is_written = true;
+        }
+    }
+
+    fn map_one(
+        &self,
+        transaction: &mut Transaction<'_>,
+        delayed: &mut Delayed,
+        record: &mut pagefence_ext4_format::inode::Inode,
+        next: Unmapped,
+    ) -> Result<()> {
+        match next {
+            Unmapped::New { first, run } => {
+                let (start, len) = (run.start(), run.len());
+                let new = NewRun {
+                    first,
+                    start,
+                    len,
+                    unwritten: false,
+                };
+                insert_blocks(transaction, record, &new)?;
+                if let Some((allocator, handle)) = transaction.allocation() {
+                    allocator.use_run(handle, run);
+                }
+                delayed.mapped(first.0..first.0 + len);
+            }
+            Unmapped::Unwritten(blocks) => {
+                let len = blocks.end - blocks.start;
+                mark(transaction, record, FileBlock(blocks.start), len, false)?;
+                delayed.written(blocks);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what space for the map is left, and tells others how much is delayed.
+    pub(crate) fn settle(&self, delayed: &mut Delayed, rest: Option<Reservation>) -> Result<()> {
+        let shape = MapShapeNow::of(&self.instance, &self.inode.disk())?;
+        delayed.settle(&shape, rest);
+        self.note_delayed(delayed);
+        Ok(())
+    }
+
+    /// Tells those who hold no lock how much is delayed.
+    pub(crate) fn note_delayed(&self, delayed: &Delayed) {
+        self.inode
+            .delayed_blocks
+            .store(delayed.blocks(), Ordering::Relaxed);
+    }
+
+    /// Gives chosen blocks back, which keep their space: their pages may be dirty anew.
+    fn give_back(&self, held: &mut Held<'_, Writepages>, unmapped: VecDeque<Unmapped>) {
+        {
+            let (mut delayed, _held) = self.inode.block_map.write(held);
+            delayed.note_failure();
+        }
+        let Some(live) = &self.instance.live else {
+            return;
+        };
+        for left in unmapped {
+            if let Unmapped::New { run, .. } = left {
+                let len = u64::from(run.len());
+                let mut space = live.allocator.empty_reservation();
+                run.give_back(&mut space);
+                let (mut delayed, _held) = self.inode.block_map.write(held);
+                delayed.put_back(len, space);
+            }
+        }
+    }
+}
+
+fn file_block(block: u64) -> Result<FileBlock> {
+    u32::try_from(block)
+        .map(FileBlock)
+        .map_err(|_| Error::FileTooLarge)
+}

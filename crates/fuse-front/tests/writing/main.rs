@@ -1,0 +1,12 @@
+//! What programs can change through a mount: a file system in memory is mounted, with and without
+//! the kernel's writeback cache. Needs root and /dev/fuse, and says so where they are missing.
+
+mod attributes;
+#[path = "../mounted/common.rs"]
+mod common;
+mod contents;
+mod counts;
+mod memory_fs;
+mod names;
+mod support;
+mod tree;
