@@ -21,16 +21,18 @@
 //!   bytes yet: its caller bounds how many of them it pins.
 
 use std::io::IoSliceMut;
-use std::ops::Deref;
 
 use hashbrown::{HashMap, HashTable};
 use pagefence_lock_order::levels::Counters;
-use pagefence_lock_order::primitives::atomic::{AtomicU32, Ordering};
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, MutexGuard};
 use pagefence_lock_order::rank::{self, RankGuard};
 
 use crate::aligned::AlignedBytes;
 use crate::device::{Device, DeviceError, Operation, Result};
+
+mod buffer;
+
+pub use buffer::Buffer;
 
 /// Shards, at most (a power of two).
 const SHARDS_MAX: usize = 64;
@@ -42,59 +44,6 @@ const RUN_BYTES_MAX: usize = 1 << 20;
 const GROUP_SHIFT: u32 = 2;
 /// Bytes that a buffer costs beyond its contents: its own fields, allocation and index.
 const BUFFER_OVERHEAD_BYTES: usize = 160;
-
-/// One block in memory. Its contents never change; a changed block is another buffer.
-pub struct Buffer {
-    block: u64,
-    /// Bit per kind of check that the contents have passed.
-    verified: AtomicU32,
-    bytes: AlignedBytes,
-}
-
-impl Buffer {
-    /// Number of the block, in blocks of the cache's block size.
-    #[must_use]
-    pub fn block(&self) -> u64 {
-        self.block
-    }
-
-    /// Whether every check in the bit mask `kinds` has been passed before
-    /// ([`Buffer::set_verified`]). The meaning of each bit is the caller's.
-    #[must_use]
-    pub fn verified(&self, kinds: u32) -> bool {
-        self.verified.load(Ordering::Acquire) & kinds == kinds
-    }
-
-    /// Records that the contents pass the checks in the bit mask `kinds`. Sound because the
-    /// contents never change.
-    pub fn set_verified(&self, kinds: u32) {
-        self.verified.fetch_or(kinds, Ordering::AcqRel);
-    }
-
-    /// Every kind of check that has been passed, as a bit mask.
-    #[must_use]
-    pub fn verified_kinds(&self) -> u32 {
-        self.verified.load(Ordering::Acquire)
-    }
-}
-
-impl Deref for Buffer {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl std::fmt::Debug for Buffer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Buffer")
-            .field("block", &self.block)
-            .field("length", &self.bytes.len())
-            .field("verified", &self.verified)
-            .finish_non_exhaustive()
-    }
-}
 
 /// A place of the CLOCK.
 #[derive(Debug)]
@@ -460,7 +409,7 @@ impl BufferCache {
         let mut bytes = AlignedBytes::zeroed(self.block_size, self.alignment);
         self.device
             .read(block * self.block_size as u64, &mut bytes)?;
-        Ok(claim.publish(self.buffer(block, bytes)))
+        Ok(claim.publish(Arc::new(Buffer::new(block, bytes, 0))))
     }
 
     /// `count` blocks from `first` on; those not in memory are read, neighbours in one request
@@ -525,17 +474,10 @@ impl BufferCache {
             .read_vectored(start * self.block_size as u64, &mut slices)?;
         for (claim, bytes) in run.drain(..).zip(contents) {
             let block = claim.block;
-            found[(block - first) as usize] = Some(claim.publish(self.buffer(block, bytes)));
+            found[(block - first) as usize] =
+                Some(claim.publish(Arc::new(Buffer::new(block, bytes, 0))));
         }
         Ok(())
-    }
-
-    fn buffer(&self, block: u64, bytes: AlignedBytes) -> Arc<Buffer> {
-        Arc::new(Buffer {
-            block,
-            verified: AtomicU32::new(0),
-            bytes,
-        })
     }
 
     /// Forgets the block: the next read asks the device, also while a read is in flight. Who
@@ -588,8 +530,7 @@ impl BufferCache {
     /// If `bytes` is not one block long.
     pub fn replace_with(&self, block: u64, bytes: AlignedBytes, verified: u32) -> Arc<Buffer> {
         assert_eq!(bytes.len(), self.block_size, "a whole block");
-        let buffer = self.buffer(block, bytes);
-        buffer.set_verified(verified);
+        let buffer = Arc::new(Buffer::new(block, bytes, verified));
         let shard = self.shard(block);
         let mut guard = shard.lock();
         guard.state.outdate(block);
