@@ -88,6 +88,15 @@ impl Inode {
         }
     }
 
+    /// As [`Self::new`], for what was read from the inode table while transaction `running` ran:
+    /// that, or one before it, may have what changed it last and is not durable yet.
+    pub(crate) fn loaded(disk: DiskInode, running: u64) -> Self {
+        let inode = Self::new(disk);
+        inode.core.sync_tid.store(running, Ordering::Release);
+        inode.core.data_sync_tid.store(running, Ordering::Release);
+        inode
+    }
+
     /// What is on record of it now.
     pub(crate) fn disk(&self) -> Arc<DiskInode> {
         self.core.disk()

@@ -202,7 +202,10 @@ impl Live {
         superblock.set_free_inodes_count(u32::try_from(counts.inodes).unwrap_or(u32::MAX));
         let mut features = superblock.features();
         features.incompat.remove(Incompat::RECOVER);
-        features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
+        // What could not be deleted is left to the next mount, which looks only if it is told.
+        if !self.orphans.is_file_in_use() {
+            features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
+        }
         superblock.set_features(features);
         if keeper.was_valid && !superblock.state().contains(State::ERROR) {
             let state = superblock.state() | State::VALID;
