@@ -25,6 +25,8 @@ mod handles;
 mod recovery;
 mod running;
 mod running_crash;
+#[cfg(shuttle)]
+mod shuttle;
 
 pub(super) const BLOCK: usize = 1024;
 /// Blocks of the device. The journal lies in two runs, out of order.

@@ -359,9 +359,12 @@ fn closing_waits_for_handles_and_turns_away_others() {
             std::thread::sleep(Duration::from_millis(20));
             assert!(!closer.is_finished());
             let other = scope.spawn(|| {
-                let mut entry = Held::at_entry();
-                let outcome = ground.journal.start(&mut entry, 1).map(|_| ());
-                assert!(matches!(outcome, Err(JournalError::Closed)));
+                // Until the closer got so far.
+                wait_until("closed", || {
+                    let mut entry = Held::at_entry();
+                    let outcome = ground.journal.start(&mut entry, 1).map(|_| ());
+                    matches!(outcome, Err(JournalError::Closed))
+                });
             });
             fill(handle, 10, 1);
             other.join().unwrap();

@@ -6,6 +6,8 @@
 
 use pagefence_block_io::fault_device::random::Random;
 
+use pagefence_lock_order::primitives::thread;
+
 use super::running::*;
 use super::*;
 use crate::mutant::Mutant;
@@ -103,7 +105,7 @@ impl Model {
         if self.random.one_in(3) {
             // A commit that is asked for now waits for what follows.
             ground.journal.request_commit(tid);
-            pagefence_lock_order::primitives::thread::yield_now();
+            thread::yield_now();
         }
         for _ in 0..1 + self.random.below(6) {
             if let Some(block) = self.pick(metadata) {
