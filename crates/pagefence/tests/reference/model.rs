@@ -22,7 +22,7 @@ pub(crate) const STEPS: usize = 60;
 /// The whole tree is compared after so many operations.
 const WALK_EVERY: usize = 16;
 /// How long each type of image is tried; two run at a time.
-const NORMAL: Duration = Duration::from_secs(4);
+const NORMAL: Duration = Duration::from_millis(3500);
 
 /// A model that is wrong on purpose, to see that it is noticed: the operations that it forgets,
 /// though it says that they are done.
