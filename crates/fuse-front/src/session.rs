@@ -111,7 +111,13 @@ impl<F: FileSystem> Server<F> {
     /// # Errors
     /// The connection breaks, or the file system can't be shut down.
     pub fn run(self) -> Result<(), ServeError> {
-        self.session.run()?;
+        match self.session.run() {
+            // What a thread gets that was being handed a request (a RELEASE, say) when the last
+            // mount went; the others get ENODEV. All have ended by now.
+            Err(error)
+                if error.raw_os_error() == Some(rustix::io::Errno::CONNABORTED.raw_os_error()) => {}
+            ended => ended?,
+        }
         match self.outcome.lock().take() {
             Some(result) => Ok(result?),
             None => Err(io::Error::other("the session ended without shutting down").into()),

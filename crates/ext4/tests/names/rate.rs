@@ -5,7 +5,7 @@ use std::time::Instant;
 use pagefence_ext4::mkfs::{Contents, Kind, Parameters};
 use pagefence_vfs::{FileSystem as _, NewKind};
 
-use crate::kit::{self, Paths, new, open, root};
+use crate::kit::{self, Paths, new, root};
 
 fn run(kind: Kind, features: &str, count: u32, window: u32) -> f64 {
     let mut parameters = Parameters::new(kind);
@@ -16,7 +16,7 @@ fn run(kind: Kind, features: &str, count: u32, window: u32) -> f64 {
         parameters.features.edit(features).unwrap();
     }
     let device = kit::format(&parameters, 6 << 30);
-    let fs = open(&device);
+    let fs = kit::open_with(&device, true, 2 << 30);
     let dir = fs.mkdir("d").unwrap().id;
     let regular = new(NewKind::Regular, 0o644);
     let mut rates = Vec::new();
