@@ -45,7 +45,7 @@ pub(crate) fn brief(text: &str) -> String {
         let run = rest.len() - rest.trim_start_matches(first).len();
         let letters = run / first.len_utf8();
         if letters > RUN {
-            brief += &format!("{first}*{letters}");
+            brief += &format!("{first}{{{letters}}}");
         } else {
             brief += &rest[..run];
         }
@@ -57,6 +57,6 @@ pub(crate) fn brief(text: &str) -> String {
 #[test]
 fn long_runs_are_counted() {
     let long = "é".repeat(30);
-    assert_eq!(brief(&format!("aab{long}c")), "aabé*30c");
+    assert_eq!(brief(&format!("aab{long}c")), "aabé{30}c");
     assert_eq!(brief(""), "");
 }
