@@ -498,14 +498,14 @@ pub(crate) fn uncount_subdirectory(record: &mut InodeRecord) {
 /// Whether an inode may get a name in a directory whose contents share a project.
 ///
 /// # Errors
-/// `NotPermitted`.
+/// `CrossesDevices`: whoever moves files copies then.
 pub(crate) fn check_project(directory: &InodeRecord, inode: &InodeRecord) -> Result<()> {
     let projects = (
         directory.project().unwrap_or(0),
         inode.project().unwrap_or(0),
     );
     if directory.flags().contains(InodeFlags::PROJINHERIT) && projects.0 != projects.1 {
-        return Err(Error::NotPermitted);
+        return Err(Error::CrossesDevices);
     }
     Ok(())
 }

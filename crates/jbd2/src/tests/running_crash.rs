@@ -103,7 +103,7 @@ impl Model {
         if self.random.one_in(3) {
             // A commit that is asked for now waits for what follows.
             ground.journal.request_commit(tid);
-            std::thread::yield_now();
+            pagefence_lock_order::primitives::thread::yield_now();
         }
         for _ in 0..1 + self.random.below(6) {
             if let Some(block) = self.pick(metadata) {
