@@ -88,6 +88,10 @@ impl FileSystem {
             if progress == Progress::Done && !transaction.is_large() {
                 live.orphans.take_off(&mut transaction, inode)?;
                 free_inode(&mut transaction, &mut record, deleted_at)?;
+                // Its neighbour in the list may have changed whom it points to just before, and
+                // writes it after this: that must be the deleted inode then.
+                inode.core.update(|known| *known = record);
+                inode.core.write(&mut transaction, true)?;
                 transaction.end();
                 return Ok(());
             }
@@ -97,13 +101,20 @@ impl FileSystem {
         }
     }
 
-    /// Drops the pages of a file that is deleted, dirty or not, and waits for those being written.
+    /// Drops the pages of a file that is deleted, dirty or not, waits for those being written, and
+    /// gives up the space of those that had no place yet.
     fn drop_pages(&self, inode: &Inode, held: &mut Held<'_, levels::Inode>) -> Result<()> {
         inode.core.set_size(0);
         if let Some(mapping) = inode.existing_mapping() {
             let (mut fence, mut held) = mapping.fence(held, 0..u64::MAX);
-            let _ = fence.evict(&mut held, Evict::Discard)?;
+            let evicted = fence.evict(&mut held, Evict::Discard)?;
+            let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+            delayed.forget(0..u32::MAX);
+            evicted.mapping().backing().note_delayed(&delayed);
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

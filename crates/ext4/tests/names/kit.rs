@@ -72,9 +72,13 @@ pub(crate) fn open(device: &Arc<MemoryDevice>) -> FileSystem {
 }
 
 pub(crate) fn open_as(device: &Arc<MemoryDevice>, write: bool) -> FileSystem {
+    open_with(device, write, 32 << 20)
+}
+
+pub(crate) fn open_with(device: &Arc<MemoryDevice>, write: bool, cache: u64) -> FileSystem {
     let options = MountOptions {
         write,
-        cache: Some(32 << 20),
+        cache: Some(cache),
         ..MountOptions::default()
     };
     let fs = FileSystem::open(Arc::clone(device) as Arc<_>, &options).unwrap();

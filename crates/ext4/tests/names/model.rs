@@ -209,7 +209,7 @@ fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
 
-fn pick<'a>(paths: &'a [String], at: usize) -> Option<&'a String> {
+fn pick(paths: &[String], at: usize) -> Option<&String> {
     paths.get(at.checked_rem(paths.len())?)
 }
 
