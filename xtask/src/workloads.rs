@@ -161,7 +161,7 @@ fn on_a_mount(
     name: &str,
     workload: impl FnOnce(&Path) -> Result<Outcome>,
 ) -> Result<Outcome> {
-    let mount = ServedMount::new(server, image, mount_point, "rw")?;
+    let mount = ServedMount::new(server, image, mount_point, "rw,allow_other")?;
     let directory = mount_point.join(name);
     let outcome = std::fs::create_dir(&directory)
         .context("mkdir")

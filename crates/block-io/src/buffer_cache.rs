@@ -20,19 +20,20 @@
 //!   but not kept. Only [`BufferCache::replace`] always keeps, for the device does not have those
 //!   bytes yet: its caller bounds how many of them it pins.
 
+mod buffer;
+
 use std::io::IoSliceMut;
 
 use hashbrown::{HashMap, HashTable};
 use pagefence_lock_order::levels::Counters;
+use pagefence_lock_order::primitives::atomic::AtomicU32;
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, MutexGuard};
 use pagefence_lock_order::rank::{self, RankGuard};
 
+pub use buffer::Buffer;
+
 use crate::aligned::AlignedBytes;
 use crate::device::{Device, DeviceError, Operation, Result};
-
-mod buffer;
-
-pub use buffer::Buffer;
 
 /// Shards, at most (a power of two).
 const SHARDS_MAX: usize = 64;
@@ -409,7 +410,7 @@ impl BufferCache {
         let mut bytes = AlignedBytes::zeroed(self.block_size, self.alignment);
         self.device
             .read(block * self.block_size as u64, &mut bytes)?;
-        Ok(claim.publish(Arc::new(Buffer::new(block, bytes, 0))))
+        Ok(claim.publish(self.buffer(block, bytes)))
     }
 
     /// `count` blocks from `first` on; those not in memory are read, neighbours in one request
@@ -474,10 +475,17 @@ impl BufferCache {
             .read_vectored(start * self.block_size as u64, &mut slices)?;
         for (claim, bytes) in run.drain(..).zip(contents) {
             let block = claim.block;
-            found[(block - first) as usize] =
-                Some(claim.publish(Arc::new(Buffer::new(block, bytes, 0))));
+            found[(block - first) as usize] = Some(claim.publish(self.buffer(block, bytes)));
         }
         Ok(())
+    }
+
+    fn buffer(&self, block: u64, bytes: AlignedBytes) -> Arc<Buffer> {
+        Arc::new(Buffer {
+            block,
+            verified: AtomicU32::new(0),
+            bytes,
+        })
     }
 
     /// Forgets the block: the next read asks the device, also while a read is in flight. Who
@@ -530,7 +538,8 @@ impl BufferCache {
     /// If `bytes` is not one block long.
     pub fn replace_with(&self, block: u64, bytes: AlignedBytes, verified: u32) -> Arc<Buffer> {
         assert_eq!(bytes.len(), self.block_size, "a whole block");
-        let buffer = Arc::new(Buffer::new(block, bytes, verified));
+        let buffer = self.buffer(block, bytes);
+        buffer.set_verified(verified);
         let shard = self.shard(block);
         let mut guard = shard.lock();
         guard.state.outdate(block);

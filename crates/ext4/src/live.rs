@@ -123,7 +123,6 @@ impl Live {
         let options = Options {
             commit_interval: commit_interval.unwrap_or(COMMIT_INTERVAL),
             pinned_bytes_max: instance.metadata_bytes.clamp(PINNED_MIN, PINNED_MAX),
-            ..Options::default()
         };
         let keeping: Weak<Keeper> = Arc::downgrade(&keeper);
         let client: Weak<dyn Client> = keeping;
@@ -178,11 +177,6 @@ impl Live {
         let mut superblock = self.keeper.superblock.lock();
         superblock.set_last_orphan(head);
         transaction.defer(superblock.superblock_block());
-    }
-
-    /// The head of the list of orphans.
-    pub(crate) fn last_orphan(&self) -> Option<InodeNo> {
-        self.keeper.superblock.lock().last_orphan()
     }
 
     /// Makes all that was committed durable in its place and marks the file system as closed. The

@@ -10,20 +10,11 @@ use crate::aligned::AlignedBytes;
 pub struct Buffer {
     pub(super) block: u64,
     /// Bit per kind of check that the contents have passed.
-    verified: AtomicU32,
-    bytes: AlignedBytes,
+    pub(super) verified: AtomicU32,
+    pub(super) bytes: AlignedBytes,
 }
 
 impl Buffer {
-    /// A buffer that has passed the checks in the bit mask `verified`.
-    pub(super) fn new(block: u64, bytes: AlignedBytes, verified: u32) -> Self {
-        Self {
-            block,
-            verified: AtomicU32::new(verified),
-            bytes,
-        }
-    }
-
     /// Number of the block, in blocks of the cache's block size.
     #[must_use]
     pub fn block(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! Disks that are full, or about to be.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
 
 use pagefence_vfs::{Error, FallocateMode, FileSystem as _};
 
@@ -26,7 +26,7 @@ fn parallel_writers_fill_the_disk() {
             .map(|number| create(&fs, &format!("file{number}")))
             .collect();
         let accepted: Vec<_> = (0..8).map(|_| AtomicU64::new(0)).collect();
-        std::thread::scope(|scope| {
+        pagefence_lock_order::primitives::thread::scope(|scope| {
             for (number, id) in ids.iter().enumerate() {
                 let (fs, accepted) = (&fs, &accepted[number]);
                 scope.spawn(move || {

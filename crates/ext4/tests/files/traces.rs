@@ -83,7 +83,7 @@ impl Trace<'_> {
             }
             62..70 => {
                 self.log.push("fsync".to_owned());
-                if let Err(error) = self.fs().sync_file(file, what % 2 == 0) {
+                if let Err(error) = self.fs().sync_file(file, what.is_multiple_of(2)) {
                     self.fail(&format!("{error:?}"));
                 }
             }

@@ -13,6 +13,5 @@ mod links;
 mod model;
 mod operations;
 mod orphans;
-mod rate;
 mod renames;
 mod threads;

@@ -35,3 +35,28 @@ fn from_environment(name: &str) -> Option<u64> {
     let number = text.parse();
     Some(number.unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
 }
+
+/// A text whose long runs of one letter (of names as long as they may be) are counted instead.
+pub(crate) fn brief(text: &str) -> String {
+    const RUN: usize = 12;
+    let mut brief = String::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let run = rest.len() - rest.trim_start_matches(first).len();
+        let letters = run / first.len_utf8();
+        if letters > RUN {
+            brief += &format!("{first}{{{letters}}}");
+        } else {
+            brief += &rest[..run];
+        }
+        rest = &rest[run..];
+    }
+    brief
+}
+
+#[test]
+fn long_runs_are_counted() {
+    let long = "é".repeat(30);
+    assert_eq!(brief(&format!("aab{long}c")), "aabé{30}c");
+    assert_eq!(brief(""), "");
+}

@@ -9,6 +9,7 @@ use pagefence::device::Device;
 use pagefence_block_io::fault_device::{FaultDevice, Trace};
 use pagefence_fs_model::files::{Bytes, Kind, NodeNo, Operation, RenameHow, Tree};
 
+use crate::common::brief;
 use crate::common::image::Setup;
 use crate::common::library::Library;
 use crate::names::{self, Names};
@@ -202,7 +203,7 @@ impl History {
         let begun = self.steps.iter().enumerate();
         let begun = begun.filter(|(_, step)| step.begun <= position);
         let lines = begun.map(|(number, step)| {
-            let operation = format!("{:?}", step.operation);
+            let operation = brief(&format!("{:?}", step.operation));
             let start: String = operation.chars().take(SHOWN).collect();
             format!("{number} ({}..{}): {start}", step.begun, step.done)
         });

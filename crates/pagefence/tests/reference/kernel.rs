@@ -22,7 +22,7 @@ use crate::common::{Budget, e2fsck, first_seed};
 use crate::model::one_case;
 use crate::seen;
 
-const NORMAL: Duration = Duration::from_millis(2500);
+const NORMAL: Duration = Duration::from_millis(2000);
 /// How long a mount may be busy.
 const BUSY: Duration = Duration::from_secs(5);
 /// The whole trees are compared after so many operations.

@@ -1,6 +1,7 @@
 //! The library beside the model: every operation gives the same, and so does every walk of the
 //! tree, before and after the volume is closed and opened again; then e2fsck has nothing to say.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 
 use crate::common::image::Setup;
 use crate::common::library::Library;
-use crate::common::{Budget, e2fsck, first_seed};
+use crate::common::{Budget, brief, e2fsck, first_seed};
 use crate::operations::operations;
 use crate::seen;
 
@@ -21,7 +22,7 @@ pub(crate) const STEPS: usize = 60;
 /// The whole tree is compared after so many operations.
 const WALK_EVERY: usize = 16;
 /// How long each type of image is tried; two run at a time.
-const NORMAL: Duration = Duration::from_secs(4);
+const NORMAL: Duration = Duration::from_millis(3500);
 
 /// A model that is wrong on purpose, to see that it is noticed: the operations that it forgets,
 /// though it says that they are done.
@@ -35,13 +36,14 @@ fn for_the_model(operation: &Operation, tree: &Tree, forgets: Forgets) -> Operat
     operation.clone()
 }
 
-/// Does the operations to a fresh image and to the model.
+/// Does the operations to a fresh image and to the model; how many of them could be done.
 fn compare(
     setup: &Setup,
     image: &MemoryDevice,
     operations: &[Operation],
     forgets: Forgets,
-) -> Result<(), String> {
+) -> Result<usize, String> {
+    let mut done = 0;
     let device = Arc::new(image.fork());
     let options = Options::new().write(true).cache(0);
     let mut library = Library::open(Arc::clone(&device) as _, options.clone())?;
@@ -59,6 +61,7 @@ fn compare(
                 "operation {number}, {operation:.300?}: expected {expected:.300?}, found {found:.300?}"
             ));
         }
+        done += usize::from(found.is_ok());
         let reopened = *operation == Operation::Reopen;
         if reopened || number % WALK_EVERY == 0 {
             same_tree(&library, &tree)
@@ -75,7 +78,8 @@ fn compare(
     e2fsck::check(&device)?;
     let library = Library::open(device, options)?;
     same_tree(&library, &tree).map_err(|error| format!("opened again: {error}"))?;
-    seen::check_space(library.volume(), &tree)
+    seen::check_space(library.volume(), &tree)?;
+    Ok(done)
 }
 
 fn same_tree(library: &Library, tree: &Tree) -> Result<(), String> {
@@ -96,7 +100,9 @@ pub(crate) fn one_case(
         Err(TestError::Fail(reason, operations)) => {
             let lines = operations.iter().map(|operation| format!("{operation:?}"));
             let lines = lines.collect::<Vec<_>>().join("\n");
-            Err(format!("PAGEFENCE_PROOF_SEED={seed}: {reason}\n{lines}"))
+            Err(brief(&format!(
+                "PAGEFENCE_PROOF_SEED={seed}: {reason}\n{lines}"
+            )))
         }
         Err(TestError::Abort(reason)) => Err(format!("PAGEFENCE_PROOF_SEED={seed}: {reason}")),
     }
@@ -123,17 +129,24 @@ fn run(setup: Setup) {
     let budget = Budget::new(NORMAL);
     let image = setup.make();
     let mut seed = first_seed();
-    let mut cases = 0;
+    let (mut cases, done, refused) = (0, Cell::new(0), Cell::new(0));
     while cases == 0 || budget.is_left() {
         let outcome = one_case(seed, |operations| {
-            compare(&setup, &image, operations, |_| false)
+            let could_be_done = compare(&setup, &image, operations, |_| false)?;
+            done.set(done.get() + could_be_done);
+            refused.set(refused.get() + operations.len() - could_be_done);
+            Ok(())
         });
         if let Err(failure) = outcome {
             panic!("{setup:?}: {failure}");
         }
         (seed, cases) = (seed + 1, cases + 1);
     }
-    println!("{setup:?}: {cases} cases, failures 0");
+    println!(
+        "{setup:?}: {cases} cases, {} operations done, {} refused, failures 0",
+        done.get(),
+        refused.get()
+    );
 }
 
 #[test]

@@ -10,11 +10,29 @@ const SLOTS: u8 = 3;
 /// Longer than any format's files.
 const TOO_FAR: u64 = 1 << 46;
 
-/// A list of operations. What belongs together (a crowd of names) shrinks together.
+/// A list of operations, mostly on a tree that has something in it. What belongs together (a crowd
+/// of names) shrinks together.
 pub(crate) fn operations(most: usize) -> BoxedStrategy<Vec<Operation>> {
-    prop::collection::vec(step(), 1..most)
-        .prop_map(|steps| steps.concat())
+    let steps = prop::collection::vec(step(), 1..most);
+    (prop::bool::weighted(0.8), steps)
+        .prop_map(|(is_begun, steps)| {
+            let start = if is_begun { beginning() } else { Vec::new() };
+            [start, steps.concat()].concat()
+        })
         .boxed()
+}
+
+/// Two directories and a file in each.
+fn beginning() -> Vec<Operation> {
+    let directory = |path: &str| Operation::MakeDirectory { path: path.into() };
+    let file = |path: &str| Operation::Create { path: path.into() };
+    vec![
+        directory("a"),
+        directory("a/b"),
+        file("c"),
+        file("a/c"),
+        file("a/b/d"),
+    ]
 }
 
 fn step() -> BoxedStrategy<Vec<Operation>> {
