@@ -15,4 +15,5 @@ mod operations;
 mod orphans;
 mod rate;
 mod renames;
+mod space;
 mod threads;
