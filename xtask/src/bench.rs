@@ -2,7 +2,7 @@
 //! image, in interleaved rounds; medians and ratios in one table.
 
 mod fio;
-mod prepare;
+pub(crate) mod prepare;
 mod systems;
 mod table;
 pub(crate) mod writes;

@@ -5,12 +5,14 @@ mod command;
 mod copy_tree;
 mod diff_walk;
 mod images;
+mod kill;
 mod memory;
 mod mounts;
 mod random;
 mod scratch;
 mod sparse;
 mod tidy;
+mod workloads;
 
 use std::process::ExitCode;
 
@@ -35,6 +37,14 @@ enum Chore {
     BenchWorker(bench::writes::WorkerArguments),
     /// Measure pagefence, fuse2fs and the kernel in turn (root, loop devices, /dev/fuse, fio).
     Bench(bench::Arguments),
+    /// Kill the server under fsynced writes, again and again; none of them may be lost (root,
+    /// /dev/fuse).
+    Kill(kill::Arguments),
+    /// A process that `kill` starts.
+    #[command(hide = true)]
+    KillWriter(kill::WriterArguments),
+    /// Let git, tar, SQLite, Python, fsx and pjdfstest loose on mounts (root, /dev/fuse).
+    Workloads(workloads::Arguments),
     /// Show that the server's memory stays within its budget (root, loop devices, /dev/fuse).
     ProveMemory(memory::Arguments),
 }
@@ -47,6 +57,9 @@ fn main() -> ExitCode {
         Chore::Bench(arguments) => bench::run(&arguments),
         Chore::BenchWorker(arguments) => bench::writes::worker(&arguments),
         Chore::CopyTree(arguments) => copy_tree::run(&arguments),
+        Chore::Kill(arguments) => kill::run(&arguments),
+        Chore::KillWriter(arguments) => kill::writer(&arguments),
+        Chore::Workloads(arguments) => workloads::run(&arguments),
         Chore::ProveMemory(arguments) => memory::run(&arguments),
     };
     match outcome {

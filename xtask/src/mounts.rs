@@ -215,6 +215,15 @@ impl ServedMount {
         self.child.id()
     }
 
+    /// Kills the server, which has no time to do anything about it, and detaches what is left of
+    /// its mount.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.is_mounted = false;
+        self.child.kill().context("cannot kill the server")?;
+        self.child.wait()?;
+        run("umount", [Path::new("-l"), &self.directory]).map(drop)
+    }
+
     /// Unmounts, waits for the server, and makes sure that it ended well.
     pub(crate) fn unmount(mut self) -> Result<()> {
         self.take_down()

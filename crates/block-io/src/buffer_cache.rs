@@ -20,14 +20,17 @@
 //!   but not kept. Only [`BufferCache::replace`] always keeps, for the device does not have those
 //!   bytes yet: its caller bounds how many of them it pins.
 
+mod buffer;
+
 use std::io::IoSliceMut;
-use std::ops::Deref;
 
 use hashbrown::{HashMap, HashTable};
 use pagefence_lock_order::levels::Counters;
-use pagefence_lock_order::primitives::atomic::{AtomicU32, Ordering};
+use pagefence_lock_order::primitives::atomic::AtomicU32;
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, MutexGuard};
 use pagefence_lock_order::rank::{self, RankGuard};
+
+pub use buffer::Buffer;
 
 use crate::aligned::AlignedBytes;
 use crate::device::{Device, DeviceError, Operation, Result};
@@ -42,59 +45,6 @@ const RUN_BYTES_MAX: usize = 1 << 20;
 const GROUP_SHIFT: u32 = 2;
 /// Bytes that a buffer costs beyond its contents: its own fields, allocation and index.
 const BUFFER_OVERHEAD_BYTES: usize = 160;
-
-/// One block in memory. Its contents never change; a changed block is another buffer.
-pub struct Buffer {
-    block: u64,
-    /// Bit per kind of check that the contents have passed.
-    verified: AtomicU32,
-    bytes: AlignedBytes,
-}
-
-impl Buffer {
-    /// Number of the block, in blocks of the cache's block size.
-    #[must_use]
-    pub fn block(&self) -> u64 {
-        self.block
-    }
-
-    /// Whether every check in the bit mask `kinds` has been passed before
-    /// ([`Buffer::set_verified`]). The meaning of each bit is the caller's.
-    #[must_use]
-    pub fn verified(&self, kinds: u32) -> bool {
-        self.verified.load(Ordering::Acquire) & kinds == kinds
-    }
-
-    /// Records that the contents pass the checks in the bit mask `kinds`. Sound because the
-    /// contents never change.
-    pub fn set_verified(&self, kinds: u32) {
-        self.verified.fetch_or(kinds, Ordering::AcqRel);
-    }
-
-    /// Every kind of check that has been passed, as a bit mask.
-    #[must_use]
-    pub fn verified_kinds(&self) -> u32 {
-        self.verified.load(Ordering::Acquire)
-    }
-}
-
-impl Deref for Buffer {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl std::fmt::Debug for Buffer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Buffer")
-            .field("block", &self.block)
-            .field("length", &self.bytes.len())
-            .field("verified", &self.verified)
-            .finish_non_exhaustive()
-    }
-}
 
 /// A place of the CLOCK.
 #[derive(Debug)]

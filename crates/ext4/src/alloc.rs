@@ -209,6 +209,7 @@ impl Allocator {
     }
 
     /// Whether blocks or inodes were freed that can be had only when a transaction is durable.
+    #[cfg(test)]
     pub(crate) fn has_pending_frees(&self) -> bool {
         self.pending_tid().is_some()
     }
@@ -220,6 +221,7 @@ impl Allocator {
     }
 
     /// What no file may own: metadata, descriptors to come and the journal.
+    #[cfg(test)]
     pub(crate) fn zones(&self) -> &SystemZones {
         &self.zones
     }

@@ -16,9 +16,9 @@
 
 use std::ops::Range;
 
-use pagefence_ext4_format::FileBlock;
 use pagefence_ext4_format::extent::{ExtentNode, Place, entries_that_fit};
 use pagefence_ext4_format::indirect::DIRECT_SLOTS;
+use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
 use crate::alloc::{Allocator, Reservation};
@@ -44,6 +44,9 @@ pub(crate) struct Delayed {
     /// For the map.
     map_space: Option<Reservation>,
     flush_on_close: bool,
+    has_failed: bool,
+    /// A block of the file, and where it would best lie: behind what was given a place last.
+    goal: Option<(u32, BlockNo)>,
 }
 
 /// What of a file's map bounds how many blocks it may take.
@@ -196,6 +199,19 @@ impl Delayed {
         self.holes.len()
     }
 
+    /// Where block `first` would best lie, going by what was given a place last; what was may be
+    /// on its way to the map.
+    pub(crate) fn goal(&self, first: u32) -> Option<BlockNo> {
+        let (block, goal) = self.goal?;
+        let gap = first.checked_sub(block)?;
+        Some(BlockNo(goal.0.saturating_add(gap.into())))
+    }
+
+    /// What follows block `next` would best lie at `goal`.
+    pub(crate) fn set_goal(&mut self, next: u32, goal: BlockNo) {
+        self.goal = Some((next, goal));
+    }
+
     /// Has the file written back when it is closed ([`Self::take_flush_on_close`]).
     pub(crate) fn set_flush_on_close(&mut self) {
         self.flush_on_close = true;
@@ -222,9 +238,19 @@ impl Delayed {
         self.holes.is_empty() && self.unwritten.is_empty()
     }
 
-    /// Blocks reserved, for the data and for the map.
-    pub(crate) fn reserved(&self) -> u64 {
-        blocks_of(self.space.as_ref()) + blocks_of(self.map_space.as_ref())
+    /// Writing back failed: blocks may stay delayed though no page is dirty over them.
+    pub(crate) fn note_failure(&mut self) {
+        self.has_failed = true;
+    }
+
+    /// Asserts that nothing is reserved, all pages having been written back.
+    pub(crate) fn assert_settled(&self) {
+        let reserved = blocks_of(self.space.as_ref()) + blocks_of(self.map_space.as_ref());
+        debug_assert!(
+            self.has_failed || (self.is_empty() && reserved == 0),
+            "{reserved} blocks are reserved for {} delayed ones of a file that is written",
+            self.holes.len() + self.unwritten.len()
+        );
     }
 
     fn amount(&self) -> Amount {

@@ -88,6 +88,10 @@ impl FileSystem {
             if progress == Progress::Done && !transaction.is_large() {
                 live.orphans.take_off(&mut transaction, inode)?;
                 free_inode(&mut transaction, &mut record, deleted_at)?;
+                // Its neighbour in the list may have changed whom it points to just before, and
+                // writes it after this: that must be the deleted inode then.
+                inode.core.update(|known| *known = record);
+                inode.core.write(&mut transaction, true)?;
                 transaction.end();
                 return Ok(());
             }
@@ -111,3 +115,6 @@ impl FileSystem {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -405,7 +405,7 @@ fn check(
     if mode.intersects(FallocateMode::COLLAPSE_RANGE | FallocateMode::INSERT_RANGE) {
         return Err(Error::Unsupported("moving what follows a range"));
     }
-    if (punches && zeroes) || (punches && !keeps) {
+    if punches && (zeroes || !keeps) {
         return Err(Error::Unsupported("that mode of fallocate"));
     }
     let end = offset

@@ -66,6 +66,8 @@ impl FileSystem {
                 note_change(inode);
             }
             let written = file.mapping.write(&mut held, offset, data)?;
+            #[cfg(debug_assertions)]
+            self.assert_covered(&mut held, inode, offset..offset + written as u64);
             if inode.disk().has_inline_data() {
                 let all = 0..PAGE_SIZE as u64;
                 file.mapping.write_back(&mut held, all, WaitFor::All)?;
@@ -77,6 +79,42 @@ impl FileSystem {
             self.fsync(file, !is_sync && !mode.contains(WriteMode::SYNC))?;
         }
         Ok(written)
+    }
+
+    /// Asserts that no block in `range` is dirty without space. The caller holds the inode lock
+    /// exclusively, so that nobody takes blocks away: what was dirty stays covered.
+    #[cfg(debug_assertions)]
+    fn assert_covered(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Inode,
+        range: std::ops::Range<u64>,
+    ) {
+        use crate::map_blocks::Target;
+        use pagefence_ext4_format::FileBlock;
+        let bits = self.instance.superblock.block_size_bits();
+        let Some(mapping) = inode.existing_mapping() else {
+            return;
+        };
+        let mut at = range.start;
+        while let Some(dirty) = mapping.next_dirty(at).filter(|run| run.start < range.end) {
+            at = dirty.end;
+            let (delayed, _held) = inode.core.block_map.read(held);
+            let disk = inode.disk();
+            let blocks = dirty.start >> bits..dirty.end.min(range.end).div_ceil(1 << bits);
+            for block in blocks.filter_map(|block| u32::try_from(block).ok().map(FileBlock)) {
+                let is_covered = disk.has_inline_data()
+                    || self
+                        .instance
+                        .map_blocks(&disk, block)
+                        .is_ok_and(|run| match run.target {
+                            Target::Written(_) => true,
+                            Target::Hole => delayed.hole_at(block).0,
+                            Target::Unwritten(_) => delayed.unwritten_at(block).0,
+                        });
+                assert!(is_covered, "block {block} is dirty without space");
+            }
+        }
     }
 
     /// Takes set-uid, set-group-id and capabilities off a file that somebody without the right to
@@ -92,7 +130,7 @@ impl FileSystem {
         if mode & GROUP_EXECUTE != 0 {
             kept &= !SET_GID;
         }
-        let has_capability = self.instance.xattr(&*disk, CAPABILITY).is_ok();
+        let has_capability = self.instance.xattr(&disk, CAPABILITY).is_ok();
         if kept == mode && !has_capability {
             return Ok(());
         }

@@ -102,7 +102,11 @@ impl FileSystem {
     pub(crate) fn inode(&self, id: InodeId) -> Result<Arc<Inode>> {
         let number = self.user_inode(id)?;
         self.inodes.get_or_load(number, || {
-            Ok(Inode::new(DiskInode::read(&self.instance, number)?))
+            let disk = DiskInode::read(&self.instance, number)?;
+            // After the read: what changed it until then is in this transaction or an older one.
+            let live = self.instance.live.as_ref();
+            let running = live.map_or(0, |live| live.journal.running().0);
+            Ok(Inode::loaded(disk, running))
         })
     }
 

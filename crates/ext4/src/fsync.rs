@@ -96,10 +96,18 @@ impl FileSystem {
         };
         self.delete_orphans();
         let synced = self.sync_all();
+        if synced.is_ok() {
+            let mut held = Held::at_entry();
+            for inode in self.inodes.all() {
+                inode.core.block_map.read(&mut held).0.assert_settled();
+            }
+        }
         let closed = live.close();
         synced.and(closed)
     }
+}
 
+impl FileSystem {
     /// Writes back the data of a file that takes the name of another, so that a crash leaves one
     /// of the two, whole (Linux: `auto_da_alloc`). What fails is told to who syncs the file.
     pub(crate) fn write_before_rename(&self, inode: &Inode, held: &mut Held<'_, levels::Inode>) {

@@ -4,7 +4,7 @@ use pagefence_ext4_format::InodeNo;
 use pagefence_ext4_format::inode as format;
 use pagefence_lock_order::OrderedRwLock;
 use pagefence_lock_order::levels::{self, BlockMap};
-use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex, RwLock};
 use pagefence_page_cache::{Mapping, PageCache};
 use pagefence_vfs::{Attr, FileKind, Result};
@@ -34,8 +34,6 @@ pub(crate) struct Inode {
     pub(crate) names: Mutex<KnownNames>,
     /// Counts changes of a directory's entries.
     entries_version: AtomicU64,
-    /// Open files of it.
-    pub(crate) opens: AtomicU32,
 }
 
 /// What an inode and the backing of its pages share.
@@ -84,8 +82,16 @@ impl Inode {
             mapping: Mutex::new(None),
             names: Mutex::new(KnownNames::default()),
             entries_version: AtomicU64::new(0),
-            opens: AtomicU32::new(0),
         }
+    }
+
+    /// As [`Self::new`], for what was read from the inode table while transaction `running` ran:
+    /// that, or one before it, may have what changed it last and is not durable yet.
+    pub(crate) fn loaded(disk: DiskInode, running: u64) -> Self {
+        let inode = Self::new(disk);
+        inode.core.sync_tid.store(running, Ordering::Release);
+        inode.core.data_sync_tid.store(running, Ordering::Release);
+        inode
     }
 
     /// What is on record of it now.

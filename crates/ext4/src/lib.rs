@@ -23,14 +23,6 @@
 //! read, a checksum before the bytes it covers are believed.
 
 mod acl;
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        unused_imports,
-        reason = "the live transactions that use it come next"
-    )
-)]
 mod alloc;
 mod atime;
 mod backing;

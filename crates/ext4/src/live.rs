@@ -123,7 +123,6 @@ impl Live {
         let options = Options {
             commit_interval: commit_interval.unwrap_or(COMMIT_INTERVAL),
             pinned_bytes_max: instance.metadata_bytes.clamp(PINNED_MIN, PINNED_MAX),
-            ..Options::default()
         };
         let keeping: Weak<Keeper> = Arc::downgrade(&keeper);
         let client: Weak<dyn Client> = keeping;
@@ -180,11 +179,6 @@ impl Live {
         transaction.defer(superblock.superblock_block());
     }
 
-    /// The head of the list of orphans.
-    pub(crate) fn last_orphan(&self) -> Option<InodeNo> {
-        self.keeper.superblock.lock().last_orphan()
-    }
-
     /// Makes all that was committed durable in its place and marks the file system as closed. The
     /// caller has seen to it that nothing is open. Does nothing the second time.
     ///
@@ -202,7 +196,10 @@ impl Live {
         superblock.set_free_inodes_count(u32::try_from(counts.inodes).unwrap_or(u32::MAX));
         let mut features = superblock.features();
         features.incompat.remove(Incompat::RECOVER);
-        features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
+        // What could not be deleted is left to the next mount, which looks only if it is told.
+        if !self.orphans.is_file_in_use() {
+            features.ro_compat.remove(RoCompat::ORPHAN_PRESENT);
+        }
         superblock.set_features(features);
         if keeper.was_valid && !superblock.state().contains(State::ERROR) {
             let state = superblock.state() | State::VALID;

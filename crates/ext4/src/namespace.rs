@@ -135,7 +135,14 @@ impl FileSystem {
         let directory = self.dir_inode(parent)?;
         let inode = self.inode(id)?;
         if inode.core.kind == FileKind::Directory {
-            return Err(Error::NotPermitted);
+            // A name that is taken comes first, as Linux has it.
+            return Err(
+                match pagefence_vfs::FileSystem::lookup(self, parent, name.as_bytes()) {
+                    Ok(_) => Error::Exists,
+                    Err(Error::NotFound) => Error::NotPermitted,
+                    Err(error) => error,
+                },
+            );
         }
         let durable = self.with_freed_space(|| self.link_locked(&inode, &directory, &name))?;
         self.wait_for(durable)?;
@@ -491,14 +498,14 @@ pub(crate) fn uncount_subdirectory(record: &mut InodeRecord) {
 /// Whether an inode may get a name in a directory whose contents share a project.
 ///
 /// # Errors
-/// `NotPermitted`.
+/// `CrossesDevices`: whoever moves files copies then.
 pub(crate) fn check_project(directory: &InodeRecord, inode: &InodeRecord) -> Result<()> {
     let projects = (
         directory.project().unwrap_or(0),
         inode.project().unwrap_or(0),
     );
     if directory.flags().contains(InodeFlags::PROJINHERIT) && projects.0 != projects.1 {
-        return Err(Error::NotPermitted);
+        return Err(Error::CrossesDevices);
     }
     Ok(())
 }

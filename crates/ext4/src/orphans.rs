@@ -20,7 +20,7 @@ use pagefence_ext4_format::InodeNo;
 use pagefence_ext4_format::features::Compat;
 use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex};
-use pagefence_vfs::Result;
+use pagefence_vfs::{Error, Result};
 
 use crate::change::Transaction;
 use crate::inode::Inode;
@@ -75,6 +75,8 @@ struct File {
     file: OrphanFile,
     /// Entries that may be free, by block. (Blocks that are full are not searched.)
     free: Vec<bool>,
+    /// Entries in use.
+    used: usize,
 }
 
 impl Orphans {
@@ -90,10 +92,14 @@ impl Orphans {
             .filter(|_| superblock.has_compat(Compat::ORPHAN_FILE))
             .map(|number| OrphanFile::open(instance, number))
             .transpose()?
-            .map(|file| File {
-                free: vec![true; file.block_count()],
-                file,
-            });
+            .map(|file| {
+                Ok::<_, Error>(File {
+                    free: vec![true; file.block_count()],
+                    used: file.entries(instance)?.len(),
+                    file,
+                })
+            })
+            .transpose()?;
         Ok(Self {
             state: Mutex::new(State {
                 first: superblock.last_orphan(),
@@ -158,6 +164,7 @@ impl Orphans {
             Place::File(entry) => {
                 if let Some(file) = &mut state.file {
                     file.file.clear(transaction, &entry)?;
+                    file.used = file.used.saturating_sub(1);
                     let at = file.file.block_of(&entry);
                     if let Some(free) = file.free.get_mut(at) {
                         *free = true;
@@ -235,6 +242,12 @@ impl Orphans {
     pub(crate) fn put_back(&self, number: InodeNo) {
         self.state.lock().due.push(number);
     }
+
+    /// Whether the orphan file has entries.
+    pub(crate) fn is_file_in_use(&self) -> bool {
+        let state = self.state.lock();
+        state.file.as_ref().is_some_and(|file| file.used > 0)
+    }
 }
 
 impl State {
@@ -242,7 +255,7 @@ impl State {
     /// record.
     fn place(&mut self, transaction: &mut Transaction<'_>, inode: &Inode) -> Result<Place> {
         let number = inode.core.number;
-        if let Some(File { file, free }) = &mut self.file {
+        if let Some(File { file, free, used }) = &mut self.file {
             // From the block that the number falls on: neighbours in time share a block then.
             let count = free.len();
             let start = number.0 as usize / 256 % count.max(1);
@@ -251,6 +264,7 @@ impl State {
                     continue;
                 }
                 if let Some(entry) = file.add(transaction, at, number)? {
+                    *used += 1;
                     return Ok(Place::File(entry));
                 }
                 free[at] = false;

@@ -85,7 +85,11 @@ impl FileSystem {
         };
         let to = Spot {
             directory: &new,
-            name: checked_name(new_name)?,
+            name: checked_name(new_name).or_else(|error| {
+                // What is not there comes first, as Linux has it.
+                pagefence_vfs::FileSystem::lookup(self, parent, name)?;
+                Err(error)
+            })?,
         };
         let durable = self.with_freed_space(|| self.rename_spots(from, to, mode))?;
         self.wait_for(durable)?;

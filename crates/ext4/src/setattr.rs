@@ -114,6 +114,11 @@ impl FileSystem {
         let attributes = attributes(&disk, change, size.is_some(), who)?;
         let keeps_capability = disk.kind == FileKind::Directory
             || (change.uid.is_none() && change.gid.is_none() && size.is_none());
+        if let Some(size) = change.size {
+            self.set_size(&mut held, &inode, size)?;
+        }
+        // What lies in the inode may have moved.
+        let disk = inode.disk();
         let xattrs = if keeps_capability && change.permissions.is_none() {
             None
         } else {
@@ -134,9 +139,6 @@ impl FileSystem {
             }
             Some(xattrs)
         };
-        if let Some(size) = change.size {
-            self.set_size(&mut held, &inode, size)?;
-        }
         self.apply_attributes(&mut held, &inode, &attributes, xattrs, who.uid == 0)?;
         Ok(inode.attr(&self.instance))
     }

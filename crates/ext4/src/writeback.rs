@@ -98,7 +98,7 @@ impl FileData {
             .and_then(|()| self.submit(batch, &plan.io))
             .and_then(|()| self.map(held, batch, &mut plan.unmapped));
         if outcome.is_err() {
-            self.give_back(held, plan.unmapped)?;
+            self.give_back(held, plan.unmapped);
         }
         outcome
     }
@@ -194,6 +194,8 @@ impl FileData {
             plan.io.push(Io { first, start, len });
             self.push_new(plan, first, run);
         }
+        let (mut delayed, _held) = self.inode.block_map.write(held);
+        delayed.set_goal(piece.first + piece.len, goal);
         Ok(())
     }
 
@@ -225,14 +227,17 @@ impl FileData {
             let gap = first.saturating_sub(before.first.0);
             return Ok(BlockNo(before.start.0 + u64::from(gap)));
         }
+        let (delayed, _held) = self.inode.block_map.read(held);
         if let Some(before) = first.checked_sub(1) {
-            let (_map, _held) = self.inode.block_map.read(held);
             let found = self
                 .instance
                 .map_blocks(&self.inode.disk(), FileBlock(before))?;
             if let Target::Written(block) | Target::Unwritten(block) = found.target {
                 return Ok(BlockNo(block.0 + 1));
             }
+        }
+        if let Some(goal) = delayed.goal(first) {
+            return Ok(goal);
         }
         Ok(live.allocator.data_goal(self.inode.number, false))
     }
@@ -360,13 +365,13 @@ impl FileData {
     }
 
     /// Gives chosen blocks back, which keep their space: their pages may be dirty anew.
-    fn give_back(
-        &self,
-        held: &mut Held<'_, Writepages>,
-        unmapped: VecDeque<Unmapped>,
-    ) -> Result<()> {
+    fn give_back(&self, held: &mut Held<'_, Writepages>, unmapped: VecDeque<Unmapped>) {
+        {
+            let (mut delayed, _held) = self.inode.block_map.write(held);
+            delayed.note_failure();
+        }
         let Some(live) = &self.instance.live else {
-            return Ok(());
+            return;
         };
         for left in unmapped {
             if let Unmapped::New { run, .. } = left {
@@ -377,7 +382,6 @@ impl FileData {
                 delayed.put_back(len, space);
             }
         }
-        Ok(())
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{FileAttr, FileType, INodeNo};
 use pagefence_vfs::{Attr, FileKind, Timestamp};
 
-/// How long the kernel may keep entries, missing entries and attributes without asking again.
+/// How long the kernel may keep entries, missing entries and attributes that are at rest without
+/// asking again (see `invalidate`).
 ///
 /// Nobody but this server changes the file system, so there is nothing to ask again for.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -111,7 +112,7 @@ fn device_number(major: u32, minor: u32) -> u32 {
 }
 
 /// Seconds before the epoch count down, nanoseconds always up.
-fn system_time(time: Timestamp) -> SystemTime {
+pub(crate) fn system_time(time: Timestamp) -> SystemTime {
     let seconds = Duration::from_secs(time.seconds.unsigned_abs());
     let whole = if time.seconds < 0 {
         UNIX_EPOCH.checked_sub(seconds)

@@ -1,6 +1,6 @@
 //! Requests that change names and attributes.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileHandle, INodeNo, RenameFlags, Request, TimeOrNow};
 use pagefence_vfs::{
@@ -15,6 +15,8 @@ use crate::nodes::Nodes;
 
 /// The file type in a mode.
 const S_IFMT: u32 = 0o170_000;
+/// The set-group-id bit of a mode.
+const SET_GROUP_ID: u16 = 0o2000;
 
 /// What SETATTR may bring.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,7 +41,8 @@ impl<F: FileSystem> Dispatch<F> {
     /// Who asks.
     ///
     /// The kernel tells one group only; whether somebody may do something it checks itself, with
-    /// all groups.
+    /// all groups. It also takes off set-group-id bits that the caller's groups do not allow, so
+    /// where such a bit is left the caller counts as one of that group ([`Self::member`]).
     pub(crate) fn credentials(&self, request: &Request) -> Credentials {
         let (uid, gid) = if self.fakeroot {
             (0, 0)
@@ -51,6 +54,15 @@ impl<F: FileSystem> Dispatch<F> {
             gid,
             groups: Vec::new(),
         }
+    }
+
+    /// Who asks, with the group of an inode.
+    fn member(&self, request: &Request, id: InodeId) -> pagefence_vfs::Result<Credentials> {
+        let gid = self.fs.attr(id)?.gid;
+        Ok(Credentials {
+            groups: vec![gid],
+            ..self.credentials(request)
+        })
     }
 
     /// Makes an inode of any kind but a symbolic link.
@@ -75,9 +87,11 @@ impl<F: FileSystem> Dispatch<F> {
         kind: NewKind<'_>,
         wanted: Wanted,
     ) -> Result<Found, Errno> {
-        let parent = self.nodes.inode(parent)?;
-        let made = self.make_in(request, parent, name, kind, wanted);
-        self.found(&made.map_err(|error| errno(&error))?)
+        let directory = self.nodes.inode(parent)?;
+        let made = self.make_in(request, directory, name, kind, wanted);
+        let made = made.map_err(|error| errno(&error))?;
+        self.attributes_changed(parent);
+        self.found(&made)
     }
 
     fn make_in(
@@ -99,7 +113,11 @@ impl<F: FileSystem> Dispatch<F> {
             permissions: low_bits(wanted.mode),
             umask: low_bits(umask),
         };
-        let who = self.credentials(request);
+        let who = if new.permissions & SET_GROUP_ID == 0 {
+            self.credentials(request)
+        } else {
+            self.member(request, parent)?
+        };
         Ok(self.fs.create(parent, name, &new, &who)?.attr)
     }
 
@@ -117,12 +135,14 @@ impl<F: FileSystem> Dispatch<F> {
         wanted: Wanted,
         flags: i32,
     ) -> Result<(Found, FileHandle), Errno> {
-        let parent = self.nodes.inode(parent)?;
+        let node = parent;
+        let parent = self.nodes.inode(node)?;
         let exclusive = flags & rustix::fs::OFlags::EXCL.bits().cast_signed() != 0;
         let made = match self.make_in(request, parent, name, NewKind::Regular, wanted) {
             Err(Error::Exists) if !exclusive => return Err(Errno::ESTALE),
             made => made.map_err(|error| errno(&error))?,
         };
+        self.attributes_changed(node);
         let opened = self
             .open_inode(made.id, fuser::OpenFlags(flags))
             .and_then(|handle| Ok((self.found(&made)?, handle)));
@@ -147,24 +167,31 @@ impl<F: FileSystem> Dispatch<F> {
         parent: INodeNo,
         name: &[u8],
     ) -> Result<Found, Errno> {
-        let (id, parent) = (self.nodes.inode(node)?, self.nodes.inode(parent)?);
+        let (id, directory) = (self.nodes.inode(node)?, self.nodes.inode(parent)?);
         let entry = self
             .fs
-            .link(id, parent, name)
+            .link(id, directory, name)
             .map_err(|error| errno(&error))?;
+        self.attributes_changed(parent);
         self.found(&entry.attr)
     }
 
     /// Removes a name of what is no directory.
     pub(crate) fn remove_name(&self, parent: INodeNo, name: &[u8]) -> Result<(), Errno> {
-        let parent = self.nodes.inode(parent)?;
-        self.fs.unlink(parent, name).map_err(|error| errno(&error))
+        let directory = self.nodes.inode(parent)?;
+        let removed = self.fs.unlink(directory, name);
+        removed.map_err(|error| errno(&error))?;
+        self.attributes_changed(parent);
+        Ok(())
     }
 
     /// Removes an empty directory.
     pub(crate) fn remove_directory(&self, parent: INodeNo, name: &[u8]) -> Result<(), Errno> {
-        let parent = self.nodes.inode(parent)?;
-        self.fs.rmdir(parent, name).map_err(|error| errno(&error))
+        let directory = self.nodes.inode(parent)?;
+        let removed = self.fs.rmdir(directory, name);
+        removed.map_err(|error| errno(&error))?;
+        self.attributes_changed(parent);
+        Ok(())
     }
 
     /// Renames.
@@ -186,10 +213,24 @@ impl<F: FileSystem> Dispatch<F> {
         let (old, new) = (self.nodes.inode(from.0)?, self.nodes.inode(to.0)?);
         self.fs
             .rename(old, from.1, new, to.1, mode)
-            .map_err(|error| errno(&error))
+            .map_err(|error| errno(&error))?;
+        self.attributes_changed(from.0);
+        if to.0 != from.0 {
+            self.attributes_changed(to.0);
+        }
+        // The kernel has both directories locked until it is answered: these are what moved.
+        if let Ok(moved) = self.fs.lookup(new, to.1) {
+            self.inode_changed(moved.attr.id);
+        }
+        if mode == RenameMode::EXCHANGE
+            && let Ok(other) = self.fs.lookup(old, from.1)
+        {
+            self.inode_changed(other.attr.id);
+        }
+        Ok(())
     }
 
-    /// Sets attributes.
+    /// Sets attributes; returns them as they are then, and how long they hold.
     ///
     /// Where the mount shows an owner or permissions of its own, setting just those is done
     /// already. Setting others is refused: they would not show, and what is on disk is somebody
@@ -199,7 +240,7 @@ impl<F: FileSystem> Dispatch<F> {
         request: &Request,
         node: INodeNo,
         asked: &Asked,
-    ) -> Result<FileAttr, Errno> {
+    ) -> Result<(FileAttr, Duration), Errno> {
         let id = self.nodes.inode(node)?;
         let who = self.credentials(request);
         let change = SetAttr {
@@ -214,6 +255,11 @@ impl<F: FileSystem> Dispatch<F> {
         let attr = self
             .permitted(id, change, &who)
             .and_then(|change| {
+                let mut member = self.member(request, id)?;
+                member.groups.extend(change.gid);
+                Ok((change, member))
+            })
+            .and_then(|(change, who)| {
                 if change == SetAttr::default() {
                     self.fs.attr(id)
                 } else {
@@ -221,7 +267,8 @@ impl<F: FileSystem> Dispatch<F> {
                 }
             })
             .map_err(|error| errno(&error))?;
-        Ok(self.overrides.show(Nodes::shown(id), &attr))
+        let shown = self.overrides.show(Nodes::shown(id), &attr);
+        Ok((shown, self.lifetime(&attr)))
     }
 
     /// What is left to do of a change, given what the mount shows.
@@ -302,8 +349,6 @@ fn timestamp(time: SystemTime) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

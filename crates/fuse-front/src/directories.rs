@@ -70,17 +70,20 @@ impl<F: FileSystem> Dispatch<F> {
             let shown = Nodes::shown(entry.id);
             // The kernel counts no lookup for these two.
             let is_dot = matches!(entry.name, b"." | b"..");
+            // One time for both: an entry whose attributes hold for a short time is looked up anew.
+            let mut lifetime = LIFETIME;
             let (attr, generation) = if is_dot {
                 (bare(shown, FileKind::Directory), Generation(0))
             } else {
                 match entry.attr.as_ref().map(|attr| (attr, self.shown(attr))) {
                     Some((_, Ok(found))) if found.attr.ino != INodeNo::ROOT => {
+                        lifetime = found.attr_lifetime;
                         (found.attr, found.generation)
                     }
                     _ => (refused(shown, self.kind(entry)), Generation(0)),
                 }
             };
-            let is_full = reply.add(shown, entry.next, name, &LIFETIME, &attr, generation);
+            let is_full = reply.add(shown, entry.next, name, &lifetime, &attr, generation);
             // What it can't use the kernel forgets at once, so that counts, too.
             if !is_full && !is_dot && self.forgettable(entry.id) {
                 given.push(entry.id);

@@ -18,6 +18,7 @@ use pagefence_vfs::{FileSystem, NewKind};
 use crate::attributes::{LIFETIME, Overrides};
 use crate::changes::{Asked, Wanted};
 use crate::handles::Handles;
+use crate::invalidate::Notices;
 use crate::ioctl;
 use crate::lookups::Lookups;
 use crate::nodes::Nodes;
@@ -50,6 +51,8 @@ pub(crate) struct Dispatch<F: FileSystem> {
     pub(crate) agreed: Agreed,
     /// What the kernel knows.
     pub(crate) lookups: Lookups,
+    /// Where the kernel is told that attributes changed.
+    pub(crate) notices: Arc<Notices>,
     /// Where the end is told.
     pub(crate) outcome: Outcome,
 }
@@ -131,7 +134,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.reading(
             "getattr",
-            || answer!(reply, self.stat(node) => |attr| reply.attr(&LIFETIME, &attr)),
+            || answer!(reply, self.stat(node) => |known| reply.attr(&known.1, &known.0)),
         );
     }
 
@@ -345,7 +348,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         };
         self.changing(
             "setattr",
-            || answer!(reply, self.set_attributes(request, node, &asked) => |attr| reply.attr(&LIFETIME, &attr)),
+            || answer!(reply, self.set_attributes(request, node, &asked) => |known| reply.attr(&known.1, &known.0)),
         );
     }
 
@@ -477,7 +480,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     fn fallocate(
         &self,
         _: &Request,
-        _: INodeNo,
+        node: INodeNo,
         handle: FileHandle,
         offset: u64,
         length: u64,
@@ -486,7 +489,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     ) {
         self.changing(
             "fallocate",
-            || answer!(reply, self.allocate(handle, offset, length, mode) => |_done| reply.ok()),
+            || answer!(reply, self.allocate(node, handle, offset, length, mode) => |_done| reply.ok()),
         );
     }
 

@@ -26,6 +26,7 @@ pub(crate) fn errno(error: &Error) -> Errno {
         Error::NoData => Errno::ENXIO,
         Error::PermissionDenied => Errno::EACCES,
         Error::NotPermitted => Errno::EPERM,
+        Error::CrossesDevices => Errno::EXDEV,
         Error::ReadOnly => Errno::EROFS,
         // EOPNOTSUPP, never EINVAL: programs fall back on the former only.
         Error::Unsupported(_) => Errno::EOPNOTSUPP,
@@ -56,6 +57,7 @@ mod tests {
         };
         assert_eq!(errno(&corrupt).code(), 117);
         assert_eq!(errno(&Error::NoKey).code(), 126);
+        assert_eq!(errno(&Error::CrossesDevices).code(), 18);
         assert_eq!(errno(&Error::NoAttribute).code(), 61);
         assert_eq!(errno(&Error::NoData).code(), 6);
         assert_eq!(errno(&Error::Unsupported("x")).code(), 95);

@@ -101,6 +101,7 @@ impl<F: FileSystem> Dispatch<F> {
     /// fallocate(2). A mode that is not known is EOPNOTSUPP: programs then do without.
     pub(crate) fn allocate(
         &self,
+        node: INodeNo,
         handle: FileHandle,
         offset: u64,
         length: u64,
@@ -110,7 +111,9 @@ impl<F: FileSystem> Dispatch<F> {
         let mode = fallocate_mode(mode).ok_or(Errno::EOPNOTSUPP)?;
         self.fs
             .allocate(&file, offset, length, mode)
-            .map_err(|error| errno(&error))
+            .map_err(|error| errno(&error))?;
+        self.attributes_changed(node);
+        Ok(())
     }
 
     /// copy_file_range(2).

@@ -129,6 +129,7 @@ impl<F: FileSystem> Dispatch<F> {
                 self.check_owner(id, &who)
                     .and_then(|()| self.fs.set_flags(id, flags, &who))
                     .map_err(|error| errno(&error))?;
+                self.attributes_changed(node);
                 Vec::new()
             }
             FS_IOC_FSSETXATTR => {
@@ -142,6 +143,7 @@ impl<F: FileSystem> Dispatch<F> {
                 self.check_owner(id, &who)
                     .and_then(|()| self.fs.set_fsxattr(id, &attributes, &who))
                     .map_err(|error| errno(&error))?;
+                self.attributes_changed(node);
                 Vec::new()
             }
             FITRIM => {

@@ -29,6 +29,7 @@ pub mod fd_passing;
 mod files;
 mod fusermount;
 mod handles;
+mod invalidate;
 pub mod ioctl;
 mod lookups;
 pub mod mount;

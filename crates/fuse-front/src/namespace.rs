@@ -67,7 +67,7 @@ impl<F: FileSystem> Dispatch<F> {
             // number as node and for stat, so these attributes must not be kept: they would show
             // the root as number 1.
             INodeNo::ROOT => (0, Duration::ZERO),
-            _ => (attr.generation, LIFETIME),
+            _ => (attr.generation, self.lifetime(attr)),
         };
         Ok(Found {
             attr: self.overrides.show(node, attr),
@@ -86,11 +86,13 @@ impl<F: FileSystem> Dispatch<F> {
         }
     }
 
-    /// Attributes, under the number on disk: so the root shows its own, not FUSE's 1.
-    pub(crate) fn stat(&self, node: INodeNo) -> Result<FileAttr, Errno> {
+    /// Attributes, under the number on disk: so the root shows its own, not FUSE's 1. And how long
+    /// they hold.
+    pub(crate) fn stat(&self, node: INodeNo) -> Result<(FileAttr, Duration), Errno> {
         let id = self.nodes.inode(node)?;
         let attr = self.fs.attr(id).map_err(|error| errno(&error))?;
-        Ok(self.overrides.show(Nodes::shown(id), &attr))
+        let shown = self.overrides.show(Nodes::shown(id), &attr);
+        Ok((shown, self.lifetime(&attr)))
     }
 
     /// The target of a symbolic link.

@@ -12,6 +12,7 @@ use pagefence_vfs::FileSystem;
 use crate::attributes::Overrides;
 use crate::dispatch::{Dispatch, Outcome};
 use crate::handles::Handles;
+use crate::invalidate::Notices;
 use crate::lookups::Lookups;
 use crate::nodes::Nodes;
 
@@ -78,6 +79,7 @@ impl<F: FileSystem> Server<F> {
             umask: options.umask,
         };
         let outcome: Outcome = Arc::new(Mutex::new(None));
+        let notices = Arc::new(Notices::default());
         let dispatch = Dispatch {
             nodes: Nodes::new(fs.root()),
             overrides,
@@ -89,6 +91,7 @@ impl<F: FileSystem> Server<F> {
             lookups: Lookups::new(),
             files: Handles::new(),
             directories: Handles::new(),
+            notices: Arc::clone(&notices),
             outcome: Arc::clone(&outcome),
             fs,
         };
@@ -103,6 +106,7 @@ impl<F: FileSystem> Server<F> {
             .is_ok();
         // `All`: who may enter is checked by the kernel (allow_other).
         let session = Session::from_fd(dispatch, fd, SessionACL::All, config)?;
+        notices.connect(session.notifier());
         Ok(Self { session, outcome })
     }
 
@@ -111,7 +115,13 @@ impl<F: FileSystem> Server<F> {
     /// # Errors
     /// The connection breaks, or the file system can't be shut down.
     pub fn run(self) -> Result<(), ServeError> {
-        self.session.run()?;
+        match self.session.run() {
+            // What a thread gets that was being handed a request (a RELEASE, say) when the last
+            // mount went; the others get ENODEV. All have ended by now.
+            Err(error)
+                if error.raw_os_error() == Some(rustix::io::Errno::CONNABORTED.raw_os_error()) => {}
+            ended => ended?,
+        }
         match self.outcome.lock().take() {
             Some(result) => Ok(result?),
             None => Err(io::Error::other("the session ended without shutting down").into()),

@@ -46,7 +46,9 @@ impl<F: FileSystem> Dispatch<F> {
         let id = self.xattr_owner(node, name)?;
         self.fs
             .set_xattr(id, name, value, mode)
-            .map_err(|error| errno(&error))
+            .map_err(|error| errno(&error))?;
+        self.attributes_changed(node);
+        Ok(())
     }
 
     /// Removes an attribute.
@@ -54,7 +56,9 @@ impl<F: FileSystem> Dispatch<F> {
         let id = self.xattr_owner(node, name)?;
         self.fs
             .remove_xattr(id, name)
-            .map_err(|error| errno(&error))
+            .map_err(|error| errno(&error))?;
+        self.attributes_changed(node);
+        Ok(())
     }
 
     /// The inode whose attribute `name` may be changed.

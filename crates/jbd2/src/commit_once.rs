@@ -13,12 +13,13 @@ use pagefence_block_io::Device;
 use pagefence_ext4_format::BlockNo;
 use pagefence_ext4_format::journal::checksum::crc32_be;
 use pagefence_ext4_format::journal::superblock::SuperblockUpdate;
-use pagefence_ext4_format::journal::{CommitBlock, DescriptorBuilder, LogFormat, Sequence, revoke};
+use pagefence_ext4_format::journal::{CommitBlock, DescriptorBuilder, LogFormat, Sequence};
 
 use crate::error::{JournalError, Result};
 use crate::location::JournalLocation;
 use crate::log::to_usize;
 use crate::recovery::{Recovery, block_bytes, recover};
+use crate::revoke;
 use crate::write_back::update_superblock;
 
 /// Writes one transaction that sets each block of `blocks` to its bytes, and revokes `revokes`:
@@ -109,14 +110,12 @@ pub fn commit_once<D: Device + ?Sized>(
 
 /// Blocks of the log that a transaction takes.
 fn blocks_needed(format: &LogFormat, blocks: usize, revokes: usize) -> u64 {
-    let split = |count: usize, capacity: u32| {
-        u64::try_from(count.div_ceil(to_usize(capacity.max(1)))).unwrap_or(u64::MAX)
-    };
-    u64::try_from(blocks)
-        .unwrap_or(u64::MAX)
-        .saturating_add(split(blocks, DescriptorBuilder::capacity(format)))
-        .saturating_add(split(revokes, revoke::capacity(format)))
-        .saturating_add(1)
+    let descriptors = blocks.div_ceil(to_usize(DescriptorBuilder::capacity(format).max(1)));
+    let needed = blocks
+        .saturating_add(descriptors)
+        .saturating_add(revoke::blocks_needed(format, revokes))
+        .saturating_add(1);
+    u64::try_from(needed).unwrap_or(u64::MAX)
 }
 
 /// The blocks of a transaction, in the order of the log.
@@ -131,20 +130,17 @@ fn build(
     blocks: &[(BlockNo, &[u8])],
     revokes: &[BlockNo],
 ) -> Result<Contents> {
-    let mut body = Vec::new();
-    for some in revokes.chunks(to_usize(revoke::capacity(format).max(1))) {
-        let block = revoke::build(format, sequence, some).map_err(|_| refused(some.first()))?;
-        body.push(block);
-    }
+    let mut body = revoke::build(format, sequence, revokes)?;
     let mut crc32 = !0;
     for some in blocks.chunks(to_usize(DescriptorBuilder::capacity(format).max(1))) {
         let mut descriptor = DescriptorBuilder::new(*format, sequence, [0; 16]);
         let mut data = Vec::with_capacity(some.len());
         for (block, bytes) in some {
             let mut bytes = bytes.to_vec();
+            // The number of the block may have more bits than the journal's tags.
             let added = descriptor
                 .push(*block, &mut bytes)
-                .map_err(|_| refused(Some(block)))?;
+                .map_err(|_| JournalError::Block { block: *block })?;
             debug_assert!(added, "a chunk fits in its descriptor");
             data.push(bytes);
         }
@@ -159,13 +155,6 @@ fn build(
         .unwrap_or_default();
     let commit = CommitBlock::build(format, sequence, now.as_secs(), now.subsec_nanos(), crc32);
     Ok(Contents { body, commit })
-}
-
-/// The number of a block has more bits than the journal's records.
-fn refused(block: Option<&BlockNo>) -> JournalError {
-    JournalError::Block {
-        block: block.copied().unwrap_or_default(),
-    }
 }
 
 /// Writes blocks of the log.

@@ -10,7 +10,6 @@ use pagefence_lock_order::primitives::Arc;
 use crate::error::{JournalError, Result};
 use crate::location::JournalLocation;
 use crate::log::to_usize;
-use crate::mutant::Mutant;
 use crate::shared::Shared;
 
 /// Bytes of one write, at most …
@@ -110,9 +109,6 @@ impl LogWriter {
                 .push(block, copy)
                 .map_err(|_| JournalError::Block { block })?;
             debug_assert!(added, "a descriptor has room for its blocks");
-            if target.shared.is_mutant(Mutant::NoEscape) {
-                copy.copy_from_slice(buffer);
-            }
         }
         let descriptor = descriptor.finish();
         if first.len() == descriptor.len() {

@@ -18,8 +18,6 @@ pub(crate) enum Mutant {
     RevokedStayInCheckpoint,
     /// A block goes home as it is now, committed or not.
     HomeUncommitted,
-    /// A magic number is not escaped.
-    NoEscape,
     /// A commit does not wait for open handles.
     OpenHandlesCommitted,
     /// Without a log, what says which blocks are free goes home first.

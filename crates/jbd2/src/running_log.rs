@@ -107,7 +107,10 @@ impl RunningLog {
         }
         self.begun = true;
         self.home_is_durable();
-        self.write_commit_block(shared, start.sequence, crc32)?;
+        let commit_at = self
+            .superblock
+            .advance(start.start, needed.saturating_sub(1));
+        self.write_commit_block(shared, start.sequence, commit_at, crc32)?;
         self.head = Tail {
             sequence: start.sequence.next(),
             start: self.superblock.advance(start.start, needed),
@@ -151,6 +154,10 @@ impl RunningLog {
         for some in members.chunks(blocks_per_descriptor(format)) {
             crc32 = self.writer.push_described(target, sequence, some, crc32)?;
         }
+        // Where the commit block goes: all of it but its first sector is zeros, so with these in
+        // place it is there as a whole or not at all, also where sectors are torn apart.
+        self.writer
+            .push(target, &vec![0; shared.buffers.block_size()])?;
         self.writer.write_out(target)?;
         Ok(crc32)
     }
@@ -178,6 +185,7 @@ impl RunningLog {
         &mut self,
         shared: &Shared,
         sequence: Sequence,
+        at: u32,
         crc32: u32,
     ) -> Result<()> {
         let now = SystemTime::now()
@@ -185,7 +193,7 @@ impl RunningLog {
             .unwrap_or_default();
         let format = &self.superblock.format;
         let block = CommitBlock::build(format, sequence, now.as_secs(), now.subsec_nanos(), crc32);
-        // The writer stands right behind the body.
+        self.writer.seek(at);
         let target = Target {
             shared,
             location: &self.location,

@@ -19,8 +19,14 @@ use crate::{
     recover, set_errno, write_back,
 };
 
+mod aborts;
 mod crash;
+mod handles;
 mod recovery;
+mod running;
+mod running_crash;
+#[cfg(shuttle)]
+mod shuttle;
 
 pub(super) const BLOCK: usize = 1024;
 /// Blocks of the device. The journal lies in two runs, out of order.

@@ -95,6 +95,15 @@ impl<'a> PageLockGuard<'a> {
         Self { folio }
     }
 
+    /// Gives the lock up, having found that reclaim can't have the page: nobody who waits for a
+    /// frame is woken, who may be the caller, and would look in vain.
+    pub(crate) fn give_up_quietly(self) {
+        let folio = self.folio;
+        // What it owns is the lock alone.
+        std::mem::forget(self);
+        folio.shared().page_queues.unlock(folio);
+    }
+
     pub(crate) fn folio(&self) -> &'a Arc<Folio> {
         self.folio
     }

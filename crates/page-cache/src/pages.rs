@@ -107,6 +107,14 @@ impl Pages {
         }
     }
 
+    /// The mutant: what is dirty is not, for reclaim.
+    #[cfg(test)]
+    pub(crate) fn discard_for_mutant(&self, guard: &PageLockGuard<'_>) {
+        if self.shared.mutants.reclaim_takes_dirty {
+            self.clear_dirty(guard, crate::write_batch::WHOLE);
+        }
+    }
+
     /// Pages in the index.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)

@@ -108,20 +108,20 @@ fn take(folio: &Arc<Folio>, pressure: Pressure) -> bool {
         }
     }
     if !may_go(folio) {
-        // Not even locked: giving the lock up would wake those who wait for a frame, in vain, and
-        // this may be one of them.
         return false;
     }
     let Some(guard) = PageLockGuard::try_lock(folio) else {
         return false;
     };
-    // Pages become dirty under the page lock only, so now the answer stays.
-    if !may_go(folio) {
-        return false;
-    }
     #[cfg(test)]
-    folio.pages.clear_dirty(&guard, crate::write_batch::WHOLE);
-    folio.pages.remove_locked(&guard)
+    folio.pages.discard_for_mutant(&guard);
+    // Pages become dirty under the page lock only, so now the answer stays. A mapping that is being
+    // dropped has pages that are in no index any more.
+    let taken = may_go(folio) && folio.pages.remove_locked(&guard);
+    if !taken {
+        guard.give_up_quietly();
+    }
+    taken
 }
 
 /// Whether `folio` is in the cache and the device has all that it holds: a page under writeback is

@@ -75,6 +75,7 @@ impl Error {
                 E::InvalidArgument => io::ErrorKind::InvalidInput,
                 E::NameTooLong => io::ErrorKind::InvalidFilename,
                 E::PermissionDenied | E::NotPermitted => io::ErrorKind::PermissionDenied,
+                E::CrossesDevices => io::ErrorKind::CrossesDevices,
                 E::ReadOnly => io::ErrorKind::ReadOnlyFilesystem,
                 E::Unsupported(_) => io::ErrorKind::Unsupported,
                 E::NoSpace => io::ErrorKind::StorageFull,

@@ -44,6 +44,22 @@ pub struct File {
     pub(crate) id: InodeId,
     position: u64,
     rights: Rights,
+    /// Behind `file`: fields go in their order.
+    _closed: Closed,
+}
+
+/// Tells the file system, when a file that was open is let go, that it may have been the last of
+/// one without a name.
+#[derive(Debug)]
+struct Closed {
+    fs: Arc<FileSystem>,
+    id: InodeId,
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.fs.forget(self.id);
+    }
 }
 
 /// What a file was opened for.
@@ -87,6 +103,10 @@ impl File {
             id,
             position: 0,
             rights,
+            _closed: Closed {
+                fs: Arc::clone(&volume.fs),
+                id,
+            },
         })
     }
 
@@ -353,13 +373,6 @@ impl Write for File {
     /// Does nothing: nothing is held back. See [`File::sync_data`].
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        // It may have been the last of a file without a name.
-        self.fs.forget(self.id);
     }
 }
 

@@ -109,10 +109,10 @@ impl OpenOptions {
             append: self.append,
         };
         let makes = self.create || self.create_new;
-        let sensible = (rights.read || rights.write)
-            && (rights.write || !(makes || self.truncate))
-            && !(self.append && self.truncate);
-        if !sensible {
+        let changes = makes || self.truncate;
+        let is_for_nothing = !rights.read && !rights.write;
+        let contradicts = (changes && !rights.write) || (self.append && self.truncate);
+        if is_for_nothing || contradicts {
             return Err(Err(pagefence_vfs::Error::InvalidArgument));
         }
         let follow = if self.create_new {

@@ -66,6 +66,9 @@ pub enum Error {
     /// Nobody may do this to this inode.
     #[error("operation not permitted")]
     NotPermitted,
+    /// What is moved or linked would come to where it can't be as it is; copied, it can.
+    #[error("it can only be copied to there")]
+    CrossesDevices,
     /// The file system, its image or the mount is read-only.
     #[error("the file system is read-only")]
     ReadOnly,

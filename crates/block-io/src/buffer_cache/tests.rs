@@ -345,3 +345,20 @@ proptest! {
         prop_assert_eq!(cache.kept(), 0);
     }
 }
+
+#[test]
+fn a_replaced_buffer_keeps_the_checks_it_is_given() {
+    let device = Gate::new(8);
+    let cache = cache(&device, 8);
+    let old = cache.read(3).unwrap();
+    old.set_verified(6);
+    assert_eq!(old.verified_kinds(), 6);
+    let mut bytes = cache.editable(&old);
+    bytes[0] = 0x55;
+    let new = cache.replace_with(3, bytes, old.verified_kinds());
+    assert!(new.verified(6) && !new.verified(1));
+    assert_eq!((old[0], new[0], new[1]), (3, 0x55, 3));
+    assert!(Arc::ptr_eq(&new, &cache.read(3).unwrap()));
+    assert!(!cache.replace(3, &[0; BLOCK]).verified(2));
+    assert!(cache.contains(7) && !cache.contains(8));
+}

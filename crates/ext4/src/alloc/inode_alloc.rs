@@ -5,7 +5,9 @@ use pagefence_ext4_format::{GroupNo, InodeNo, bitmap};
 use pagefence_lock_order::primitives::atomic::Ordering;
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::group_state::{Bits, GroupGuard};
+#[cfg(test)]
+use crate::alloc::group_state::Bits;
+use crate::alloc::group_state::GroupGuard;
 use crate::alloc::{Allocator, Sink};
 use crate::error::At;
 use crate::instance::Instance;
@@ -122,6 +124,7 @@ impl Allocator {
     ///
     /// # Errors
     /// `Corrupt` if there is no such inode, or the bitmap is damaged; `Io`.
+    #[cfg(test)]
     pub(crate) fn is_inode_in_use(&self, instance: &Instance, inode: InodeNo) -> Result<bool> {
         let place = self
             .superblock

@@ -172,6 +172,16 @@ impl Owner<'_, '_> {
     pub(crate) fn free(&mut self, start: BlockNo, count: u32) -> Result<()> {
         let inode = self.record.ino();
         free_blocks(self.transaction, inode, start, count)?;
+        // What a directory or a symbolic link holds went through the journal: a replay must not
+        // bring it back over whatever the blocks hold by then.
+        if matches!(
+            self.record.kind(),
+            Some(FileKind::Directory | FileKind::Symlink)
+        ) {
+            for block in start.0..start.0.saturating_add(u64::from(count)) {
+                self.transaction.forget(BlockNo(block));
+            }
+        }
         let instance = self.transaction.instance;
         let sectors = u64::from(count) * u64::from(instance.superblock.block_size() / 512);
         let left = self.record.sectors().saturating_sub(sectors);

@@ -13,7 +13,6 @@ mod links;
 mod model;
 mod operations;
 mod orphans;
-mod rate;
 mod renames;
 mod space;
 mod threads;

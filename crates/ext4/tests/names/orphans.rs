@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
-use pagefence_block_io::MemoryDevice;
+use pagefence_block_io::{Device as _, MemoryDevice};
 use pagefence_ext4::mkfs::Kind;
 use pagefence_ext4::{FileSystem, MountOptions};
+use pagefence_ext4_format::InodeNo;
+use pagefence_ext4_format::features::RoCompat;
+use pagefence_ext4_format::inode::Inode;
+use pagefence_ext4_format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET, Superblock};
 use pagefence_vfs::{FileSystem as _, InodeId, NewKind, RenameMode};
 
 use crate::kit::{self, FLAVOURS, Paths, close, fails, judge, open};
@@ -123,4 +127,56 @@ fn the_end_deletes_what_is_left() {
     assert_eq!(fs.stat_fs().unwrap().inodes_free, free.inodes_free);
     close(fs, &device);
     judge(&device);
+}
+
+/// A file that can't be deleted, as its map is damaged, is still listed after the end, and the
+/// superblock says so.
+#[test]
+fn what_can_not_be_deleted_stays_listed() {
+    for features in ["", "^orphan_file"] {
+        let device = kit::device(Kind::Ext4, 4096, features, 16 << 20);
+        let fs = open(&device);
+        let free = fs.stat_fs().unwrap().inodes_free;
+        let long = vec![b't'; 700];
+        let id = fs.make("link", NewKind::Symlink(&long)).unwrap().id;
+        close(fs, &device);
+        let number = InodeNo(u32::try_from(id.0).unwrap());
+        damage_extents(&device, number);
+        let fs = open(&device);
+        fs.unlink(fs.root(), b"link").unwrap();
+        fs.forget(id);
+        fs.shut_down().unwrap();
+        drop(fs);
+        let superblock = superblock(&device);
+        let listed = superblock.has_ro_compat(RoCompat::ORPHAN_PRESENT)
+            || superblock.last_orphan() == Some(number);
+        assert!(listed, "{features:?}");
+        assert_eq!(u64::from(superblock.free_inodes_count()), free - 1);
+    }
+}
+
+fn superblock(device: &MemoryDevice) -> Superblock {
+    let bytes = device.to_vec();
+    let at = usize::try_from(SUPERBLOCK_OFFSET).unwrap();
+    Superblock::parse(&bytes[at..at + SUPERBLOCK_BYTES], None).unwrap()
+}
+
+/// Lets the inode's only extent lie past the end of the device.
+fn damage_extents(device: &MemoryDevice, number: InodeNo) {
+    let superblock = superblock(device);
+    let place = superblock.locate_inode(number).unwrap();
+    let bytes = device.to_vec();
+    let descriptors = 4096;
+    let size = superblock.inode_size();
+    // The first group's table: the block's number stands 8 bytes into its descriptor.
+    assert_eq!(place.group.0, 0);
+    let table = u32::from_le_bytes(bytes[descriptors + 8..descriptors + 12].try_into().unwrap());
+    let at = table as usize * 4096 + place.index as usize * size;
+    let mut record = Inode::read(&bytes[at..at + size], number, &superblock).unwrap();
+    // Header, then the extent: file block, length, and the block's number.
+    record.block_area_mut()[20..24].copy_from_slice(&u32::MAX.to_le_bytes());
+    record.update_checksum();
+    let mut changed = vec![0; size];
+    record.write_to(&mut changed).unwrap();
+    device.write(at as u64, &changed).unwrap();
 }

@@ -1,7 +1,7 @@
 //! Renames: what replaces what, what may lie in what.
 
 use pagefence_ext4::mkfs::Kind;
-use pagefence_vfs::{FileSystem as _, RenameMode};
+use pagefence_vfs::{FileSystem as _, Fsxattr, RenameMode};
 
 use crate::kit::{self, FLAVOURS, Paths, close, fails, open};
 
@@ -109,5 +109,26 @@ fn deep_trees_are_looked_through() {
     fs.mv("d/d/d", "e").unwrap();
     fails(fs.look(&path), "NotFound");
     fs.mv("d", &format!("e{}/d", &path[5..])).unwrap();
+    close(fs, &device);
+}
+
+/// Whoever moves files copies them where a rename crosses devices.
+#[test]
+fn what_belongs_to_another_project_is_to_be_copied() {
+    let device = kit::device(Kind::Ext4, 4096, "project", 16 << 20);
+    let fs = open(&device);
+    let project = fs.mkdir("project").unwrap().id;
+    let attributes = Fsxattr {
+        xflags: 0x200,
+        project: 7,
+        ..Fsxattr::default()
+    };
+    fs.set_fsxattr(project, &attributes, &kit::root()).unwrap();
+    fs.touch("file").unwrap();
+    fails(fs.mv("file", "project/file"), "CrossesDevices");
+    fails(fs.ln("file", "project/file"), "CrossesDevices");
+    fs.touch("project/inside").unwrap();
+    fs.mv("project/inside", "outside").unwrap();
+    fs.mv("outside", "project/inside").unwrap();
     close(fs, &device);
 }

@@ -1,7 +1,7 @@
 //! Names that many threads change at once.
 
+use pagefence_lock_order::primitives::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use pagefence_ext4::mkfs::Kind;
 use pagefence_vfs::RenameMode;
@@ -22,7 +22,7 @@ fn renames_across_directories_from_many_threads() {
             }
         }
         let done = AtomicU32::new(0);
-        std::thread::scope(|scope| {
+        pagefence_lock_order::primitives::thread::scope(|scope| {
             for thread in 0..6_u32 {
                 let (fs, done) = (&fs, &done);
                 scope.spawn(move || {
@@ -63,7 +63,7 @@ fn the_same_names_from_many_threads() {
     let fs = Arc::new(open(&device));
     fs.mkdir("d").unwrap();
     fs.mkdir("e").unwrap();
-    std::thread::scope(|scope| {
+    pagefence_lock_order::primitives::thread::scope(|scope| {
         for thread in 0..6_u32 {
             let fs = &fs;
             scope.spawn(move || {
@@ -98,7 +98,7 @@ fn creates_and_unlinks_at_once() {
     let device = kit::device(Kind::Ext4, 4096, "", 64 << 20);
     let fs = Arc::new(open(&device));
     fs.mkdir("all").unwrap();
-    std::thread::scope(|scope| {
+    pagefence_lock_order::primitives::thread::scope(|scope| {
         for thread in 0..4 {
             let fs = &fs;
             scope.spawn(move || {

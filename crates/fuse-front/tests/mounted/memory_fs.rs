@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 
 use pagefence_lock_order::primitives::Arc;
-use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
+use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
 use pagefence_vfs::{
     Access, Attr, Cookie, Credentials, DirEntry, DirSink, Entry, Error, ExtentInfo, ExtentState,
-    FileKind, FileSystem, FileSystemStat, Fsxattr, InodeId, Place, Result, Timestamp, Whence,
-    XattrName,
+    FileKind, FileSystem, FileSystemStat, Fsxattr, InodeId, Place, Result, SetAttr, Timestamp,
+    Whence, XattrMode, XattrName,
 };
 
 /// The root directory, numbered as ext4 numbers it.
@@ -30,6 +30,14 @@ pub(crate) struct Counters {
     pub(crate) read_dirs: AtomicU64,
     /// Shut-downs.
     pub(crate) shut_downs: AtomicU64,
+    /// Changes that show in the change time of everything, in seconds.
+    pub(crate) changes: AtomicU64,
+    /// Sectors that everything has besides: they come by themselves.
+    pub(crate) sectors: AtomicU64,
+    /// Whether who asks for attributes is answered later, with what they are now.
+    pub(crate) is_slow: AtomicBool,
+    /// Who waits for them meanwhile.
+    pub(crate) waiting: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -61,6 +69,8 @@ struct Node {
 pub(crate) struct MemoryFs {
     nodes: HashMap<u64, Node>,
     counters: Arc<Counters>,
+    /// Extended attributes and flags can be set: they are forgotten, and show in the change time.
+    pub(crate) is_writable: bool,
 }
 
 /// The byte of a pattern file at `offset`.
@@ -74,6 +84,7 @@ impl MemoryFs {
         let mut fs = Self {
             nodes: HashMap::new(),
             counters: Arc::new(Counters::default()),
+            is_writable: false,
         };
         fs.insert(
             ROOT,
@@ -242,6 +253,15 @@ impl MemoryFs {
         Ok(node)
     }
 
+    fn change(&self, id: InodeId) -> Result<()> {
+        if !self.is_writable {
+            return Err(Error::ReadOnly);
+        }
+        self.node(id)?;
+        self.counters.changes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
     fn entries(&self, id: InodeId) -> Result<&BTreeMap<Vec<u8>, InodeId>> {
         match &self.node(id)?.content {
             Content::Directory(entries) => Ok(entries),
@@ -279,8 +299,40 @@ impl FileSystem for MemoryFs {
         })
     }
 
+    fn read_only_because(&self) -> Option<String> {
+        (!self.is_writable).then(String::new)
+    }
+
     fn attr(&self, id: InodeId) -> Result<Attr> {
-        Ok(self.node(id)?.attr.clone())
+        let counters = &self.counters;
+        let mut attr = self.node(id)?.attr.clone();
+        attr.changed.seconds += counters.changes.load(Ordering::SeqCst) as i64;
+        attr.blocks_512 += counters.sectors.load(Ordering::SeqCst);
+        if counters.is_slow.load(Ordering::SeqCst) {
+            counters.waiting.fetch_add(1, Ordering::SeqCst);
+            while counters.is_slow.load(Ordering::SeqCst) {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+        Ok(attr)
+    }
+
+    /// Allows it to the group of the inode, and to root.
+    fn set_attr(&self, id: InodeId, _: &SetAttr, who: &Credentials) -> Result<Attr> {
+        let gid = self.node(id)?.attr.gid;
+        if who.uid != 0 && who.gid != gid && !who.groups.contains(&gid) {
+            return Err(Error::NotPermitted);
+        }
+        self.change(id)?;
+        self.attr(id)
+    }
+
+    fn set_flags(&self, id: InodeId, _: u32, _: &Credentials) -> Result<()> {
+        self.change(id)
+    }
+
+    fn set_xattr(&self, id: InodeId, _: &[u8], _: &[u8], _: XattrMode) -> Result<()> {
+        self.change(id)
     }
 
     fn read_link(&self, id: InodeId) -> Result<Vec<u8>> {

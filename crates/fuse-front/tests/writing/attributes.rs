@@ -82,13 +82,13 @@ fn times_are_set_before_1970_and_after_2038() {
             (stat().mtime(), stat().mtime_nsec()),
             (1 << 33, 999_999_999)
         );
-        set((0, UTIME_OMIT.into()), (-1, 1));
+        set((0, UTIME_OMIT), (-1, 1));
         assert_eq!((stat().atime(), stat().atime_nsec()), (-5, 700_000_000));
         assert_eq!((stat().mtime(), stat().mtime_nsec()), (-1, 1));
         let id = mounted.counters.named("file").expect("it was made");
         let stored = mounted.counters.with(id, |node| node.attr.modified);
         assert_eq!((stored.seconds, stored.nanoseconds), (-1, 1));
-        set((0, UTIME_NOW.into()), (0, UTIME_NOW.into()));
+        set((0, UTIME_NOW), (0, UTIME_NOW));
         assert!(stat().mtime() > 1_600_000_000 && stat().atime() > 1_600_000_000);
         // What the kernel keeps of times comes down with fsync.
         let mut options = File::options();

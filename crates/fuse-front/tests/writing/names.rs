@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 
+use pagefence_lock_order::primitives::thread;
 use pagefence_vfs::WriteMode;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -243,7 +244,7 @@ fn after_a_panic_in_a_change_nothing_more_is_changed() {
     let start = std::time::Instant::now();
     while !mounted.counters.tree.lock().read_only {
         assert!(start.elapsed().as_secs() < 60, "it is told");
-        std::thread::yield_now();
+        thread::yield_now();
     }
     let error = fs::write(mounted.join("file"), b"after").expect_err("it is read-only");
     assert_eq!(error.raw_os_error(), Some(Errno::ROFS.raw_os_error()));

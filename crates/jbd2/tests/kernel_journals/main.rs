@@ -4,6 +4,7 @@
 //! Needs root, a loop device, the kernel's ext4 and e2fsprogs; a test that lacks one prints what it
 //! skipped.
 
+mod running;
 mod support;
 
 use std::fs::File;

@@ -1,7 +1,7 @@
 //! Writing into the cache: what is read, reserved, kept, and refused.
 
 use pagefence_lock_order::Held;
-use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::{Arc, Mutex};
 
 use super::device::{Device, Failed, TestMapping};
 use super::{SMALL, Task, config, only, read, stamped, sync, write};
@@ -179,14 +179,16 @@ fn the_size_grows_before_the_pages_are_unlocked() {
     // Else writeback would take what was just written for bytes past the end, and zero them.
     let (_cache, mapping) = empty(PAGE_SIZE);
     let other = Arc::clone(&mapping);
-    let (sender, receiver) = std::sync::mpsc::channel();
+    let started = Arc::new(Mutex::new(None));
+    let starting = Arc::clone(&started);
     mapping.backing().on_grow(move || {
         let syncer = Task::start(move || sync(&other));
         assert!(!syncer.is_over_shortly(), "the page is locked and dirty");
-        sender.send(syncer).expect("the test waits");
+        *starting.lock() = Some(syncer);
     });
     write(&mapping, 0, &[3; 100]).expect("written");
-    receiver.recv().expect("sent").finish().expect("synced");
+    let syncer = started.lock().take().expect("the size grew");
+    syncer.finish().expect("synced");
     assert_eq!(mapping.backing().contents(), vec![3; 100]);
     assert_eq!(mapping.backing().disk_size(), 100);
 }

@@ -149,3 +149,27 @@ fn entries_of_a_directory() {
     }
     assert_eq!(volume.read_dir("/lost+found").expect("it opens").count(), 0);
 }
+
+/// Space of a file that is removed while it is open is free once it is closed.
+#[test]
+fn a_file_that_is_closed_last_gives_its_space_back() {
+    let device = pagefence::device::MemoryDevice::new(16 << 20);
+    let mkfs = pagefence::Mkfs::new(pagefence::Kind::Ext4).file("/large", vec![7; 1 << 20]);
+    mkfs.format_device(&device).expect("it is made");
+    let options = pagefence::Options::new().write(true);
+    let volume = pagefence::Volume::open_device(std::sync::Arc::new(device), options);
+    let volume = volume.expect("it opens");
+    let before = volume.usage().expect("a number");
+    let files = [(); 2].map(|()| volume.open_file("/large").expect("it opens"));
+    volume.remove_file("/large").expect("it is removed");
+    let [first, last] = files;
+    drop(first);
+    let mut start = [0; 4];
+    assert_eq!(last.read_at(0, &mut start).expect("it is there"), 4);
+    assert_eq!(start, [7; 4]);
+    drop(last);
+    volume.sync().expect("durable");
+    let after = volume.usage().expect("a number");
+    assert_eq!(after.inodes_free, before.inodes_free + 1);
+    assert!(after.free >= before.free + (1 << 20));
+}

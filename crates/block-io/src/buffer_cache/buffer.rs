@@ -1,0 +1,60 @@
+//! One block in memory.
+
+use std::ops::Deref;
+
+use pagefence_lock_order::primitives::atomic::{AtomicU32, Ordering};
+
+use crate::aligned::AlignedBytes;
+
+/// One block in memory. Its contents never change; a changed block is another buffer.
+pub struct Buffer {
+    pub(super) block: u64,
+    /// Bit per kind of check that the contents have passed.
+    pub(super) verified: AtomicU32,
+    pub(super) bytes: AlignedBytes,
+}
+
+impl Buffer {
+    /// Number of the block, in blocks of the cache's block size.
+    #[must_use]
+    pub fn block(&self) -> u64 {
+        self.block
+    }
+
+    /// Whether every check in the bit mask `kinds` has been passed before
+    /// ([`Buffer::set_verified`]). The meaning of each bit is the caller's.
+    #[must_use]
+    pub fn verified(&self, kinds: u32) -> bool {
+        self.verified.load(Ordering::Acquire) & kinds == kinds
+    }
+
+    /// Records that the contents pass the checks in the bit mask `kinds`. Sound because the
+    /// contents never change.
+    pub fn set_verified(&self, kinds: u32) {
+        self.verified.fetch_or(kinds, Ordering::AcqRel);
+    }
+
+    /// Every kind of check that has been passed, as a bit mask.
+    #[must_use]
+    pub fn verified_kinds(&self) -> u32 {
+        self.verified.load(Ordering::Acquire)
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Buffer")
+            .field("block", &self.block)
+            .field("length", &self.bytes.len())
+            .field("verified", &self.verified)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,237 @@
+//! Power cuts while files are written, cut, punched and made durable: what was synced is there, and
+//! what lay on the disk before shows nowhere.
+
+use std::sync::Arc;
+
+use pagefence_block_io::fault_device::FaultDevice;
+use pagefence_block_io::memory_device::MemoryDevice;
+use pagefence_ext4::{FileSystem, MountOptions};
+use pagefence_vfs::{Error, FallocateMode, FileSystem as _};
+
+use crate::support::{Image, KINDS, Kind, Random, create, find, read_all, set_size, write_all};
+
+/// The byte that all free blocks are filled with. Nobody writes it.
+const STALE: u8 = 0x5a;
+/// Bytes that a file has at most.
+const SPAN: u64 = 60 << 10;
+/// Outcomes by chance that are tried at each moment.
+const RANDOM_STATES: usize = 2;
+const FILES: usize = 2;
+
+/// What was done to a file, and when, in steps of the device.
+struct Step {
+    begun: usize,
+    ended: usize,
+    /// Which file, what it holds then, and whether that is durable.
+    file: usize,
+    contents: Vec<u8>,
+    is_synced: bool,
+    said: String,
+}
+
+fn open(device: Arc<dyn pagefence_block_io::Device>) -> FileSystem {
+    let options = MountOptions {
+        write: true,
+        cache: Some(16 << 20),
+        ..MountOptions::default()
+    };
+    FileSystem::open(device, &options).unwrap()
+}
+
+/// A file system with two empty files, whose free blocks hold what must not be seen.
+fn used(kind: &Kind) -> MemoryDevice {
+    let image = Image::new(kind.options, "10M");
+    let bytes = std::fs::read(&image.path).unwrap();
+    let device = Arc::new(MemoryDevice::from_bytes(&bytes));
+    let fs = open(device.clone());
+    let filler = create(&fs, "filler");
+    let file = fs.open(filler, true).unwrap();
+    let mut offset = 0;
+    loop {
+        match write_all(&fs, &file, offset, &[STALE; 32 << 10]) {
+            (_, None) => offset += 32 << 10,
+            (_, Some(Error::NoSpace)) => break,
+            (_, Some(error)) => panic!("{error:?}"),
+        }
+    }
+    fs.sync().unwrap();
+    drop(file);
+    fs.unlink(fs.root(), b"filler").unwrap();
+    fs.forget(filler);
+    for number in 0..FILES {
+        create(&fs, &format!("file{number}"));
+    }
+    fs.shut_down().unwrap();
+    drop(fs);
+    Image::of(&device.to_vec()).assert_clean(kind.name);
+    Arc::into_inner(device).unwrap()
+}
+
+fn work(fs: &FileSystem, device: &FaultDevice, seed: u64, steps: usize) -> Vec<Step> {
+    let mut random = Random::new(seed);
+    let mut contents = vec![Vec::new(); FILES];
+    let ids: Vec<_> = (0..FILES)
+        .map(|number| find(fs, &format!("file{number}")))
+        .collect();
+    let files: Vec<_> = ids.iter().map(|id| fs.open(*id, true).unwrap()).collect();
+    let mut done = Vec::new();
+    for _ in 0..steps {
+        let begun = device.trace_position();
+        let number = random.below(FILES as u64) as usize;
+        let model: &mut Vec<u8> = &mut contents[number];
+        let file = &files[number];
+        let start = random.below(SPAN);
+        let len = 1 + random.below((SPAN - start).min(12_000));
+        let (from, to) = (start as usize, (start + len) as usize);
+        let mut is_synced = false;
+        let said = match random.below(10) {
+            0..4 => {
+                let byte = match 1 + (random.next() % 255) as u8 {
+                    STALE => 1,
+                    byte => byte,
+                };
+                let (written, error) = write_all(fs, file, start, &vec![byte; len as usize]);
+                assert_eq!(written as u64, len, "{error:?}");
+                if model.len() < to {
+                    model.resize(to, 0);
+                }
+                model[from..to].fill(byte);
+                format!("write {start} {len} {byte}")
+            }
+            4 | 5 => {
+                let size = start.min(model.len() as u64 + 5000);
+                set_size(fs, ids[number], size).unwrap();
+                model.resize(size as usize, 0);
+                format!("truncate {size}")
+            }
+            6 => {
+                let mode = FallocateMode::PUNCH_HOLE | FallocateMode::KEEP_SIZE;
+                fs.allocate(file, start, len, mode).unwrap();
+                let to = to.min(model.len());
+                if from < to {
+                    model[from..to].fill(0);
+                }
+                format!("punch {start} {len}")
+            }
+            7 => match fs.allocate(file, start, len, FallocateMode::empty()) {
+                Ok(()) => {
+                    if model.len() < to {
+                        model.resize(to, 0);
+                    }
+                    format!("allocate {start} {len}")
+                }
+                Err(Error::Unsupported(_)) => "nothing".to_owned(),
+                Err(error) => panic!("{error:?}"),
+            },
+            other => {
+                fs.sync_file(file, other == 8).unwrap();
+                is_synced = true;
+                "fsync".to_owned()
+            }
+        };
+        done.push(Step {
+            begun,
+            ended: device.trace_position(),
+            file: number,
+            contents: model.clone(),
+            is_synced,
+            said,
+        });
+    }
+    done
+}
+
+/// Whether a file that a crash at `position` left may be so.
+fn judge(bytes: &[u8], steps: &[Step], file: usize, position: usize) -> Result<(), String> {
+    let of_file: Vec<&Step> = steps.iter().filter(|step| step.file == file).collect();
+    let synced = of_file
+        .iter()
+        .rposition(|step| step.is_synced && step.ended <= position);
+    let empty = Vec::new();
+    let base = synced.map_or(&empty, |at| &of_file[at].contents);
+    let later: Vec<&Step> = of_file
+        .iter()
+        .skip(synced.map_or(0, |at| at + 1))
+        .take_while(|step| step.begun <= position)
+        .copied()
+        .collect();
+    let said: Vec<_> = later.iter().map(|step| step.said.as_str()).collect();
+    let sizes = later.iter().map(|step| step.contents.len());
+    let least = sizes.clone().min().unwrap_or(base.len()).min(base.len());
+    let most = sizes.max().unwrap_or(base.len()).max(base.len());
+    let is_changed = later.iter().any(|step| !step.is_synced);
+    if bytes.len() < least || bytes.len() > most {
+        return Err(format!(
+            "{} bytes instead of {least} to {most} after {said:?}",
+            bytes.len()
+        ));
+    }
+    for (at, byte) in bytes.iter().enumerate() {
+        if *byte == STALE {
+            return Err(format!("stale bytes at {at} after {said:?}"));
+        }
+        let mut versions = std::iter::once(base).chain(later.iter().map(|step| &step.contents));
+        let is_known = versions.any(|contents| contents.get(at) == Some(byte));
+        let is_fine = is_known || (is_changed && *byte == 0);
+        if !is_fine {
+            return Err(format!("byte {byte} at {at} after {said:?}"));
+        }
+    }
+    Ok(())
+}
+
+fn crashes(kind: &Kind, seed: u64, steps: usize) -> usize {
+    let before = used(kind);
+    let device = Arc::new(FaultDevice::new(&before, seed));
+    device.set_atomic(1024..2048);
+    device.start_trace();
+    let fs = open(device.clone());
+    let steps = work(&fs, &device, seed, steps);
+    drop(fs);
+    let trace = device.take_trace().unwrap();
+    let mut tried = 0;
+    trace.walk(|point| {
+        if !point.is_before_flush() {
+            return;
+        }
+        let position = point.position();
+        let states = point.crash_states();
+        let mut random = pagefence_block_io::fault_device::random::Random::new(position as u64);
+        let mut outcomes = vec![states.nothing(), states.everything()];
+        outcomes.extend((0..RANDOM_STATES).map(|_| states.random(&mut random)));
+        for outcome in outcomes {
+            let image = Arc::new(states.image(&outcome));
+            let fs = open(image.clone());
+            for file in 0..FILES {
+                let bytes = read_all(&fs, find(&fs, &format!("file{file}")));
+                if let Err(what) = judge(&bytes, &steps, file, position) {
+                    panic!(
+                        "{}, seed {seed}, moment {position}, file {file}: {what}",
+                        kind.name
+                    );
+                }
+            }
+            fs.shut_down().unwrap();
+            drop(fs);
+            if tried % 8 == 0 {
+                let judged = Image::of(&image.to_vec());
+                judged.assert_clean(&format!("{}, seed {seed}, moment {position}", kind.name));
+            }
+            tried += 1;
+        }
+    });
+    tried
+}
+
+#[test]
+fn a_power_cut_loses_nothing_synced_and_shows_nothing_stale() {
+    let seeds = std::env::var("PAGEFENCE_CRASHES").map_or(2, |count| count.parse().unwrap());
+    let mut tried = 0;
+    for seed in 0..seeds {
+        for kind in KINDS.iter().filter(|kind| kind.has_journal()) {
+            tried += crashes(kind, seed, 40);
+        }
+    }
+    assert!(tried > 100 * seeds as usize, "{tried} states");
+    println!("{tried} states");
+}

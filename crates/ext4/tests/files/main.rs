@@ -1,0 +1,14 @@
+//! Files that are written, tried from outside: on images that e2fsprogs makes, against plain bytes,
+//! judged by e2fsck.
+#![cfg(not(shuttle))]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests panic on purpose"
+)]
+
+mod crash;
+mod full;
+mod ranges;
+mod support;
+mod traces;

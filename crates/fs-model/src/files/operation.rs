@@ -1,0 +1,179 @@
+//! What is done to a tree, and what comes of it.
+
+/// Why an operation can't be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// ENOENT.
+    NotFound,
+    /// ENOTDIR.
+    NotDirectory,
+    /// EISDIR.
+    IsDirectory,
+    /// EEXIST.
+    Exists,
+    /// ENOTEMPTY.
+    NotEmpty,
+    /// EINVAL.
+    Invalid,
+    /// ENAMETOOLONG.
+    NameTooLong,
+    /// EPERM, EACCES.
+    NotPermitted,
+    /// ELOOP.
+    TooManySymlinks,
+    /// EFBIG.
+    FileTooLarge,
+    /// EOPNOTSUPP.
+    Unsupported,
+    /// ENOSPC. Only of an attribute that may be too large for where it goes: of how full the
+    /// device is the model knows nothing.
+    NoSpace,
+}
+
+/// What an operation gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// Whether there was anything to be done.
+    Was(bool),
+    /// What was read.
+    Bytes(Vec<u8>),
+}
+
+/// How a rename treats what bears the new name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameHow {
+    /// It is replaced.
+    Replace,
+    /// It is an error.
+    NoReplace,
+    /// The two change places.
+    Exchange,
+}
+
+/// One operation. Paths start at the root without a slash; what is written is
+/// [`contents`](super::contents).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are what their names say")]
+pub enum Operation {
+    /// Makes a regular file; it must not be there.
+    Create { path: String },
+    /// Writes into a file that is there.
+    Write {
+        path: String,
+        offset: u64,
+        length: usize,
+        tag: u64,
+    },
+    /// Writes at a file's end.
+    Append {
+        path: String,
+        length: usize,
+        tag: u64,
+    },
+    /// Reads.
+    Read {
+        path: String,
+        offset: u64,
+        length: usize,
+    },
+    /// Cuts off or extends.
+    SetSize { path: String, size: u64 },
+    /// Gives a range space; the file grows.
+    Allocate {
+        path: String,
+        offset: u64,
+        length: u64,
+    },
+    /// Makes a file durable.
+    Sync { path: String },
+    /// Makes everything durable.
+    SyncAll,
+    /// mkdir.
+    MakeDirectory { path: String },
+    /// rmdir.
+    RemoveDirectory { path: String },
+    /// unlink.
+    Remove { path: String },
+    /// renameat2.
+    Rename {
+        from: String,
+        to: String,
+        how: RenameHow,
+    },
+    /// link.
+    Link { original: String, link: String },
+    /// symlink.
+    Symlink { target: String, path: String },
+    /// mkfifo.
+    Fifo { path: String },
+    /// chmod, following links.
+    SetPermissions { path: String, permissions: u16 },
+    /// lchown.
+    SetOwner {
+        path: String,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    },
+    /// lsetxattr.
+    SetXattr {
+        path: String,
+        name: String,
+        value: Vec<u8>,
+    },
+    /// lremovexattr; whether there was one.
+    RemoveXattr { path: String, name: String },
+    /// Opens a file and keeps it open; what the slot held is closed first.
+    Hold { slot: u8, path: String },
+    /// Writes to an open file.
+    WriteHeld {
+        slot: u8,
+        offset: u64,
+        length: usize,
+        tag: u64,
+    },
+    /// Reads an open file.
+    ReadHeld {
+        slot: u8,
+        offset: u64,
+        length: usize,
+    },
+    /// Closes it.
+    LetGo { slot: u8 },
+    /// Closes everything, and opens the file system again.
+    Reopen,
+}
+
+impl Operation {
+    /// The paths that it names.
+    #[must_use]
+    pub fn paths(&self) -> Vec<&str> {
+        match self {
+            Self::Create { path }
+            | Self::Write { path, .. }
+            | Self::Append { path, .. }
+            | Self::Read { path, .. }
+            | Self::SetSize { path, .. }
+            | Self::Allocate { path, .. }
+            | Self::Sync { path }
+            | Self::MakeDirectory { path }
+            | Self::RemoveDirectory { path }
+            | Self::Remove { path }
+            | Self::Symlink { path, .. }
+            | Self::Fifo { path }
+            | Self::SetPermissions { path, .. }
+            | Self::SetOwner { path, .. }
+            | Self::SetXattr { path, .. }
+            | Self::RemoveXattr { path, .. }
+            | Self::Hold { path, .. } => vec![path],
+            Self::Rename { from, to, .. } => vec![from, to],
+            Self::Link { original, link } => vec![original, link],
+            Self::SyncAll
+            | Self::WriteHeld { .. }
+            | Self::ReadHeld { .. }
+            | Self::LetGo { .. }
+            | Self::Reopen => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! What a crash left is recovered and held against what was promised.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::Arc;
+
+use pagefence::device::MemoryDevice;
+use pagefence::{Kind, Volume};
+use pagefence_block_io::fault_device::FaultDevice;
+use pagefence_block_io::fault_device::random::Random;
+
+use crate::common::e2fsck;
+use crate::common::image::Setup;
+use crate::history::{History, options};
+use crate::names;
+
+/// One state in so many crashes a second time, during its recovery.
+const CRASH_AGAIN_ONE_IN: u64 = 12;
+/// One state in so many is shown to e2fsck.
+const E2FSCK_ONE_IN: u64 = 12;
+/// One state in so many is also recovered by e2fsck.
+const THEIRS_ONE_IN: u64 = 40;
+
+/// The superblock, which is written as a whole.
+pub(crate) const SUPERBLOCK: std::ops::Range<u64> = 1024..2048;
+
+/// What was tried.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tried {
+    pub(crate) states: usize,
+    pub(crate) crashed_again: usize,
+    pub(crate) by_e2fsck: usize,
+    pub(crate) recovered_by_e2fsck: usize,
+    /// Files that e2fsck had to give a name, without a journal.
+    pub(crate) without_a_name: usize,
+}
+
+/// Everything a volume shows: looks and bytes by path.
+type Shown = BTreeMap<String, (String, Vec<u8>)>;
+
+/// Recovers one image and checks it.
+pub(crate) fn check(
+    setup: &Setup,
+    history: &History,
+    position: usize,
+    crashed: MemoryDevice,
+    random: &mut Random,
+    tried: &mut Tried,
+) -> Result<(), String> {
+    tried.states += 1;
+    if !has_journal(setup) {
+        return check_mended(history, position, &crashed, tried);
+    }
+    let crashed = if random.one_in(CRASH_AGAIN_ONE_IN) {
+        tried.crashed_again += 1;
+        crash_again(&crashed, random)?
+    } else {
+        crashed
+    };
+    let device = Arc::new(crashed.fork());
+    let shown = recover(&device).map_err(|error| format!("our recovery: {error}"))?;
+    check_journaled(history, position, &shown)?;
+    if random.one_in(E2FSCK_ONE_IN) {
+        tried.by_e2fsck += 1;
+        e2fsck::check(&device)?;
+    }
+    if random.one_in(THEIRS_ONE_IN) {
+        tried.recovered_by_e2fsck += 1;
+        let theirs = mend(&crashed, &["-y", "-E", "journal_only"])?;
+        let theirs =
+            recover(&Arc::new(theirs)).map_err(|error| format!("after e2fsck: {error}"))?;
+        if theirs != shown {
+            return Err("the journal recovered by e2fsck gives another tree".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Opens the volume, which recovers it, looks at everything, and closes it.
+fn recover(device: &Arc<MemoryDevice>) -> Result<Shown, pagefence::Error> {
+    let volume = Volume::open_device(Arc::clone(device) as _, options())?;
+    let shown = names::of_volume(&volume)?;
+    volume.close()?;
+    Ok(shown)
+}
+
+/// Another crash while the first one is recovered from, or right after.
+fn crash_again(crashed: &MemoryDevice, random: &mut Random) -> Result<MemoryDevice, String> {
+    let device = Arc::new(FaultDevice::new(crashed, random.next_u64()));
+    device.set_atomic(SUPERBLOCK);
+    device.start_trace();
+    recover_on(&device).map_err(|error| format!("our recovery: {error}"))?;
+    let trace = device.take_trace().ok_or("no trace")?;
+    let chosen = random.below(trace.len() as u64 + 1) as usize;
+    let mut left = None;
+    trace.walk(|point| {
+        if point.position() == chosen {
+            let states = point.crash_states();
+            left = Some(states.image(&states.random(random)));
+        }
+    });
+    left.ok_or_else(|| "a moment of the trace".to_owned())
+}
+
+fn recover_on(device: &Arc<FaultDevice>) -> Result<(), pagefence::Error> {
+    Volume::open_device(Arc::clone(device) as _, options())?.close()
+}
+
+/// With a journal: the names are those after some operation, none of those that are durable is
+/// lost, and each file holds its own bytes.
+fn check_journaled(history: &History, position: usize, shown: &Shown) -> Result<(), String> {
+    let (least, most) = history.range(position);
+    let looks_like = |kept: &usize| {
+        let names = &history.names[*kept];
+        names.len() == shown.len()
+            && names
+                .iter()
+                .zip(shown)
+                .all(|(one, other)| one.0 == other.0 && one.1.looks == other.1.0)
+    };
+    let mut failure = None;
+    for kept in (least..=most).rev().filter(looks_like) {
+        match check_bytes(history, position, kept, shown) {
+            Ok(()) => return Ok(()),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    if let Some(earlier) = (0..least).rev().find(looks_like) {
+        return Err(format!(
+            "the first {least} operations are durable; what came back is as after {earlier}"
+        ));
+    }
+    Err(format!(
+        "the names are as after none of the operations {least} to {most}: {}",
+        names_of_difference(history, least, shown)
+    ))
+}
+
+fn names_of_difference(history: &History, kept: usize, shown: &Shown) -> String {
+    let names = &history.names[kept];
+    let mut differences = Vec::new();
+    for (path, named) in names {
+        match shown.get(path) {
+            Some((looks, _)) if *looks == named.looks => {}
+            other => differences.push(format!(
+                "{path:?} was {:?} after {kept}, is {:?}",
+                named.looks,
+                other.map(|(looks, _)| looks)
+            )),
+        }
+    }
+    for (path, (looks, _)) in shown {
+        if !names.contains_key(path) {
+            differences.push(format!(
+                "{path:?} is {looks:?}, and was not there after {kept}"
+            ));
+        }
+    }
+    differences.truncate(6);
+    differences.join("; ")
+}
+
+fn check_bytes(
+    history: &History,
+    position: usize,
+    kept: usize,
+    shown: &Shown,
+) -> Result<(), String> {
+    for (path, named) in &history.names[kept] {
+        if !named.is_file {
+            continue;
+        }
+        let (_, bytes) = &shown[path];
+        let expected = history.expected(named.node, position, kept);
+        expected
+            .check(bytes)
+            .map_err(|error| format!("{path:?}, names as after {kept} operations: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Without a journal: once e2fsck has mended it, what was made durable is there.
+fn check_mended(
+    history: &History,
+    position: usize,
+    crashed: &MemoryDevice,
+    tried: &mut Tried,
+) -> Result<(), String> {
+    let sure = history.surely_there(position);
+    tried.by_e2fsck += 1;
+    let mended = Arc::new(mend(crashed, &["-fy"])?);
+    let shown = recover(&mended).map_err(|error| format!("what e2fsck mended: {error}"))?;
+    for (path, node) in sure {
+        // No rename is promised to have waited for the bytes.
+        let expected = history.expected(node, position, 0);
+        if let Some((_, bytes)) = shown.get(&path) {
+            let checked = expected.check(bytes);
+            checked.map_err(|error| format!("{path:?}: {error}"))?;
+            continue;
+        }
+        // A block of names that is split in two is not written as a whole: e2fsck then finds a
+        // file without a name, and gives it one if there are bytes in it.
+        let is_found = expected.check(&[]).is_ok()
+            || shown.iter().any(|(path, (looks, bytes))| {
+                path.starts_with("lost+found/")
+                    && looks.starts_with("file ")
+                    && expected.check(bytes).is_ok()
+            });
+        if !is_found {
+            return Err(format!("{path:?} is lost"));
+        }
+        tried.without_a_name += 1;
+    }
+    Ok(())
+}
+
+/// Whether a crash is recovered from by a journal.
+fn has_journal(setup: &Setup) -> bool {
+    setup.kind != Kind::Ext2 && !setup.features.contains("^has_journal")
+}
+
+/// Runs e2fsck with these arguments on a copy of the device; what is there then.
+///
+/// # Errors
+/// It could not mend it.
+fn mend(device: &MemoryDevice, arguments: &[&str]) -> Result<MemoryDevice, String> {
+    let file = e2fsck::file_of(device);
+    let output = Command::new("timeout")
+        .arg("60")
+        .arg("e2fsck")
+        .args(arguments)
+        .arg(file.path())
+        .env("LC_ALL", "C")
+        .output()
+        .map_err(|error| format!("e2fsck: {error}"))?;
+    // 1: errors were mended.
+    if !matches!(output.status.code(), Some(0 | 1)) {
+        return Err(format!(
+            "e2fsck {arguments:?}, {}:\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout)
+        ));
+    }
+    let bytes = std::fs::read(file.path()).map_err(|error| error.to_string())?;
+    Ok(MemoryDevice::from_bytes(&bytes))
+}
