@@ -14,4 +14,5 @@ mod model;
 mod operations;
 mod orphans;
 mod renames;
+mod space;
 mod threads;
