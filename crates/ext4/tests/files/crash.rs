@@ -328,3 +328,33 @@ fn foreign_bytes_behind_the_end_never_show() {
         });
     }
 }
+
+/// What is overwritten in place needs no transaction, and is durable when it is synced all the
+/// same.
+#[test]
+fn an_overwrite_that_was_synced_survives() {
+    for kind in &KINDS {
+        let image = Image::new(kind.options, "10M");
+        let bytes = std::fs::read(&image.path).unwrap();
+        let device = Arc::new(FaultDevice::new(&MemoryDevice::from_bytes(&bytes), 1));
+        device.set_atomic(1024..2048);
+        let fs = open(device.clone());
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).unwrap();
+        write_all(&fs, &file, 0, &[7; 10_000]);
+        fs.sync().unwrap();
+        for (byte, data_only) in [(8, true), (9, false), (10, true), (11, true)] {
+            write_all(&fs, &file, 3000, &[byte; 2000]);
+            fs.sync_file(&file, data_only).unwrap();
+            let states = device.crash_states();
+            let left = open(Arc::new(states.image(&states.nothing())));
+            let bytes = read_all(&left, find(&left, "file"));
+            assert_eq!(bytes.len(), 10_000, "{} {byte}", kind.name);
+            assert!(
+                bytes[3000..5000] == [byte; 2000] && bytes[5000..] == [7; 5000],
+                "{} {byte}",
+                kind.name
+            );
+        }
+    }
+}
