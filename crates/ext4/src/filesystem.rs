@@ -480,6 +480,12 @@ impl pagefence_vfs::FileSystem for FileSystem {
         self.trim_free_space(offset, length, least)
     }
 
+    fn poisoned(&self) {
+        if let Ok(live) = self.instance.live() {
+            live.abort_half_done();
+        }
+    }
+
     fn shut_down(&self) -> Result<()> {
         self.unmount()
     }
