@@ -120,6 +120,11 @@ const IGNORED: &[&str] = &[
 const IGNORED_WITH_VALUE: &[&str] = &["comment", "user", "uhelper", "helper"];
 
 impl MountOptions {
+    /// Whether nothing is to be written.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.volume.read_only || self.volume.no_load
+    }
+
     /// Whether whoever asks counts as root.
     pub(crate) fn is_fakeroot(&self) -> bool {
         self.fakeroot

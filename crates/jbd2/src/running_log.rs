@@ -116,6 +116,7 @@ impl RunningLog {
             start: self.superblock.advance(start.start, needed),
         };
         self.used = self.used.saturating_add(needed);
+        debug_assert!(self.used < self.superblock.log_blocks(), "the log overruns");
         let dead = self.dead;
         if dead > 0 {
             // If nothing else is left, the log begins with this very transaction.

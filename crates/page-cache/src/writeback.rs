@@ -181,8 +181,10 @@ impl<B: WriteBacking> Mapping<B> {
             .collect();
         let folios = &folios[..guards.len()];
         let end = first + u64::try_from(guards.len()).expect("at most a batch");
-        self.pages().dirty().begin_writeback(first..end);
+        // Counted as long as the index says so: a flusher that finds a file's pages under
+        // writeback, and nothing else to do, waits for the count.
         self.shared().flusher.note_begun(guards.len());
+        self.pages().dirty().begin_writeback(first..end);
         Some(Marked {
             shared: self.shared(),
             folios,

@@ -2,13 +2,18 @@
 //! what lay on the disk before shows nowhere.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pagefence_block_io::fault_device::FaultDevice;
 use pagefence_block_io::memory_device::MemoryDevice;
 use pagefence_ext4::{FileSystem, MountOptions};
-use pagefence_vfs::{Error, FallocateMode, FileSystem as _};
+use pagefence_vfs::{
+    Error, ExtentState, FallocateMode, FileSystem as _, SetAttr, SetTime, WriteMode,
+};
 
-use crate::support::{Image, KINDS, Kind, Random, create, find, read_all, set_size, write_all};
+use crate::support::{
+    Image, KINDS, Kind, Random, create, find, read_all, root, set_size, write_all,
+};
 
 /// The byte that all free blocks are filled with. Nobody writes it.
 const STALE: u8 = 0x5a;
@@ -81,7 +86,8 @@ fn work(fs: &FileSystem, device: &FaultDevice, seed: u64, steps: usize) -> Vec<S
         let model: &mut Vec<u8> = &mut contents[number];
         let file = &files[number];
         let start = random.below(SPAN);
-        let len = 1 + random.below((SPAN - start).min(12_000));
+        let most = if random.below(2) == 0 { 12_000 } else { 500 };
+        let len = 1 + random.below((SPAN - start).min(most));
         let (from, to) = (start as usize, (start + len) as usize);
         let mut is_synced = false;
         let said = match random.below(10) {
@@ -186,15 +192,38 @@ fn crashes(kind: &Kind, seed: u64, steps: usize) -> usize {
     device.set_atomic(1024..2048);
     device.start_trace();
     let fs = open(device.clone());
-    let steps = work(&fs, &device, seed, steps);
+    let is_over = AtomicBool::new(false);
+    let steps = std::thread::scope(|scope| {
+        // Commits at any moment.
+        scope.spawn(|| {
+            let root_dir = fs.open_dir(fs.root()).unwrap();
+            while !is_over.load(Ordering::Relaxed) {
+                let change = SetAttr {
+                    modified: Some(SetTime::Now),
+                    ..SetAttr::default()
+                };
+                fs.set_attr(fs.root(), &change, &root()).unwrap();
+                fs.sync_dir(&root_dir).unwrap();
+                std::thread::sleep(std::time::Duration::from_micros(300));
+            }
+        });
+        let steps = work(&fs, &device, seed, steps);
+        is_over.store(true, Ordering::Relaxed);
+        steps
+    });
     drop(fs);
     let trace = device.take_trace().unwrap();
-    let mut tried = 0;
+    let (mut tried, mut moments) = (0, 0);
     trace.walk(|point| {
         if !point.is_before_flush() {
             return;
         }
         let position = point.position();
+        moments += 1;
+        let is_known = steps.iter().any(|step| step.ended == position);
+        if moments % 2 != 0 && !is_known {
+            return;
+        }
         let states = point.crash_states();
         let mut random = pagefence_block_io::fault_device::random::Random::new(position as u64);
         let mut outcomes = vec![states.nothing(), states.everything()];
@@ -229,9 +258,104 @@ fn a_power_cut_loses_nothing_synced_and_shows_nothing_stale() {
     let mut tried = 0;
     for seed in 0..seeds {
         for kind in KINDS.iter().filter(|kind| kind.has_journal()) {
-            tried += crashes(kind, seed, 40);
+            tried += crashes(kind, seed, 60);
         }
     }
     assert!(tried > 100 * seeds as usize, "{tried} states");
     println!("{tried} states");
+}
+
+/// Somebody else's writes left bytes behind the end of a file, in its last block. They do not show
+/// when the file grows, whichever way, and whenever the power goes.
+#[test]
+fn foreign_bytes_behind_the_end_never_show() {
+    for kind in KINDS.iter().filter(|kind| kind.has_journal()) {
+        let image = Image::new(kind.options, "10M");
+        let fs = image.open();
+        for number in 0..3 {
+            let id = create(&fs, &format!("file{number}"));
+            let file = fs.open(id, true).unwrap();
+            write_all(&fs, &file, 0, &[7; 700]);
+        }
+        fs.sync().unwrap();
+        let blocks: Vec<_> = (0..3)
+            .map(|number| {
+                let id = find(&fs, &format!("file{number}"));
+                let extents = fs.extents(id, 0, u64::MAX, 2).unwrap();
+                assert_eq!(extents[0].state, ExtentState::Written);
+                (extents[0].physical as usize, extents[0].length as usize)
+            })
+            .collect();
+        fs.shut_down().unwrap();
+        drop(fs);
+        let mut bytes = std::fs::read(&image.path).unwrap();
+        for (start, length) in blocks {
+            bytes[start + 700..start + length].fill(STALE);
+        }
+        let device = Arc::new(FaultDevice::new(&MemoryDevice::from_bytes(&bytes), 1));
+        device.set_atomic(1024..2048);
+        device.start_trace();
+        let fs = open(device.clone());
+        let ids: Vec<_> = (0..3)
+            .map(|number| find(&fs, &format!("file{number}")))
+            .collect();
+        set_size(&fs, ids[0], 5000).unwrap();
+        let file = fs.open(ids[1], true).unwrap();
+        write_all(&fs, &file, 9000, &[8; 100]);
+        let other = fs.open(ids[2], true).unwrap();
+        fs.write(&other, 0, &[8; 10], WriteMode::APPEND).unwrap();
+        let check = |fs: &FileSystem| {
+            for number in 0..3 {
+                let bytes = read_all(fs, find(fs, &format!("file{number}")));
+                let stale = bytes.iter().position(|byte| *byte == STALE);
+                assert_eq!(stale, None, "{} file {number}", kind.name);
+            }
+        };
+        check(&fs);
+        // Mapping what lies behind must not come before the zeros.
+        fs.sync_file(&file, false).unwrap();
+        fs.sync_file(&other, false).unwrap();
+        drop((file, other));
+        fs.shut_down().unwrap();
+        drop(fs);
+        device.take_trace().unwrap().walk(|point| {
+            if !point.is_before_flush() {
+                return;
+            }
+            let states = point.crash_states();
+            for outcome in states.explore(1, 4) {
+                check(&open(Arc::new(states.image(&outcome))));
+            }
+        });
+    }
+}
+
+/// What is overwritten in place needs no transaction, and is durable when it is synced all the
+/// same.
+#[test]
+fn an_overwrite_that_was_synced_survives() {
+    for kind in &KINDS {
+        let image = Image::new(kind.options, "10M");
+        let bytes = std::fs::read(&image.path).unwrap();
+        let device = Arc::new(FaultDevice::new(&MemoryDevice::from_bytes(&bytes), 1));
+        device.set_atomic(1024..2048);
+        let fs = open(device.clone());
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).unwrap();
+        write_all(&fs, &file, 0, &[7; 10_000]);
+        fs.sync().unwrap();
+        for (byte, data_only) in [(8, true), (9, false), (10, true), (11, true)] {
+            write_all(&fs, &file, 3000, &[byte; 2000]);
+            fs.sync_file(&file, data_only).unwrap();
+            let states = device.crash_states();
+            let left = open(Arc::new(states.image(&states.nothing())));
+            let bytes = read_all(&left, find(&left, "file"));
+            assert_eq!(bytes.len(), 10_000, "{} {byte}", kind.name);
+            assert!(
+                bytes[3000..5000] == [byte; 2000] && bytes[5000..] == [7; 5000],
+                "{} {byte}",
+                kind.name
+            );
+        }
+    }
 }

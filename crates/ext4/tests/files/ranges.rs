@@ -178,3 +178,30 @@ fn a_range_is_copied_through_the_cache() {
         image.assert_clean(kind.name);
     }
 }
+
+/// What is punched was never written to disk, and is the end of the file: the size stays.
+#[test]
+fn a_punched_end_keeps_the_size() {
+    for kind in &KINDS {
+        let image = Image::new(kind.options, "8M");
+        let fs = image.open();
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).unwrap();
+        write_all(&fs, &file, 50_000, &[7; 100]);
+        let mode = FallocateMode::PUNCH_HOLE | FallocateMode::KEEP_SIZE;
+        fs.allocate(&file, 40_000, 20_000, mode).unwrap();
+        assert_eq!(fs.attr(id).unwrap().size, 50_100);
+        assert_eq!(fs.attr(id).unwrap().blocks_512, 0, "{}", kind.name);
+        drop(file);
+        fs.shut_down().unwrap();
+        drop(fs);
+        image.assert_clean(kind.name);
+        let fs = image.open();
+        assert_eq!(
+            read_all(&fs, find(&fs, "file")),
+            [0; 50_100],
+            "{}",
+            kind.name
+        );
+    }
+}

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use pagefence_ext4::{File, FileSystem, MountOptions};
+use pagefence_ext4::{File, FileSystem, MountError, MountOptions};
 use pagefence_vfs::{
     Credentials, Error, FileSystem as _, InodeId, New, NewKind, Result, SetAttr, WriteMode,
 };
@@ -90,7 +90,17 @@ impl Image {
             cache: Some(16 << 20),
             ..MountOptions::default()
         };
-        let fs = FileSystem::open_image(&self.path, &options).unwrap();
+        let mut tries = 0;
+        let fs = loop {
+            match FileSystem::open_image(&self.path, &options) {
+                // Another test's child, which has all our files until it is another program.
+                Err(MountError::InUse { .. }) if tries < 1000 => {
+                    tries += 1;
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+                opened => break opened.unwrap(),
+            }
+        };
         assert!(fs.notes().is_empty(), "{:?}", fs.notes());
         fs
     }
