@@ -1,8 +1,8 @@
 //! Power cuts while files are written, cut, punched and made durable: what was synced is there, and
 //! what lay on the disk before shows nowhere.
 
-use std::sync::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
 use pagefence_block_io::fault_device::FaultDevice;
 use pagefence_block_io::memory_device::MemoryDevice;
