@@ -1,8 +1,8 @@
 //! Power cuts while files are written, cut, punched and made durable: what was synced is there, and
 //! what lay on the disk before shows nowhere.
 
+use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use pagefence_block_io::fault_device::FaultDevice;
 use pagefence_block_io::memory_device::MemoryDevice;
@@ -193,7 +193,7 @@ fn crashes(kind: &Kind, seed: u64, steps: usize) -> usize {
     device.start_trace();
     let fs = open(device.clone());
     let is_over = AtomicBool::new(false);
-    let steps = std::thread::scope(|scope| {
+    let steps = pagefence_lock_order::primitives::thread::scope(|scope| {
         // Commits at any moment.
         scope.spawn(|| {
             let root_dir = fs.open_dir(fs.root()).unwrap();
