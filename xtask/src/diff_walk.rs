@@ -205,7 +205,7 @@ impl Walker {
         };
         let (ours_at, theirs_at) = (scratch.directory("ours")?, scratch.directory("theirs")?);
         let their_mount = KernelMount::new(&theirs, &theirs_at, Access::ReadWrite, "rw,noatime")?;
-        let our_mount = self.served(&ours, &ours_at, "rw")?;
+        let our_mount = self.served(&ours, &ours_at, "rw,noatime")?;
         let compared = tree::compare(&theirs_at, &ours_at, scope, report);
         our_mount.unmount()?;
         their_mount.unmount()?;

@@ -259,8 +259,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         fuse: true,
     })?;
     let server = Server::Pagefence(pagefence_binary(arguments.binary.as_deref())?);
-    let mut failures = 0;
+    let mut all_kept = true;
     for kind in &arguments.types {
+        let mut failures = 0;
         let mut random = Random::for_name(arguments.seed, kind);
         let mut found = Found::default();
         for round in 0..arguments.rounds {
@@ -277,8 +278,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
              failures {failures}",
             arguments.rounds, arguments.writers, found.promises, found.bytes
         );
+        all_kept &= failures == 0;
     }
-    Ok(failures == 0)
+    Ok(all_kept)
 }
 
 fn one_round(

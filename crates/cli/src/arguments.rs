@@ -95,6 +95,7 @@ Mount options:
   sb=N                 use the backup superblock N KiB from the start; read-only
   cache=SIZE           memory for cached data: bytes, K, M, G, T, or % of memory
   commit=SECONDS       make changes durable after so long at the latest (5)
+  noatime              do not keep the time of access (relatime is what is kept)
   discard              tell the device of space that became free
   noload, norecovery   do not change the image, not even to replay its journal
   allow_other          let other users in, and have permissions checked, also with fakeroot

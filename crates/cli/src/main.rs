@@ -25,7 +25,9 @@ fn open_volume(options: &VolumeOptions) -> anyhow::Result<impl FileSystem + use<
     if let Some(seconds) = options.commit_seconds {
         how = how.commit_interval(Duration::from_secs(seconds.into()));
     }
-    how = how.discard(options.discard);
+    how = how
+        .discard(options.discard)
+        .access_times(!options.no_access_times);
     let volume = match options.memory_bytes {
         Some(bytes) => {
             let device = Arc::new(MemoryDevice::new(bytes));

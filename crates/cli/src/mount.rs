@@ -94,7 +94,7 @@ impl Plan {
             source: &self.source,
             subtype: self.options.subtype.as_deref().unwrap_or("pagefence"),
             mountpoint: &self.mountpoint,
-            read_only,
+            read_only: read_only || self.options.is_read_only(),
             suid: self.options.suid,
             dev: self.options.dev,
             exec: !self.options.no_exec,

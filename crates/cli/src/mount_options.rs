@@ -26,6 +26,8 @@ pub struct VolumeOptions {
     pub commit_seconds: Option<u32>,
     /// Whether the device is told of space that became free.
     pub discard: bool,
+    /// Whether reading leaves the time of access alone.
+    pub no_access_times: bool,
     /// Where the backup superblock to use is, in KiB; `None`: the superblock itself is used.
     pub superblock: Option<u64>,
 }
@@ -87,8 +89,6 @@ const IGNORED: &[&str] = &[
     "async",
     "sync",
     "dirsync",
-    "atime",
-    "noatime",
     "diratime",
     "nodiratime",
     "relatime",
@@ -120,6 +120,11 @@ const IGNORED: &[&str] = &[
 const IGNORED_WITH_VALUE: &[&str] = &["comment", "user", "uhelper", "helper"];
 
 impl MountOptions {
+    /// Whether nothing is to be written.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.volume.read_only || self.volume.no_load
+    }
+
     /// Whether whoever asks counts as root.
     pub(crate) fn is_fakeroot(&self) -> bool {
         self.fakeroot
@@ -162,6 +167,8 @@ impl MountOptions {
                 self.volume.cache_bytes = Some(size(name, value)?);
             }
             ("commit", Some(value)) => self.volume.commit_seconds = Some(number(name, value)?),
+            ("atime", None) => self.volume.no_access_times = false,
+            ("noatime", None) => self.volume.no_access_times = true,
             ("discard", None) => self.volume.discard = true,
             ("nodiscard", None) => self.volume.discard = false,
             ("allow_other", None) => self.allow_other = true,

@@ -222,3 +222,84 @@ fn the_demo_without_fuse_shows_the_same_through_the_library() {
         assert_eq!(tail(&hidden), tail(&mounted));
     }
 }
+
+/// Whether this machine can mount; says so if not.
+fn can_mount() -> bool {
+    let can = Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root();
+    if !can {
+        eprintln!("skipped: this test mounts, which needs root and /dev/fuse");
+    }
+    can
+}
+
+#[test]
+fn what_is_written_is_there_after_the_next_mount() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.run("mkfs -q --size 16M a.img");
+    let mnt = bench.join("mnt");
+    std::fs::create_dir(&mnt).expect("a directory can be made");
+    bench.run("mount a.img mnt");
+    std::fs::create_dir(mnt.join("d")).expect("it is mounted for writing");
+    std::fs::write(mnt.join("d/f"), b"some bytes").expect("it can be written");
+    bench.run("umount mnt");
+    bench.run("mount -o ro a.img mnt");
+    let read = std::fs::read(mnt.join("d/f"));
+    let refused = std::fs::write(mnt.join("d/g"), b"");
+    bench.run("umount mnt");
+    assert_eq!(read.expect("it is there"), b"some bytes");
+    assert!(refused.is_err());
+}
+
+#[test]
+fn what_is_in_memory_is_mounted_and_gone() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new();
+    let mnt = bench.join("mnt");
+    std::fs::create_dir(&mnt).expect("a directory can be made");
+    bench.run("mount --memory 32M mnt");
+    let written = std::fs::write(mnt.join("f"), b"some bytes");
+    let read = std::fs::read(mnt.join("f"));
+    bench.run("umount mnt");
+    written.expect("it can be written");
+    assert_eq!(read.expect("it is there"), b"some bytes");
+    assert_eq!(std::fs::read_dir(&mnt).expect("it is there").count(), 0);
+    let said = bench.fail("mount --memory 32M a.img mnt");
+    assert!(said.contains("give the mount point alone"), "{said}");
+}
+
+#[test]
+fn a_file_system_with_errors_is_mounted_read_only_and_says_why() {
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.run("mkfs -q --size 16M a.img");
+    let marked = Command::new("debugfs")
+        .args(["-w", "-R", "set_super_value state 2"])
+        .arg(bench.join("a.img"))
+        .output();
+    if !marked.is_ok_and(|marked| marked.status.success()) {
+        eprintln!("skipped: debugfs is missing (apt-get install e2fsprogs)");
+        return;
+    }
+    let mnt = bench.join("mnt");
+    std::fs::create_dir(&mnt).expect("a directory can be made");
+    let output = bench
+        .command("mount a.img mnt")
+        .output()
+        .expect("the program can be run");
+    let refused = std::fs::write(mnt.join("f"), b"").map_err(|error| error.kind());
+    bench.run("umount mnt");
+    assert!(output.status.success());
+    assert!(
+        said(&output).contains("mounted read-only, because errors were found"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(refused, Err(std::io::ErrorKind::ReadOnlyFilesystem));
+}

@@ -13,7 +13,7 @@ impl FileSystem {
     /// Somebody read from a file: its access time becomes now if it is not after the last change,
     /// or is a day old. In core only, until the inode is written for another reason.
     pub(crate) fn note_access(&self, inode: &Inode) {
-        if self.instance.live().is_err() {
+        if !self.instance.access_times || self.instance.live().is_err() {
             return;
         }
         let disk = inode.disk();

@@ -186,7 +186,9 @@ impl FileSystem {
             .allocator
             .allocate(&self.instance, goal, want, &mut space)?;
         let (mut transaction, mut held) = self.instance.begin(held, need())?;
-        let (_map, _held) = inode.core.block_map.write(&mut held);
+        let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+        // The entry that comes may take the room that delayed blocks count on.
+        delayed.reserve_for_punch(&live.allocator, &shape)?;
         transaction.lend(for_map);
         let before = inode.disk();
         let mut record = before.record.clone();

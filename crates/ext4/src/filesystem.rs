@@ -355,9 +355,8 @@ impl pagefence_vfs::FileSystem for FileSystem {
         };
         if let Some(live) = &self.instance.live {
             let counts = live.allocator.counts();
-            let kept = self.instance.superblock.reserved_blocks_count();
             stat.blocks_free = counts.blocks_unreserved;
-            stat.blocks_available = counts.blocks_unreserved.saturating_sub(kept);
+            stat.blocks_available = stat.blocks_free.saturating_sub(self.instance.kept_back());
             stat.inodes_free = counts.inodes;
         }
         Ok(stat)
@@ -478,6 +477,12 @@ impl pagefence_vfs::FileSystem for FileSystem {
 
     fn trim(&self, offset: u64, length: u64, least: u64) -> Result<u64> {
         self.trim_free_space(offset, length, least)
+    }
+
+    fn poisoned(&self) {
+        if let Ok(live) = self.instance.live() {
+            live.abort_half_done();
+        }
     }
 
     fn shut_down(&self) -> Result<()> {

@@ -53,6 +53,8 @@ pub(crate) struct Instance {
     pub(crate) name_indexes: NameIndexes,
     /// Bytes of metadata blocks that may be kept in memory.
     pub(crate) metadata_bytes: u64,
+    /// Whether reading updates the time of access.
+    pub(crate) access_times: bool,
     /// What is needed to write, if the file system was opened for that.
     pub(crate) live: Option<Live>,
 }
@@ -79,6 +81,7 @@ impl Instance {
             superblock_block: superblock.superblock_block(),
             name_indexes: NameIndexes::new(metadata_bytes / 4),
             metadata_bytes,
+            access_times: true,
             live: None,
             superblock,
         })

@@ -47,6 +47,8 @@ pub struct MountOptions {
     pub commit_interval: Option<Duration>,
     /// Tell the device of space that became free.
     pub discard: bool,
+    /// Keep the time of access, as `relatime` does.
+    pub access_times: bool,
 }
 
 impl Default for MountOptions {
@@ -59,6 +61,7 @@ impl Default for MountOptions {
             read_ahead: true,
             commit_interval: None,
             discard: false,
+            access_times: true,
         }
     }
 }
@@ -216,6 +219,7 @@ impl FileSystem {
             instance.use_backup(offset);
         }
         instance.guard_metadata();
+        instance.access_times = options.access_times;
         instance
             .check_root()
             .map_err(|error| MountError::Damaged(error.to_string()))?;

@@ -54,6 +54,11 @@ impl Rename<'_> {
         !Arc::ptr_eq(self.from.directory, self.to.directory)
     }
 
+    /// Whether a directory gives its name to something.
+    fn replaces_directory(&self) -> bool {
+        self.target.as_ref().is_some_and(Child::is_directory)
+    }
+
     /// Whether a directory gets another parent.
     fn moves_directory(&self) -> bool {
         let target = self.target.as_ref().filter(|_| self.exchanges());
@@ -102,7 +107,7 @@ impl FileSystem {
         loop {
             let mut held = Held::at_entry();
             let found = self.look_up(from, to, mode, &mut held)?;
-            let done = if found.moves_directory() {
+            let done = if found.moves_directory() || found.replaces_directory() {
                 let (_alone, mut held) = live.renames.write(&mut held);
                 self.check_loop(&found, &mut held)?;
                 self.rename_found(&found, &mut held)?
@@ -144,10 +149,10 @@ impl FileSystem {
         })
     }
 
-    /// Makes sure that no directory moves below itself.
+    /// Makes sure that no directory moves below itself, nor is replaced by what lies in it.
     ///
     /// # Errors
-    /// `InvalidArgument`.
+    /// `InvalidArgument`, `NotEmpty`.
     fn check_loop(&self, rename: &Rename<'_>, held: &mut Held<'_, levels::Rename>) -> Result<()> {
         if rename.source.is_directory()
             && self.lies_below(rename.to.directory, rename.source.named.inode, held)?
@@ -155,11 +160,14 @@ impl FileSystem {
             return Err(Error::InvalidArgument);
         }
         if let Some(target) = &rename.target
-            && rename.exchanges()
             && target.is_directory()
             && self.lies_below(rename.from.directory, target.named.inode, held)?
         {
-            return Err(Error::InvalidArgument);
+            return Err(if rename.exchanges() {
+                Error::InvalidArgument
+            } else {
+                Error::NotEmpty
+            });
         }
         Ok(())
     }

@@ -35,21 +35,29 @@ impl Instance {
         let free = self.free()?;
         let blocks = superblock.blocks_count();
         let blocks_free = free.clusters.saturating_mul(per_cluster).min(blocks);
-        let kept_back = if superblock.has_incompat(Incompat::EXTENTS) {
-            (blocks / per_cluster / 50).min(RESERVED_CLUSTERS_MAX) * per_cluster
-        } else {
-            0
-        };
         Ok(FileSystemStat {
             block_size: superblock.block_size(),
             blocks: blocks.saturating_sub(self.overhead_blocks()),
             blocks_free,
-            blocks_available: blocks_free
-                .saturating_sub(superblock.reserved_blocks_count().saturating_add(kept_back)),
+            blocks_available: blocks_free.saturating_sub(self.kept_back()),
             inodes: u64::from(superblock.inodes_count()),
             inodes_free: free.inodes.min(u64::from(superblock.inodes_count())),
             name_length: NAME_LENGTH,
         })
+    }
+
+    /// Blocks that are free and not for everybody: root's, and those that Linux keeps so that
+    /// extent trees can always be split.
+    pub(crate) fn kept_back(&self) -> u64 {
+        let superblock = &self.superblock;
+        let per_cluster = u64::from(superblock.blocks_per_cluster());
+        let for_trees = if superblock.has_incompat(Incompat::EXTENTS) {
+            let clusters = superblock.blocks_count() / per_cluster;
+            (clusters / 50).min(RESERVED_CLUSTERS_MAX) * per_cluster
+        } else {
+            0
+        };
+        superblock.reserved_blocks_count().saturating_add(for_trees)
     }
 
     fn free(&self) -> Result<Free> {

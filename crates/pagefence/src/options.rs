@@ -20,6 +20,7 @@ pub struct Options {
     pub(crate) read_ahead: bool,
     pub(crate) commit_interval: Option<Duration>,
     pub(crate) discard: bool,
+    pub(crate) access_times: bool,
 }
 
 impl Default for Options {
@@ -39,6 +40,7 @@ impl Options {
             read_ahead: true,
             commit_interval: None,
             discard: false,
+            access_times: true,
         }
     }
 
@@ -82,6 +84,13 @@ impl Options {
         self
     }
 
+    /// Whether reading updates the time of access, as Linux does with `relatime`: where it is not
+    /// after the last change, or a day old. Default: yes.
+    pub fn access_times(mut self, access_times: bool) -> Self {
+        self.access_times = access_times;
+        self
+    }
+
     /// Whether sequential reads read ahead in the background. Default: yes.
     pub fn read_ahead(mut self, read_ahead: bool) -> Self {
         self.read_ahead = read_ahead;
@@ -99,6 +108,7 @@ impl Options {
             read_ahead: self.read_ahead,
             commit_interval: self.commit_interval,
             discard: self.discard,
+            access_times: self.access_times,
         }
     }
 }

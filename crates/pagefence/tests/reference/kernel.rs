@@ -92,6 +92,23 @@ impl Mounted {
         }
     }
 
+    /// Waits until no loop device has the image: a mount lives on in the mount namespaces that
+    /// were copied from ours meanwhile.
+    fn wait_for_its_end(&self) -> Result<(), String> {
+        let end = Instant::now() + BUSY;
+        loop {
+            let output = Command::new("losetup").arg("-j").arg(&self.image).output();
+            let output = output.map_err(|error| format!("losetup: {error}"))?;
+            if output.stdout.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                return Err("a loop device has the image after it was unmounted".to_owned());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn apply(&mut self, operation: &Operation) -> Result<Answer, Errno> {
         if *operation == Operation::Reopen {
             self.unmount()
@@ -306,6 +323,7 @@ fn compare(setup: &Setup, image: &MemoryDevice, operations: &[Operation]) -> Res
         .close()
         .map_err(|error| format!("closing: {error}"))?;
     kernel.unmount()?;
+    kernel.wait_for_its_end()?;
     e2fsck::check(&device)?;
     e2fsck::check_file(&kernel.image).map_err(|error| format!("of the kernel's: {error}"))
 }

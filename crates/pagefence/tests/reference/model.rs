@@ -179,6 +179,33 @@ fn ext4_of_large_blocks_does_as_the_model() {
     run(Setup::new(Kind::Ext4, 4096, 32));
 }
 
+/// Space is allocated where delayed blocks count on the room that is left in the inode's map.
+#[test]
+fn allocated_space_leaves_room_for_delayed_blocks() {
+    let setup = Setup::new(Kind::Ext4, 1024, 16);
+    let path = || "c".to_owned();
+    let write = |offset, length| Operation::Write {
+        path: path(),
+        offset,
+        length,
+        tag: 1,
+    };
+    let operations = [
+        Operation::Create { path: path() },
+        write(16_384, 1),
+        write(0, 1),
+        Operation::SyncAll,
+        write(882, 143),
+        Operation::Allocate {
+            path: path(),
+            offset: 4096,
+            length: 13_313,
+        },
+    ];
+    let done = compare(&setup, &setup.make(), &operations, |_| false);
+    assert_eq!(done, Ok(operations.len()));
+}
+
 /// Every wrong model is told from the library.
 #[test]
 fn a_wrong_model_is_noticed() {
