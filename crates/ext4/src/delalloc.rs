@@ -110,8 +110,8 @@ impl MapShapeNow {
     /// leaves one more. All entries of one range go to one place between two that are there, so
     /// to one node of each level: that one may be full, and splits. From then on a node is split
     /// only after half a node of entries was put there (or, at the end of the file, almost a
-    /// whole one, which leaves a node that is almost full: hence twice). What splits is an entry
-    /// for the level above, and the root may have to grow.
+    /// whole one, which leaves a node that is almost full: hence twice, and one more for the first
+    /// of them). What splits is an entry for the level above, and the root may have to grow.
     ///
     /// Pointers: every indirect block that leads to a delayed block may be missing; a range of n
     /// blocks lies below at most n/p + 2 of the lowest.
@@ -158,7 +158,7 @@ fn nodes(amount: &Amount, depth: u16, in_root: u64, per_node: u64) -> u64 {
     for level in 0..depth {
         let is_below_root = level + 1 == depth;
         let there = if is_below_root { in_root } else { u64::MAX };
-        let splits = entries.min(places.min(there) + 2 * (entries / half));
+        let splits = entries.min(places.min(there) + 1 + 2 * (entries / half));
         taken += splits;
         entries = splits;
     }

@@ -9,7 +9,9 @@
 //! namespace  rename  new_inode         names that come, go and change: dir_lock, name_credits
 //! orphans  orphan_file  delete_inode   inodes without names
 //! map_blocks ── extents, indirect      from a file's blocks to the file system's
-//! backing                              what the page cache asks for
+//! backing  writeback  delalloc         what the page cache asks for: space, data written, mapped
+//! file_write  truncate  fallocate  inode_data  seek  atime      what is done to files
+//! fsync                                what is durable when
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
 //! system_zones                         blocks that no file may own
 //! alloc                                which blocks and inodes are free, promised, busy

@@ -1,14 +1,16 @@
 //! Power cuts while files are written, cut, punched and made durable: what was synced is there, and
 //! what lay on the disk before shows nowhere.
 
+use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use pagefence_lock_order::primitives::thread::scope;
 
-use pagefence_block_io::fault_device::FaultDevice;
+use pagefence_block_io::device::Operation;
+use pagefence_block_io::fault_device::{Fault, FaultDevice, Times};
 use pagefence_block_io::memory_device::MemoryDevice;
 use pagefence_ext4::{FileSystem, MountOptions};
 use pagefence_vfs::{
-    Error, ExtentState, FallocateMode, FileSystem as _, SetAttr, SetTime, WriteMode,
+    Error, ExtentState, FallocateMode, FileSystem as _, RenameMode, SetAttr, SetTime, WriteMode,
 };
 
 use crate::support::{
@@ -193,7 +195,7 @@ fn crashes(kind: &Kind, seed: u64, steps: usize) -> usize {
     device.start_trace();
     let fs = open(device.clone());
     let is_over = AtomicBool::new(false);
-    let steps = pagefence_lock_order::primitives::thread::scope(|scope| {
+    let steps = scope(|scope| {
         // Commits at any moment.
         scope.spawn(|| {
             let root_dir = fs.open_dir(fs.root()).unwrap();
@@ -356,6 +358,83 @@ fn an_overwrite_that_was_synced_survives() {
                 "{} {byte}",
                 kind.name
             );
+        }
+    }
+}
+
+/// A write that fails is told once to each open file, and nothing else suffers.
+#[test]
+fn a_failed_write_is_told_to_each_open_file_once() {
+    for kind in &KINDS {
+        let image = Image::new(kind.options, "10M");
+        let bytes = std::fs::read(&image.path).unwrap();
+        let device = Arc::new(FaultDevice::new(&MemoryDevice::from_bytes(&bytes), 1));
+        let fs = open(device.clone());
+        let id = create(&fs, "file");
+        let (first, second) = (fs.open(id, true).unwrap(), fs.open(id, true).unwrap());
+        fs.sync().unwrap();
+        write_all(&fs, &first, 0, &[7; 10_000]);
+        device.fail(Fault {
+            operation: Operation::Write,
+            call: device.calls(Operation::Write),
+            times: Times::Once,
+            errno: 5,
+        });
+        for file in [&first, &second] {
+            let told = fs.sync_file(file, false);
+            assert!(matches!(told, Err(Error::Io(_))), "{}: {told:?}", kind.name);
+        }
+        for file in [&first, &second] {
+            fs.sync_file(file, false).unwrap();
+        }
+        // The same blocks, once more.
+        write_all(&fs, &first, 0, &[8; 10_000]);
+        fs.sync_file(&first, false).unwrap();
+        drop((first, second));
+        fs.shut_down().unwrap();
+        drop(fs);
+        let image = Image::of(&device.live().to_vec());
+        image.assert_clean(kind.name);
+        let fs = image.open();
+        assert!(
+            read_all(&fs, find(&fs, "file")) == [8; 10_000],
+            "{}",
+            kind.name
+        );
+    }
+}
+
+/// A file that replaces another by its name, or whose own contents were cut off before, is not left
+/// empty by the commit that makes that durable, though nobody synced it.
+#[test]
+fn what_replaces_is_written_before_what_it_replaces_is_gone() {
+    for kind in KINDS.iter().filter(|kind| kind.has_journal()) {
+        let image = Image::new(kind.options, "10M");
+        let bytes = std::fs::read(&image.path).unwrap();
+        let device = Arc::new(FaultDevice::new(&MemoryDevice::from_bytes(&bytes), 1));
+        device.set_atomic(1024..2048);
+        let fs = open(device.clone());
+        for name in ["cut", "replaced"] {
+            let file = fs.open(create(&fs, name), true).unwrap();
+            write_all(&fs, &file, 0, &[7; 10_000]);
+        }
+        fs.sync().unwrap();
+        let cut = find(&fs, "cut");
+        let file = fs.open(cut, true).unwrap();
+        set_size(&fs, cut, 0).unwrap();
+        write_all(&fs, &file, 0, &[8; 9000]);
+        drop(file);
+        let new = fs.open(create(&fs, "new"), true).unwrap();
+        write_all(&fs, &new, 0, &[8; 9000]);
+        let top = fs.root();
+        fs.rename(top, b"new", top, b"replaced", RenameMode::empty())
+            .unwrap();
+        fs.sync_dir(&fs.open_dir(top).unwrap()).unwrap();
+        let states = device.crash_states();
+        let left = open(Arc::new(states.image(&states.nothing())));
+        for name in ["cut", "replaced"] {
+            let bytes = read_all(&left, find(&left, name));
+            assert!(bytes == [8; 9000], "{}: {name}, {}", kind.name, bytes.len());
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Single operations, looked at closely.
 
-use pagefence_vfs::{Error, ExtentState, FallocateMode, FileSystem as _, Whence, WriteMode};
+use pagefence_vfs::{
+    Error, ExtentState, FallocateMode, FileSystem as _, SetAttr, Whence, WriteMode, XattrMode,
+};
 
-use crate::support::{Image, KINDS, create, find, read_all, set_size, write_all};
+use crate::support::{Image, KINDS, create, find, read_all, root, set_size, write_all};
 
 /// What lies behind the end of a file never shows, however it grows again.
 #[test]
@@ -204,4 +206,126 @@ fn a_punched_end_keeps_the_size() {
             kind.name
         );
     }
+}
+
+/// Times: a write changes both, a read the access time by relatime's rule; all are on disk in the
+/// end.
+#[test]
+fn times_follow_writes_and_reads() {
+    let image = Image::new(KINDS[2].options, "8M");
+    let fs = image.open();
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).unwrap();
+    let before = fs.attr(id).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    write_all(&fs, &file, 0, &[7; 10]);
+    let written = fs.attr(id).unwrap();
+    assert!(written.modified > before.modified);
+    assert_eq!(written.modified, written.changed);
+    assert_eq!(written.accessed, before.accessed);
+    read_all(&fs, id);
+    let read = fs.attr(id).unwrap();
+    assert!(read.accessed > written.modified);
+    assert_eq!(read.modified, written.modified);
+    read_all(&fs, id);
+    assert_eq!(fs.attr(id).unwrap().accessed, read.accessed, "not again");
+    let cached = WriteMode::WRITEBACK;
+    fs.write(&file, 0, &[8; 5], cached).unwrap();
+    assert_eq!(fs.attr(id).unwrap().modified, read.modified);
+    drop(file);
+    fs.shut_down().unwrap();
+    drop(fs);
+    let fs = image.open();
+    let again = fs.attr(find(&fs, "file")).unwrap();
+    assert_eq!(
+        (again.accessed, again.modified, again.changed),
+        (read.accessed, read.modified, read.changed)
+    );
+}
+
+/// Set-uid and set-group-id go when it is asked for, the latter only where the group may execute.
+#[test]
+fn writes_take_privileges_off_when_asked_to() {
+    let image = Image::new(KINDS[2].options, "8M");
+    let fs = image.open();
+    for (mode, kept) in [(0o6755, 0o755), (0o6744, 0o2744), (0o755, 0o755)] {
+        let id = create(&fs, &format!("file{mode}"));
+        fs.set_xattr(id, b"security.capability", &[1; 20], XattrMode::Set)
+            .unwrap();
+        let change = SetAttr {
+            permissions: Some(mode),
+            ..SetAttr::default()
+        };
+        fs.set_attr(id, &change, &root()).unwrap();
+        let file = fs.open(id, true).unwrap();
+        fs.write(&file, 0, &[7], WriteMode::empty()).unwrap();
+        assert_eq!(fs.attr(id).unwrap().permissions, mode);
+        assert!(fs.xattr(id, b"security.capability").is_ok());
+        fs.write(&file, 0, &[7], WriteMode::KILL_PRIVILEGES)
+            .unwrap();
+        assert_eq!(fs.attr(id).unwrap().permissions, kept, "{mode:o}");
+        let gone = fs.xattr(id, b"security.capability");
+        assert!(matches!(gone, Err(Error::NoAttribute)), "{gone:?}");
+    }
+    fs.shut_down().unwrap();
+    drop(fs);
+    image.assert_clean("privileges");
+}
+
+/// Files inside their inodes grow there as far as they can, then move into blocks.
+#[test]
+fn inline_files_are_written_in_place_until_they_outgrow_their_inodes() {
+    let options = ["-t", "ext4", "-b", "1024", "-O", "inline_data", "-I", "256"];
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a", "b", "c", "d"] {
+        std::fs::write(dir.path().join(name), [7; 40]).unwrap();
+    }
+    let options = [&options[..], &["-d", dir.path().to_str().unwrap()]].concat();
+    let image = Image::new(&options, "8M");
+    let fs = image.open();
+    let mut expected = Vec::new();
+    for (name, offset, len, size) in [
+        ("a", 10_u64, 20, None),
+        ("b", 30, 50, Some(70_u64)),
+        ("c", 0, 3000, None),
+        ("d", 5000, 10, Some(5005)),
+    ] {
+        let id = find(&fs, name);
+        assert_eq!(
+            fs.extents(id, 0, 1, 1).unwrap()[0].state,
+            ExtentState::Inline
+        );
+        let file = fs.open(id, true).unwrap();
+        write_all(&fs, &file, offset, &vec![9; len]);
+        let mut contents = vec![7; 40];
+        let end = offset as usize + len;
+        contents.resize(end.max(40), 0);
+        contents[offset as usize..end].fill(9);
+        if let Some(size) = size {
+            set_size(&fs, id, size).unwrap();
+            contents.resize(size as usize, 0);
+        }
+        assert!(read_all(&fs, id) == contents, "{name}");
+        expected.push((name, contents));
+    }
+    let inline = |name| {
+        let extents = fs.extents(find(&fs, name), 0, 1, 1).unwrap();
+        extents
+            .iter()
+            .any(|extent| extent.state == ExtentState::Inline)
+    };
+    assert_eq!(["a", "b", "c", "d"].map(inline), [true, true, false, false]);
+    fs.shut_down().unwrap();
+    drop(fs);
+    image.assert_clean("inline data");
+    let fs = image.open();
+    for (name, contents) in expected {
+        let id = find(&fs, name);
+        assert!(read_all(&fs, id) == contents, "{name}");
+        set_size(&fs, id, 3).unwrap();
+        assert!(read_all(&fs, id) == contents[..3], "{name}");
+    }
+    fs.shut_down().unwrap();
+    drop(fs);
+    image.assert_clean("inline data, cut");
 }
