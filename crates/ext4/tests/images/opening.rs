@@ -34,6 +34,19 @@ fn image_in(dir: &Path, arguments: &str) -> std::path::PathBuf {
     path
 }
 
+/// Opens an image that this process has just written: a program that another test starts at that
+/// moment has it open for writing, too, until it is really started.
+fn open_patiently(path: &std::path::Path, options: &MountOptions) -> FileSystem {
+    let mut tries = 0;
+    loop {
+        match FileSystem::open_image(path, options) {
+            Err(MountError::InUse { .. }) if tries < 500 => tries += 1,
+            opened => return opened.expect("it opens"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn at_an_offset() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -48,7 +61,7 @@ fn at_an_offset() {
             offset,
             ..options()
         };
-        let fs = FileSystem::open_image(&disk, &at).expect("it opens");
+        let fs = open_patiently(&disk, &at);
         assert_eq!(contents(&fs, "f"), b"data");
         drop(fs);
         let text = refusal(&disk, &options());
