@@ -49,8 +49,8 @@ const SHARDS: usize = 16;
 /// What a transaction does to a block.
 #[derive(Debug)]
 enum Entry {
-    /// Sets it to these contents.
-    Set(Arc<Buffer>),
+    /// Sets it to these contents; whether the block was free before.
+    Set(Arc<Buffer>, bool),
     /// Sets it to contents that the client gives when the transaction is sealed (then they are
     /// here; before, what a handle made of it, pinned).
     Deferred(Option<Arc<Buffer>>),
@@ -61,7 +61,7 @@ enum Entry {
 impl Entry {
     fn buffer(&self) -> Option<&Arc<Buffer>> {
         match self {
-            Self::Set(buffer) => Some(buffer),
+            Self::Set(buffer, _) => Some(buffer),
             Self::Deferred(buffer) | Self::Forgotten(buffer) => buffer.as_ref(),
         }
     }
@@ -106,6 +106,8 @@ pub(crate) struct Transaction {
 pub(crate) struct Frozen {
     /// What it sets, ascending by block, without those that were deferred.
     pub(crate) blocks: Vec<Arc<Buffer>>,
+    /// Which of these blocks were free before, ascending.
+    pub(crate) new: Vec<u64>,
     /// Of those that were deferred the contents, ascending.
     pub(crate) deferred: Vec<Arc<Buffer>>,
     /// Blocks that it revokes, ascending.
@@ -258,7 +260,7 @@ impl Transaction {
         let verified = current.verified_kinds();
         let outcome = edit(&mut bytes)?;
         let buffer = buffers.replace_with(block.0, bytes, verified);
-        put(entry, buffer, credits);
+        put(entry, buffer, false, credits);
         Ok(outcome)
     }
 
@@ -274,7 +276,7 @@ impl Transaction {
         let mut shard = self.shard(block);
         let entry = shard.entries.entry(block.0);
         let buffer = buffers.replace_with(block.0, bytes, 0);
-        put(entry, buffer, credits);
+        put(entry, buffer, true, credits);
     }
 
     /// Leaves the block's contents to the sealing.
@@ -288,7 +290,7 @@ impl Transaction {
             hash_map::Entry::Occupied(mut entry) => {
                 let buffer = match entry.get() {
                     Entry::Deferred(_) => return,
-                    Entry::Set(buffer) => Some(buffer.clone()),
+                    Entry::Set(buffer, _) => Some(buffer.clone()),
                     Entry::Forgotten(buffer) => {
                         credits.take();
                         buffer.clone()
@@ -323,7 +325,7 @@ impl Transaction {
         let shard = self.shard(block);
         if !matches!(
             shard.entries.get(&block.0),
-            Some(Entry::Set(_) | Entry::Deferred(_))
+            Some(Entry::Set(..) | Entry::Deferred(_))
         ) {
             action();
         }
@@ -351,7 +353,12 @@ impl Transaction {
         for shard in &self.shards {
             for (block, entry) in std::mem::take(&mut *shard.lock()) {
                 match entry {
-                    Entry::Set(buffer) => frozen.blocks.push(buffer),
+                    Entry::Set(buffer, is_new) => {
+                        frozen.blocks.push(buffer);
+                        if is_new {
+                            frozen.new.push(block);
+                        }
+                    }
                     Entry::Deferred(buffer) => frozen.deferred.extend(buffer),
                     Entry::Forgotten(_) => frozen.revokes.push(BlockNo(block)),
                 }
@@ -361,6 +368,7 @@ impl Transaction {
         frozen
             .deferred
             .sort_unstable_by_key(|buffer| buffer.block());
+        frozen.new.sort_unstable();
         frozen.revokes.sort_unstable();
         frozen
     }
@@ -371,20 +379,21 @@ impl Transaction {
 fn put(
     entry: hash_map::Entry<'_, u64, Entry, hashbrown::DefaultHashBuilder>,
     buffer: Arc<Buffer>,
+    is_new: bool,
     credits: &mut Credits<'_>,
 ) {
     let new = match &entry {
         hash_map::Entry::Occupied(old) => match old.get() {
-            Entry::Set(_) => Entry::Set(buffer),
+            Entry::Set(_, was_new) => Entry::Set(buffer, is_new || *was_new),
             Entry::Deferred(_) => Entry::Deferred(Some(buffer)),
             Entry::Forgotten(_) => {
                 credits.take();
-                Entry::Set(buffer)
+                Entry::Set(buffer, is_new)
             }
         },
         hash_map::Entry::Vacant(_) => {
             credits.take();
-            Entry::Set(buffer)
+            Entry::Set(buffer, is_new)
         }
     };
     entry.insert(new);

@@ -356,8 +356,8 @@ impl Event {
 impl Expected {
     /// Holds what a crash left against what it may leave: each record is as it was made durable,
     /// or of a later write, or zeros where a later cut makes them; the size is one that the file
-    /// had since.
-    pub(crate) fn check(&self, found: &[u8]) -> Result<(), String> {
+    /// had since, rounded up to `unit` bytes at most.
+    pub(crate) fn check(&self, found: &[u8], unit: u64) -> Result<(), String> {
         use pagefence_fs_model::files::{RECORD_BYTES, contents};
         let mut now = self.base.clone();
         let (mut least, mut most) = (now.size(), now.size());
@@ -367,6 +367,7 @@ impl Expected {
             most = most.max(now.size());
         }
         let size = found.len() as u64;
+        let most = most.next_multiple_of(unit);
         if size < least || most < size {
             return Err(format!("{size} bytes; {least} to {most} are possible"));
         }
