@@ -8,6 +8,7 @@
 //! covers it. No block is taken.
 
 use pagefence_ext4_format::FileBlock;
+use pagefence_ext4_format::features::RoCompat;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels::{self, Invalidate};
 use pagefence_lock_order::primitives::Arc;
@@ -42,7 +43,16 @@ impl Instance {
     /// The largest size that a file of this kind of map can have, in bytes. Source: Linux's
     /// `ext4_max_size` and `ext4_max_bitmap_size`.
     pub(crate) fn max_file_size(&self, disk: &DiskInode) -> u64 {
-        use pagefence_ext4_format::features::RoCompat;
+        // Linux sets the feature when it is needed first; here it stays as mkfs decided.
+        let largest = if self.superblock.has_ro_compat(RoCompat::LARGE_FILE) {
+            u64::MAX
+        } else {
+            0x7fff_ffff
+        };
+        largest.min(self.max_mapped_size(disk))
+    }
+
+    fn max_mapped_size(&self, disk: &DiskInode) -> u64 {
         let bits = self.superblock.block_size_bits();
         let has_huge_files = self.superblock.has_ro_compat(RoCompat::HUGE_FILE);
         if disk.has_extents() || disk.has_inline_data() {

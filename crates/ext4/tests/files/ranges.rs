@@ -329,3 +329,26 @@ fn inline_files_are_written_in_place_until_they_outgrow_their_inodes() {
     drop(fs);
     image.assert_clean("inline data, cut");
 }
+
+#[test]
+fn without_large_file_sizes_end_at_two_gibibytes() {
+    let image = Image::new(
+        &[
+            "-t",
+            "ext2",
+            "-b",
+            "4096",
+            "-O",
+            "^large_file,^resize_inode",
+        ],
+        "8M",
+    );
+    let fs = image.open();
+    let id = create(&fs, "file");
+    set_size(&fs, id, 0x7fff_ffff).unwrap();
+    let late = set_size(&fs, id, 0x8000_0000);
+    assert!(matches!(late, Err(Error::FileTooLarge)), "{late:?}");
+    fs.shut_down().unwrap();
+    drop(fs);
+    image.assert_clean("two gibibytes");
+}
