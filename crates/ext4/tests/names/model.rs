@@ -139,6 +139,9 @@ impl Model {
         if into_itself || out_of_itself {
             return Err("InvalidArgument");
         }
+        if target.is_some() && !exchange && crosses && below(old_dir, to) {
+            return Err("NotEmpty");
+        }
         if target == Some(source) {
             return Ok(());
         }
