@@ -1,7 +1,6 @@
 //! The file system as the interface sees it.
 
 use pagefence_ext4_format::dir_entry::MAX_NAME_LEN;
-use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, Mutex};
@@ -19,20 +18,10 @@ use crate::inode_cache::InodeCache;
 use crate::instance::Instance;
 use crate::map_blocks::Target;
 use crate::read_dir::Directory;
+use crate::setattr::XFLAGS;
 
 /// How a note begins that says why a file system is read-only.
 pub(crate) const READ_ONLY: &str = "opened read-only, because ";
-
-/// Flags of FS_IOC_FSGETXATTR, from inode flags.
-const XFLAGS: [(InodeFlags, u32); 7] = [
-    (InodeFlags::SYNC, 0x20),
-    (InodeFlags::IMMUTABLE, 0x8),
-    (InodeFlags::APPEND, 0x10),
-    (InodeFlags::NODUMP, 0x80),
-    (InodeFlags::NOATIME, 0x40),
-    (InodeFlags::PROJINHERIT, 0x200),
-    (InodeFlags::DAX, 0x8000),
-];
 
 /// An open ext2, ext3 or ext4 file system.
 ///
@@ -379,8 +368,8 @@ impl pagefence_vfs::FileSystem for FileSystem {
         Ok(Fsxattr {
             xflags: XFLAGS
                 .iter()
-                .filter(|(flag, _)| flags.contains(*flag))
-                .fold(0, |xflags, (_, bit)| xflags | bit),
+                .filter(|(_, flag)| flags.contains(*flag))
+                .fold(0, |xflags, (bit, _)| xflags | bit),
             extent_size: 0,
             extents: 0,
             project: disk.record.project().unwrap_or(0),

@@ -19,13 +19,6 @@ use crate::instance::Instance;
 use crate::live::{Live, Need, journal_error};
 use crate::read_dir::Directory;
 
-/// What writing an inode takes.
-const RECORD: Need = Need {
-    credits: 1,
-    blocks: 0,
-    privileged: true,
-};
-
 impl FileSystem {
     /// See [`pagefence_vfs::FileSystem::sync_file`].
     pub(crate) fn fsync(&self, file: &File, data_only: bool) -> Result<()> {
@@ -150,7 +143,7 @@ impl Instance {
     where
         levels::Handle: After<P>,
     {
-        let (mut transaction, _held) = self.begin(held, RECORD)?;
+        let (mut transaction, _held) = self.begin(held, Need::RECORD)?;
         core.write(&mut transaction, false)?;
         transaction.end();
         Ok(())

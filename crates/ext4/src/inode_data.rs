@@ -22,13 +22,6 @@ use crate::inode::{Inode, InodeCore};
 use crate::instance::Instance;
 use crate::live::Need;
 
-/// What a change of the record alone takes.
-const RECORD: Need = Need {
-    credits: 2,
-    blocks: 0,
-    privileged: true,
-};
-
 /// What moving the data to a block takes: the inode, bitmap, descriptor, superblock.
 const MOVE: Need = Need {
     credits: 6,
@@ -107,7 +100,7 @@ fn set_contents<P: levels::Level>(
 where
     levels::Handle: pagefence_lock_order::After<P>,
 {
-    let (mut transaction, mut held) = instance.begin(held, RECORD)?;
+    let (mut transaction, mut held) = instance.begin(held, Need::RECORD)?;
     let (_map, _held) = core.block_map.write(&mut held);
     let before = core.disk();
     let mut record = before.record.clone();

@@ -48,6 +48,15 @@ pub(crate) struct Need {
     pub(crate) privileged: bool,
 }
 
+impl Need {
+    /// A change of an inode's record alone.
+    pub(crate) const RECORD: Self = Self {
+        credits: 2,
+        blocks: 0,
+        privileged: true,
+    };
+}
+
 /// What a file system that is written to has besides.
 #[derive(Debug)]
 pub(crate) struct Live {

@@ -3,6 +3,8 @@
 
 mod flags;
 
+pub(crate) use flags::XFLAGS;
+
 use pagefence_ext4_format::inode::{
     Inode as InodeRecord, InodeFlags, MAX_SECONDS, MAX_SECONDS_SHORT, MIN_SECONDS,
     Timestamp as DiskTime,

@@ -32,13 +32,6 @@ const STEP: Need = Need {
     privileged: true,
 };
 
-/// What a change of the record alone takes.
-const RECORD: Need = Need {
-    credits: 2,
-    blocks: 0,
-    privileged: true,
-};
-
 impl Instance {
     /// The largest size that a file of this kind of map can have, in bytes. Source: Linux's
     /// `ext4_max_size` and `ext4_max_bitmap_size`.
@@ -136,7 +129,7 @@ impl FileSystem {
         let end = old.next_multiple_of(PAGE_SIZE as u64);
         let (mut fence, mut held) = mapping.fence(held, old..end);
         let _evicted = fence.evict(&mut held, Evict::Discard)?;
-        let (mut transaction, mut held) = self.instance.begin(&mut held, RECORD)?;
+        let (mut transaction, mut held) = self.instance.begin(&mut held, Need::RECORD)?;
         let (_map, _held) = inode.core.block_map.write(&mut held);
         inode.core.set_size(size);
         inode.core.update(|record| record.set_size(size));

@@ -1,6 +1,7 @@
 //! Reads and writes by fio.
 
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
@@ -11,6 +12,15 @@ use crate::command::command;
 enum Pattern {
     Sequential,
     Random,
+}
+
+impl Pattern {
+    fn unit(self) -> &'static str {
+        match self {
+            Self::Sequential => "MiB/s",
+            Self::Random => "kIOPS",
+        }
+    }
 }
 
 /// One sort of reading.
@@ -52,10 +62,7 @@ impl Job {
 
     /// The unit of its figure.
     pub(crate) fn unit(&self) -> &'static str {
-        match self.pattern {
-            Pattern::Sequential => "MiB/s",
-            Pattern::Random => "kIOPS",
-        }
+        self.pattern.unit()
     }
 }
 
@@ -91,17 +98,7 @@ pub(crate) fn run(job: &Job, file: &Path, seconds: u32, is_warm: bool) -> Result
             .arg(format!("--size={length}"))
             .arg(format!("--offset_increment={length}"));
     }
-    let output = command.output().context("cannot run fio")?;
-    ensure!(
-        output.status.success(),
-        "fio failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let printed = String::from_utf8_lossy(&output.stdout);
-    match job.pattern {
-        Pattern::Sequential => Ok(figure(&printed, "read", "bw_bytes")? / f64::from(1 << 20)),
-        Pattern::Random => Ok(figure(&printed, "read", "iops")? / 1000.0),
-    }
+    measure(&mut command, job.pattern, "read")
 }
 
 /// One sort of writing.
@@ -154,10 +151,7 @@ impl WriteJob {
 
     /// The unit of its figure.
     pub(crate) fn unit(&self) -> &'static str {
-        match self.pattern {
-            Pattern::Sequential => "MiB/s",
-            Pattern::Random => "kIOPS",
-        }
+        self.pattern.unit()
     }
 }
 
@@ -184,6 +178,11 @@ pub(crate) fn run_write(job: &WriteJob, file: &Path, mib: u64, seconds: u32) -> 
     if !job.syncs {
         command.arg("--end_fsync=1");
     }
+    measure(&mut command, job.pattern, "write")
+}
+
+/// Runs fio; gives the figure of one side, in the pattern's unit.
+fn measure(command: &mut Command, pattern: Pattern, side: &str) -> Result<f64> {
     let output = command.output().context("cannot run fio")?;
     ensure!(
         output.status.success(),
@@ -191,9 +190,9 @@ pub(crate) fn run_write(job: &WriteJob, file: &Path, mib: u64, seconds: u32) -> 
         String::from_utf8_lossy(&output.stderr)
     );
     let printed = String::from_utf8_lossy(&output.stdout);
-    match job.pattern {
-        Pattern::Sequential => Ok(figure(&printed, "write", "bw_bytes")? / f64::from(1 << 20)),
-        Pattern::Random => Ok(figure(&printed, "write", "iops")? / 1000.0),
+    match pattern {
+        Pattern::Sequential => Ok(figure(&printed, side, "bw_bytes")? / f64::from(1 << 20)),
+        Pattern::Random => Ok(figure(&printed, side, "iops")? / 1000.0),
     }
 }
 

@@ -36,6 +36,17 @@ struct Leaf {
     max: usize,
 }
 
+impl Leaf {
+    /// The first extent that reaches past `block`, and its number.
+    fn first_past(&self, block: FileBlock) -> Option<(usize, Extent)> {
+        self.extents
+            .iter()
+            .copied()
+            .enumerate()
+            .find(|(_, extent)| extent.end() > block)
+    }
+}
+
 impl ExtentTree<'_, '_> {
     /// All extents in order, and the blocks of the tree.
     pub(crate) fn read(&self) -> Result<(Vec<Extent>, Vec<BlockNo>)> {
@@ -120,13 +131,7 @@ impl ExtentTree<'_, '_> {
         let mut from = first;
         while from < end {
             let (path, leaf) = self.descend(from)?;
-            let found = leaf
-                .extents
-                .iter()
-                .enumerate()
-                .find(|(_, extent)| extent.end() > from)
-                .map(|(at, extent)| (at, *extent));
-            let Some((at, extent)) = found else {
+            let Some((at, extent)) = leaf.first_past(from) else {
                 match after(&path) {
                     Some(next) => from = next,
                     None => break,
@@ -184,13 +189,7 @@ impl ExtentTree<'_, '_> {
         let mut from = first;
         while from < end {
             let (path, leaf) = self.descend(from)?;
-            let found = leaf
-                .extents
-                .iter()
-                .enumerate()
-                .find(|(_, extent)| extent.end() > from)
-                .map(|(at, extent)| (at, *extent));
-            let Some((at, extent)) = found else {
+            let Some((at, extent)) = leaf.first_past(from) else {
                 match after(&path) {
                     Some(next) => from = next,
                     None => break,

@@ -11,8 +11,8 @@ use crate::disk_inode::DiskInode;
 use crate::filesystem::FileSystem;
 use crate::recovery::timestamp;
 
-/// Flags of FS_IOC_FSSETXATTR (FS_XFLAG_*), as inode flags.
-const XFLAGS: [(u32, InodeFlags); 7] = [
+/// Flags of FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR (FS_XFLAG_*), as inode flags.
+pub(crate) const XFLAGS: [(u32, InodeFlags); 7] = [
     (0x8, InodeFlags::IMMUTABLE),
     (0x10, InodeFlags::APPEND),
     (0x20, InodeFlags::SYNC),
