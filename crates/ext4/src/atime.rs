@@ -2,9 +2,9 @@
 
 use pagefence_ext4_format::inode::InodeFlags;
 
+use crate::clock;
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
-use crate::recovery::timestamp;
 
 /// An access time that is older than this is renewed by any access, in seconds.
 const OLD: i64 = 24 * 3600;
@@ -23,7 +23,7 @@ impl FileSystem {
         }
         let accessed = record.atime();
         let is_older = accessed <= record.mtime() || accessed <= record.ctime();
-        let (_, now) = timestamp();
+        let now = clock::now();
         if is_older || now.seconds.saturating_sub(accessed.seconds) >= OLD {
             inode.core.update(|record| record.set_atime(now));
         }

@@ -11,11 +11,11 @@ use pagefence_vfs::{InodeId, Result};
 use crate::change::free_inode::free_inode;
 use crate::change::release_xattrs::release_xattrs;
 use crate::change::remove_blocks::{Progress, remove_blocks};
+use crate::clock;
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
 use crate::live::Need;
 use crate::orphans;
-use crate::recovery::timestamp;
 
 /// Who has an inode that can be deleted, besides the cache: the list of orphans, and the caller.
 const OWNERS: usize = 2;
@@ -80,7 +80,7 @@ impl FileSystem {
             let (_map, _held) = inode.core.block_map.write(&mut held);
             let before = inode.core.disk();
             let mut record = before.record.clone();
-            let (deleted_at, _) = timestamp();
+            let deleted_at = clock::seconds();
             let progress = match remove_blocks(&mut transaction, &mut record, FileBlock(0))? {
                 Progress::Done => release_xattrs(&mut transaction, &mut record, deleted_at)?,
                 Progress::More => Progress::More,

@@ -9,9 +9,9 @@ use pagefence_page_cache::{PAGE_SIZE, WaitFor};
 use pagefence_vfs::{Error, FileSystem as _, Result, WriteMode};
 
 use crate::change::set_xattr::XattrChange;
+use crate::clock;
 use crate::filesystem::{File, FileSystem};
 use crate::inode::Inode;
-use crate::recovery::timestamp;
 use crate::setattr::Attributes;
 
 const SET_UID: u16 = 0o4000;
@@ -138,7 +138,7 @@ impl FileSystem {
         record.ensure_extra();
         let mut xattrs = XattrChange::of(&self.instance, &record)?;
         xattrs.remove(SECURITY, b"capability")?;
-        let (_, now) = timestamp();
+        let now = clock::now();
         let attributes = Attributes {
             permissions: (kept != mode).then_some(kept),
             changed: Some(now),
@@ -205,7 +205,7 @@ fn check_flags(inode: &Inode, mode: WriteMode) -> Result<()> {
 
 /// The data changes now. Written with whatever writes the inode next.
 pub(crate) fn note_change(inode: &Inode) {
-    let (_, now) = timestamp();
+    let now = clock::now();
     inode.core.update(|record| {
         record.set_mtime(now);
         record.set_ctime(now);

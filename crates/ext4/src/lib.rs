@@ -30,6 +30,7 @@ mod atime;
 mod backing;
 mod block_ranges;
 mod change;
+mod clock;
 mod cookie;
 mod delalloc;
 mod delete_inode;

@@ -25,10 +25,11 @@ use pagefence_vfs::{Error, Result};
 
 use crate::alloc::{Allocator, Seal, Sink};
 use crate::change::Transaction;
+use crate::clock;
 use crate::instance::Instance;
 use crate::mount::MountError;
 use crate::orphans::Orphans;
-use crate::recovery::{blocks_of, mark_error, timestamp, write_superblock};
+use crate::recovery::{blocks_of, mark_error, write_superblock};
 
 /// How long a change waits until it is committed, unless told otherwise.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
@@ -113,7 +114,7 @@ impl Live {
             features.ro_compat.insert(RoCompat::ORPHAN_PRESENT);
         }
         superblock.set_features(features);
-        let (now, _) = timestamp();
+        let now = clock::seconds();
         superblock.set_mount_time(now.into());
         let raw = superblock.raw_mut();
         raw.s_mnt_count = raw.s_mnt_count.get().saturating_add(1).into();
@@ -248,7 +249,7 @@ impl Client for Keeper {
             let mut superblock = self.superblock.lock();
             superblock.set_free_blocks_count(blocks);
             superblock.set_free_inodes_count(inodes);
-            let (now, _) = timestamp();
+            let now = clock::seconds();
             superblock.set_write_time(now.into());
             superblock.clone()
         });

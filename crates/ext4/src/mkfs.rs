@@ -82,8 +82,6 @@ impl Parameters {
     /// `Unknown`.
     #[must_use]
     pub fn new(kind: Kind) -> Self {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let seconds = now.map_or(0, |time| time.as_secs());
         Self {
             features: FeatureChoice::new(kind),
             block_size: None,
@@ -93,7 +91,7 @@ impl Parameters {
             label: Vec::new(),
             uuid: uuid::Uuid::new_v4().into_bytes(),
             hash_seed: uuid::Uuid::new_v4().into_bytes(),
-            time_seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
+            time_seconds: crate::clock::seconds().into(),
             contents: Contents::Unknown,
         }
     }

@@ -13,6 +13,7 @@ use pagefence_vfs::{Credentials, Entry, Error, FileKind, InodeId, New, Result};
 
 use crate::change::Transaction;
 use crate::change::change_dir::{Directory, Room};
+use crate::clock;
 use crate::dir::{Is, Named, block_no};
 use crate::dir_lock::{check_directory, check_removable, checked_name, lock_all};
 use crate::disk_inode::DiskInode;
@@ -23,7 +24,6 @@ use crate::instance::Instance;
 use crate::name_credits::{ENTRY, RECORD, Sum};
 use crate::new_inode::entry_kind;
 use crate::orphans;
-use crate::recovery::timestamp;
 
 /// Names that an inode may have (Linux: `EXT4_LINK_MAX`).
 const LINKS_MAX: u16 = 65_000;
@@ -94,7 +94,7 @@ impl FileSystem {
         if instance.find_named(directory, name.as_bytes())?.is_some() {
             return Err(Error::Exists);
         }
-        let now = now();
+        let now = clock::now();
         let unborn = instance.plan_inode(&disk, new, who, now)?;
         if unborn.is_directory() {
             check_subdirectories(instance, &disk.record)?;
@@ -182,7 +182,7 @@ impl FileSystem {
             .change(2 * RECORD)
             .insert(instance, &disk.record, new_name.room);
         let (mut transaction, _held) = instance.begin(&mut held, sum.need(true))?;
-        let now = now();
+        let now = clock::now();
         let mut changes = Changes::new(directory);
         changes.insert(&mut transaction, &new_name, inode)?;
         changes.finish(&mut transaction, now)?;
@@ -244,7 +244,7 @@ impl FileSystem {
             }
             let sum = Sum::default().change(ENTRY + 2 * RECORD + orphans::CREDITS);
             let (mut transaction, _held) = instance.begin(&mut held, sum.need(true))?;
-            let now = now();
+            let now = clock::now();
             let mut changes = Changes::new(directory);
             changes.remove(&mut transaction, name, &named)?;
             if child.is_directory() {
@@ -439,11 +439,6 @@ pub(crate) fn finish(mut transaction: Transaction<'_>, inodes: &[&Inode]) -> Dur
     }
     transaction.end();
     Durable(asks.then_some(tid))
-}
-
-/// The time of an operation.
-pub(crate) fn now() -> Timestamp {
-    timestamp().1
 }
 
 /// Takes one name from an inode (a directory's last with its own), in core; says whether it was the

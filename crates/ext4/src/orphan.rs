@@ -16,10 +16,11 @@ use crate::change::release_xattrs::release_xattrs;
 use crate::change::remove_blocks::{Progress, remove_blocks, zero_tail};
 use crate::change::shorten_inline::shorten_inline;
 use crate::change::space::Space;
+use crate::clock;
 use crate::instance::Instance;
 use crate::mount::MountError;
 use crate::orphan_file::{OrphanEntry, OrphanFile};
-use crate::recovery::{Recovered, Store, mark_error, of_map, timestamp, write_superblock};
+use crate::recovery::{Recovered, Store, mark_error, of_map, write_superblock};
 use crate::system_zones::SystemZones;
 
 /// Metadata kept in memory while orphans are settled, in bytes; changed blocks come on top.
@@ -184,7 +185,7 @@ impl<'a> Orphans<'a> {
             }
             if deletes {
                 self.deleted += 1;
-                free_inode(&mut transaction, &mut record, timestamp().0)?;
+                free_inode(&mut transaction, &mut record, clock::seconds())?;
             } else {
                 self.truncated += 1;
                 if matches!(listed, Listed::InList) {
@@ -225,7 +226,7 @@ impl<'a> Orphans<'a> {
         record: &mut InodeRecord,
     ) -> Result<Progress> {
         match remove_blocks(transaction, record, FileBlock(0))? {
-            Progress::Done => release_xattrs(transaction, record, timestamp().0),
+            Progress::Done => release_xattrs(transaction, record, clock::seconds()),
             Progress::More => Ok(Progress::More),
         }
     }
@@ -247,7 +248,7 @@ impl<'a> Orphans<'a> {
             return Ok(Progress::More);
         }
         zero_tail(transaction, record)?;
-        let (_, time) = timestamp();
+        let time = clock::now();
         record.set_mtime(time);
         record.set_ctime(time);
         Ok(Progress::Done)

@@ -32,7 +32,7 @@ use crate::support;
 use journal::Journal;
 pub(crate) use journal::of_map;
 pub(crate) use store::{Store, blocks_of};
-pub(crate) use superblock::{mark_error, timestamp, write as write_superblock};
+pub(crate) use superblock::{mark_error, write as write_superblock};
 
 /// What recovery leaves to open.
 pub(crate) struct Recovered {

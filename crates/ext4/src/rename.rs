@@ -15,13 +15,14 @@ use pagefence_vfs::{Error, FileKind, InodeId, RenameMode, Result};
 
 use crate::change::Transaction;
 use crate::change::change_dir::Room;
+use crate::clock;
 use crate::dir_lock::{Child, check_directory, check_removable, checked_name, lock_all};
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
 use crate::name_credits::{ENTRY, RECORD, Sum};
 use crate::namespace::{
     Changes, Durable, check_project, check_subdirectories, count_subdirectory, drop_name, finish,
-    now, uncount_subdirectory,
+    uncount_subdirectory,
 };
 use crate::orphans;
 
@@ -326,7 +327,7 @@ impl Work<'_> {
         }
         let (mut transaction, _held) = instance.begin(held, sum.need(true))?;
         let tx = &mut transaction;
-        let now = now();
+        let now = clock::now();
         let mut source = Changes::new(from.directory);
         // In one directory, both changes are of one record.
         let mut other = self.rename.crosses().then(|| Changes::new(to.directory));

@@ -7,9 +7,9 @@ use pagefence_lock_order::Held;
 use pagefence_vfs::{Error, FileKind, InodeId, Result, XattrMode};
 
 use crate::change::set_xattr::XattrChange;
+use crate::clock;
 use crate::disk_inode::DiskInode;
 use crate::filesystem::FileSystem;
-use crate::recovery::timestamp;
 use crate::setattr::Attributes;
 
 /// What a list of access asks of an inode.
@@ -41,7 +41,7 @@ impl FileSystem {
         let (_exclusive, mut held) = inode.lock.write(&mut held);
         let disk = inode.disk();
         check_kind(&disk, index)?;
-        let (_, now) = timestamp();
+        let now = clock::now();
         let mut attributes = Attributes {
             changed: Some(now),
             ..Attributes::default()

@@ -19,11 +19,11 @@ use pagefence_vfs::{
 
 use crate::acl::chmod;
 use crate::change::set_xattr::{Cost, XattrChange};
+use crate::clock;
 use crate::disk_inode::DiskInode;
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
 use crate::live::Need;
-use crate::recovery::timestamp;
 
 const SET_UID: u16 = 0o4000;
 const SET_GID: u16 = 0o2000;
@@ -268,7 +268,7 @@ fn attributes(
     resized: bool,
     who: &Credentials,
 ) -> Result<Attributes> {
-    let (_, now) = timestamp();
+    let now = clock::now();
     let at = |time: SetTime| match time {
         SetTime::Now => now,
         SetTime::To(time) => disk_time(time),

@@ -18,11 +18,11 @@ use crate::change::extent_tree::ExtentTree;
 use crate::change::free_inode::free_inode;
 use crate::change::remove_blocks::{Progress, remove_blocks};
 use crate::change::transaction::Transaction;
+use crate::clock;
 use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::instance::Instance;
 use crate::map_blocks::Target;
-use crate::recovery::timestamp;
 use crate::xattr::VALUE_MAX;
 
 /// Extents that the 60 bytes of an inode hold.
@@ -109,7 +109,7 @@ pub(crate) fn fill(
     if has_extents && ExtentNodeMut::init(record.block_area_mut(), 0).is_none() {
         return Err(instance.damaged(inode, None, "60 bytes hold no extent tree"));
     }
-    let (_, now) = timestamp();
+    let now = clock::now();
     record.set_mtime(now);
     record.set_crtime(now);
     let block_size = superblock.block_size() as usize;

@@ -22,9 +22,9 @@ use crate::change::free_blocks::free_blocks;
 use crate::change::release_xattrs::give_up_share;
 use crate::change::remove_blocks::Progress;
 use crate::change::transaction::Transaction;
+use crate::clock;
 use crate::error::At;
 use crate::instance::Instance;
-use crate::recovery::timestamp;
 use crate::xattr::VALUE_MAX;
 
 /// Longest name behind its prefix, in bytes.
@@ -449,7 +449,7 @@ impl<'a> XattrChange<'a> {
                 ea_inode::add_users(transaction, value, more)?;
             }
             for _ in more..0 {
-                let deleted_at = timestamp().0;
+                let deleted_at = clock::seconds();
                 if ea_inode::release(transaction, value, deleted_at)? == Progress::More {
                     let what = "a value takes more blocks than its length says";
                     return Err(instance.damaged(value, None, what));

@@ -28,9 +28,9 @@ use crate::change::release_xattrs::release_xattrs;
 use crate::change::remove_blocks::remove_blocks;
 use crate::change::space::Space;
 use crate::change::transaction::Transaction;
+use crate::clock;
 use crate::error::At;
 use crate::instance::Instance;
-use crate::recovery::superblock;
 
 /// Links of a directory that has more subdirectories than are counted.
 const LINKS_MAX: u16 = 65000;
@@ -326,7 +326,7 @@ impl<'a, 'b> Replay<'a, 'b> {
         self.touched.remove(&record.ino());
         // The transaction's size is not limited, so these come to their end.
         remove_blocks(self.transaction, &mut record, FileBlock(0))?;
-        let (now, _) = superblock::timestamp();
+        let now = clock::seconds();
         release_xattrs(self.transaction, &mut record, now)?;
         free_inode(self.transaction, &mut record, now)
     }

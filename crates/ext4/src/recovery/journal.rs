@@ -10,6 +10,7 @@ use pagefence_vfs::Error;
 
 use crate::change::space::Space;
 use crate::change::transaction::{Changes, Transaction};
+use crate::clock;
 use crate::instance::Instance;
 use crate::journal_location::{LocateError, locate, locate_by};
 use crate::mount::MountError;
@@ -197,7 +198,7 @@ impl Journal {
     /// Makes what the fast commits say a transaction, and brings that home.
     fn write_back_fast_commits(&self, recovered: &mut Recovered) -> Result<(), MountError> {
         let instance = instance_of(recovered)?;
-        let (_, now) = superblock::timestamp();
+        let now = clock::now();
         let changes = self
             .replay_fast_commits(&instance, &recovered.superblock, Some(now))
             .map_err(|error| match error {

@@ -1,17 +1,15 @@
 //! What recovery reads from the superblock and writes into it. The superblock is one unit: a
 //! crash leaves it as it was or as it became (`docs/CRASH.md`).
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use pagefence_block_io::Device;
 use pagefence_ext4_format::features::Incompat;
-use pagefence_ext4_format::inode::Timestamp;
 use pagefence_ext4_format::superblock::{
     ErrorRecord, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET, State, Superblock,
 };
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
+use crate::clock;
 use crate::instance::Instance;
 use crate::mount::MountError;
 use crate::recovery::{Recovered, of_map};
@@ -40,31 +38,11 @@ pub(crate) fn write(
     device: &dyn Device,
     superblock: &mut Superblock,
 ) -> std::result::Result<(), MountError> {
-    superblock.set_write_time(now());
+    superblock.set_write_time(clock::seconds().into());
     superblock.update_checksum();
     device.write(SUPERBLOCK_OFFSET, superblock.as_bytes())?;
     device.flush()?;
     Ok(())
-}
-
-/// Seconds since the epoch.
-pub(super) fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
-}
-
-/// The time: as deletion times have it, and as the others.
-pub(crate) fn timestamp() -> (u32, Timestamp) {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let time = Timestamp {
-        seconds: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
-        nanoseconds: now.subsec_nanos(),
-    };
-    (u32::try_from(now.as_secs()).unwrap_or(u32::MAX), time)
 }
 
 /// Keeps what `before`, the superblock as it was read before the replay, says of errors: Linux
@@ -100,7 +78,7 @@ pub(super) fn keep_errors(before: &Superblock, after: &mut Superblock) -> bool {
 pub(crate) fn mark_error(superblock: &mut Superblock, function: &str, inode: u32) {
     superblock.set_state(superblock.state() | State::ERROR);
     superblock.record_error(&ErrorRecord {
-        time_seconds: now(),
+        time_seconds: clock::seconds().into(),
         ino: inode,
         block: 0,
         function: function.to_owned(),

@@ -7,9 +7,9 @@ use pagefence_lock_order::Held;
 use pagefence_vfs::{Credentials, Error, FileKind, Fsxattr, InodeId, Result};
 
 use super::Attributes;
+use crate::clock;
 use crate::disk_inode::DiskInode;
 use crate::filesystem::FileSystem;
-use crate::recovery::timestamp;
 
 /// Flags of FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR (FS_XFLAG_*), as inode flags.
 pub(crate) const XFLAGS: [(u32, InodeFlags); 7] = [
@@ -96,7 +96,7 @@ impl FileSystem {
             None => None,
         };
         let attributes = Attributes {
-            changed: Some(timestamp().1),
+            changed: Some(clock::now()),
             flags: Some(flags),
             project,
             ..Attributes::default()

@@ -217,16 +217,20 @@ fn times_follow_writes_and_reads() {
     let id = create(&fs, "file");
     let file = fs.open(id, true).unwrap();
     let before = fs.attr(id).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    // The clock goes by ticks.
+    let tick = || std::thread::sleep(std::time::Duration::from_millis(20));
+    tick();
     write_all(&fs, &file, 0, &[7; 10]);
     let written = fs.attr(id).unwrap();
     assert!(written.modified > before.modified);
     assert_eq!(written.modified, written.changed);
     assert_eq!(written.accessed, before.accessed);
+    tick();
     read_all(&fs, id);
     let read = fs.attr(id).unwrap();
     assert!(read.accessed > written.modified);
     assert_eq!(read.modified, written.modified);
+    tick();
     read_all(&fs, id);
     assert_eq!(fs.attr(id).unwrap().accessed, read.accessed, "not again");
     let cached = WriteMode::WRITEBACK;

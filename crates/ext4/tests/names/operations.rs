@@ -256,17 +256,23 @@ fn times_and_versions_of_what_changes() {
     let device = kit::device(Kind::Ext4, 4096, "", 16 * MIB);
     let fs = open(&device);
     fs.mkdir("d").unwrap();
+    // The clock goes by ticks.
+    let tick = || std::thread::sleep(std::time::Duration::from_millis(20));
     let before = fs.look("d").unwrap();
+    tick();
     let file = fs.touch("d/f").unwrap();
     assert_eq!(file.created, Some(file.modified));
     let after = fs.look("d").unwrap();
     assert!(after.modified > before.modified && after.changed == after.modified);
     assert_eq!(after.accessed, before.accessed);
+    tick();
     let linked = fs.ln("d/f", "g").unwrap();
     assert!(linked.changed > file.changed && linked.modified == file.modified);
+    tick();
     fs.mv("g", "h").unwrap();
     let renamed = fs.look("h").unwrap();
     assert!(renamed.changed > linked.changed && renamed.modified == file.modified);
+    tick();
     fs.rm("h").unwrap();
     assert!(fs.look("d/f").unwrap().changed > renamed.changed);
     close(fs, &device);
