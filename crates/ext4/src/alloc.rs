@@ -92,7 +92,8 @@ pub(crate) trait Seal {
 pub(crate) struct FreeCounts {
     /// Blocks not in use: those that reservations hold and that wait for a commit among them.
     pub(crate) blocks: u64,
-    /// Of [`Self::blocks`], those that nobody was promised. Root's reserve is among them.
+    /// Of [`Self::blocks`], those that nobody was promised. Those kept back
+    /// ([`Instance::kept_back`]) are among them.
     pub(crate) blocks_unreserved: u64,
     /// Inodes not in use.
     pub(crate) inodes: u64,
@@ -173,7 +174,7 @@ impl Allocator {
             .unwrap_or(usize::MAX)
             .max(RESIDENT_MIN);
         let allocator = Self {
-            counts: Arc::new(Counts::new(free, superblock.reserved_blocks_count())),
+            counts: Arc::new(Counts::new(free, instance.kept_back())),
             superblock: superblock.clone(),
             buffers: Arc::clone(&instance.buffers),
             zones,

@@ -73,7 +73,11 @@ impl FileData {
         let (mut delayed, _held) = self.inode.block_map.write(held);
         let missing = self.uncovered(&delayed, &blocks)?;
         if !missing.is_empty() {
-            let shape = MapShapeNow::of(&self.instance, &self.inode.disk())?;
+            let disk = self.inode.disk();
+            let mut shape = MapShapeNow::of(&self.instance, &disk)?;
+            for range in missing.holes.iter().chain(&missing.unwritten) {
+                shape = MapShapeNow::to_change(&self.instance, &disk, FileBlock(range.start))?;
+            }
             delayed.add(&live.allocator, &shape, &missing.holes, &missing.unwritten)?;
             self.note_delayed(&delayed);
         }

@@ -103,6 +103,23 @@ impl MapShapeNow {
         })
     }
 
+    /// What the map of an inode looks like that is about to be changed around `block`: every node
+    /// on the way there has all the room that it can have, which is what its worst cases stand on.
+    /// Linux never makes other ones.
+    ///
+    /// # Errors
+    /// `Corrupt` if one has not, or makes no sense; `Io`.
+    pub(crate) fn to_change(
+        instance: &Instance,
+        disk: &DiskInode,
+        block: FileBlock,
+    ) -> Result<Self> {
+        if disk.has_extents() {
+            instance.check_extent_room(disk, block)?;
+        }
+        Self::of(instance, disk)
+    }
+
     /// Blocks that the map takes at most until all of `amount` is mapped, in whatever order and
     /// pieces, each block apart from every other.
     ///
@@ -285,12 +302,12 @@ impl Delayed {
         let for_map = shape
             .worst_case(&self.amount())
             .saturating_sub(blocks_of(self.map_space.as_ref()));
-        match allocator.reserve(new + for_map, false) {
-            Ok(mut reservation) => {
-                if let Some(for_map) = reservation.take(for_map) {
-                    join(&mut self.map_space, for_map);
-                }
-                join(&mut self.space, reservation);
+        // What is kept back is not for data, but for the map of what has its blocks.
+        let space = allocator.reserve(new, false);
+        match space.and_then(|space| Ok((space, allocator.reserve(for_map, true)?))) {
+            Ok((space, for_map)) => {
+                join(&mut self.space, space);
+                join(&mut self.map_space, for_map);
                 Ok(())
             }
             Err(error) => {
@@ -319,7 +336,7 @@ impl Delayed {
         if self.is_empty() {
             return Ok(());
         }
-        let more = allocator.reserve(shape.worst_case_of_punch(), false)?;
+        let more = allocator.reserve(shape.worst_case_of_punch(), true)?;
         join(&mut self.map_space, more);
         Ok(())
     }

@@ -2,8 +2,10 @@
 
 use pagefence_block_io::Buffer;
 use pagefence_ext4_format::checksum::ChecksumSeed;
-use pagefence_ext4_format::extent::{self, Child, Extent, ExtentNode, Found, Place};
-use pagefence_ext4_format::{FileBlock, InodeNo};
+use pagefence_ext4_format::extent::{
+    self, Child, Extent, ExtentNode, Found, Place, entries_that_fit,
+};
+use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
 
@@ -46,6 +48,40 @@ impl Instance {
                 }
             }
         }
+    }
+
+    /// Makes sure that each node on the way to `block` says that it has room for as many entries as
+    /// fit. Less is no damage for who reads.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn check_extent_room(&self, inode: &DiskInode, block: FileBlock) -> Result<()> {
+        let check = |node: &ExtentNode<'_>, bytes: &[u8], at: Option<BlockNo>| {
+            if node.max() == entries_that_fit(bytes.len()) {
+                return Ok(());
+            }
+            let what = "a node of its extent tree has less room than there is";
+            Err(self.damaged(inode.number, at, what))
+        };
+        let bytes = inode.i_block();
+        let root = ExtentNode::parse(bytes, &Place::Root, &self.limits).at(
+            &self.damage,
+            Some(inode.number),
+            None,
+        )?;
+        check(&root, bytes, None)?;
+        let mut found = root.find(block);
+        while let Found::Child(child) = found {
+            let buffer = self.extent_node(inode.number, inode.seed, &child)?;
+            let node = ExtentNode::reopen(&buffer, &Place::Block(child)).at(
+                &self.damage,
+                Some(inode.number),
+                Some(child.block),
+            )?;
+            check(&node, &buffer, Some(child.block))?;
+            found = node.find(block);
+        }
+        Ok(())
     }
 
     /// Reads a node below the root of the tree of `inode`, and checks it, once while it is in

@@ -124,7 +124,8 @@ impl FileSystem {
         let (reached, outcome) = self.fill_with_unwritten(held, inode, &blocks);
         let bits = self.instance.superblock.block_size_bits();
         let size = (u64::from(reached) << bits).min(bytes.end);
-        if !keeps_size && size > inode.core.size() {
+        let has_reached = outcome.is_ok() || reached > blocks.start;
+        if !keeps_size && has_reached && size > inode.core.size() {
             self.set_size(held, inode, size)?;
         }
         outcome
@@ -170,10 +171,10 @@ impl FileSystem {
         want: u32,
     ) -> Result<u32> {
         let live = self.instance.live()?;
-        let shape = MapShapeNow::of(&self.instance, &inode.disk())?;
+        let shape = MapShapeNow::to_change(&self.instance, &inode.disk(), FileBlock(at))?;
         let for_map = shape.worst_case_of_punch();
-        let mut space = self.reserve(held, inode, u64::from(want) + for_map, 1 + for_map)?;
-        let for_map = space.take(for_map).ok_or(Error::NoSpace)?;
+        let mut space = self.reserve(held, inode, u64::from(want))?;
+        let for_map = self.reserve_for_map(held, inode, for_map)?;
         let goal = match at.checked_sub(1) {
             Some(before) => match self.run_at(held, inode, before)?.target {
                 Target::Written(block) | Target::Unwritten(block) => Some(BlockNo(block.0 + 1)),
@@ -204,17 +205,20 @@ impl FileSystem {
         }
         inode.core.adopt(&before.record, &record);
         inode.core.write(&mut transaction, true)?;
+        // Nothing is dirty here: what is still delayed could not be written back some time.
+        delayed.forget(at..at + new.len);
         transaction.end();
+        let mapping = inode.mapping(&self.instance, &self.cache);
+        mapping.backing().settle(&mut delayed, None)?;
         Ok(new.len)
     }
 
-    /// Space for `blocks`, or for as many as there can be down to `least`.
+    /// Space for `blocks` of data, or for as many as there can be.
     fn reserve(
         &self,
         held: &mut Held<'_, levels::Inode>,
         inode: &Inode,
         blocks: u64,
-        least: u64,
     ) -> Result<Reservation> {
         let live = self.instance.live()?;
         let mut blocks = blocks;
@@ -226,9 +230,27 @@ impl FileSystem {
                     let mapping = inode.mapping(&self.instance, &self.cache);
                     mapping.backing().find_space(held);
                 }
-                Err(Error::NoSpace) if blocks > least => blocks = (blocks / 2).max(least),
+                Err(Error::NoSpace) if blocks > 1 => blocks /= 2,
                 other => return other,
             }
+        }
+    }
+
+    /// Space for `blocks` of the file's map.
+    fn reserve_for_map(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Inode,
+        blocks: u64,
+    ) -> Result<Reservation> {
+        let live = self.instance.live()?;
+        match live.allocator.reserve(blocks, true) {
+            Err(Error::NoSpace) => {
+                let mapping = inode.mapping(&self.instance, &self.cache);
+                mapping.backing().find_space(held);
+                live.allocator.reserve(blocks, true)
+            }
+            other => other,
         }
     }
 
@@ -314,9 +336,10 @@ impl FileSystem {
     ) -> Result<()> {
         let live = self.instance.live()?;
         let blocks = self.blocks_inside(&bytes)?;
-        let shape = MapShapeNow::of(&self.instance, &inode.disk())?;
-        let for_map = shape.worst_case_of_punch();
-        let mut space = self.reserve(held, inode, for_map, for_map)?;
+        let shape = MapShapeNow::to_change(&self.instance, &inode.disk(), FileBlock(blocks.start))?;
+        let last = FileBlock(blocks.end.saturating_sub(1));
+        MapShapeNow::to_change(&self.instance, &inode.disk(), last)?;
+        let mut space = self.reserve_for_map(held, inode, shape.worst_case_of_punch())?;
         let mapping = inode.mapping(&self.instance, &self.cache);
         let (mut fence, mut held) = mapping.fence(held, bytes.clone());
         {
@@ -329,6 +352,7 @@ impl FileSystem {
             delayed.forget(blocks.clone());
             evicted.mapping().backing().note_delayed(&delayed);
         }
+        let mut left = blocks;
         // What was dropped will not raise the size on disk any more.
         let covered = bytes.end.min(inode.core.size());
         loop {
@@ -340,46 +364,64 @@ impl FileSystem {
             record.set_size(record.size().max(covered));
             let progress = match how {
                 Clearing::Punch => {
-                    let (from, end) = (FileBlock(blocks.start), FileBlock(blocks.end));
+                    let (from, end) = (FileBlock(left.start), FileBlock(left.end));
                     remove_range(&mut transaction, &mut record, from, end)?
                 }
-                Clearing::Unwrite => self.unwrite(&mut transaction, &mut record, inode, &blocks)?,
+                Clearing::Unwrite => {
+                    self.unwrite(&mut transaction, &mut record, inode, &mut left)?
+                }
             };
             inode.core.adopt(&before.record, &record);
             inode.core.write(&mut transaction, true)?;
             let rest = transaction.take_rest();
             transaction.end();
+            mapping.backing().settle(&mut delayed, None)?;
             if progress == Progress::Done {
-                return mapping.backing().settle(&mut delayed, None);
+                return Ok(());
             }
-            space = match rest {
-                Some(rest) => rest,
-                None => return Err(Error::ReadOnly),
-            };
+            // As much again for the next transaction, and for what its splits cost others.
+            let shape = MapShapeNow::of(&self.instance, &inode.disk())?;
+            space = rest.ok_or(Error::ReadOnly)?;
+            let more = shape.worst_case_of_punch().saturating_sub(space.blocks());
+            space.join(live.allocator.reserve(more, true)?);
+            delayed.reserve_for_punch(&live.allocator, &shape)?;
         }
     }
 
-    /// Marks the written blocks among `blocks` as unwritten, as many as the transaction takes.
+    /// Marks the written blocks among `blocks` as unwritten, as many as the transaction takes, and
+    /// leaves the others in `blocks`. An extent of the greatest length becomes two: many of them
+    /// may split many nodes, each as many as a punch does at worst.
     fn unwrite(
         &self,
         transaction: &mut Transaction<'_>,
         record: &mut pagefence_ext4_format::inode::Inode,
         inode: &Inode,
-        blocks: &Range<u32>,
+        blocks: &mut Range<u32>,
     ) -> Result<Progress> {
-        let mut at = blocks.start;
-        while at < blocks.end {
+        let mut has_marked = false;
+        while blocks.start < blocks.end {
+            let at = blocks.start;
             let mut disk = crate::disk_inode::DiskInode::clone(&inode.disk());
             disk.record = record.clone();
-            let run = self.instance.map_blocks(&disk, FileBlock(at))?;
+            let shape = MapShapeNow::to_change(&self.instance, &disk, FileBlock(at));
+            let found = shape.and_then(|shape| {
+                let run = self.instance.map_blocks(&disk, FileBlock(at))?;
+                Ok((shape.worst_case_of_punch(), run))
+            });
+            let (worst_case, run) = match found {
+                // The next transaction's error, before that changes anything.
+                Err(_) if has_marked => return Ok(Progress::More),
+                found => found?,
+            };
             let len = run.len.min(blocks.end - at);
             if matches!(run.target, Target::Written(_)) {
-                if transaction.is_large() {
+                if transaction.is_large() || transaction.blocks_left() < worst_case {
                     return Ok(Progress::More);
                 }
                 mark(transaction, record, FileBlock(at), len, true)?;
+                has_marked = true;
             }
-            at += len;
+            blocks.start += len;
         }
         Ok(Progress::Done)
     }

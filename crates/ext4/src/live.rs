@@ -14,16 +14,14 @@ use pagefence_block_io::Device;
 use pagefence_ext4_format::features::{Compat, Incompat, RoCompat};
 use pagefence_ext4_format::superblock::{State, Superblock};
 use pagefence_ext4_format::{BlockNo, InodeNo};
-use pagefence_jbd2::{
-    Client, Handle, Journal, JournalError, JournalLocation, Options, Sealing, Tid,
-};
+use pagefence_jbd2::{Client, Journal, JournalError, JournalLocation, Options, Sealing, Tid};
 use pagefence_lock_order::levels::{self, Level};
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex, Weak};
 use pagefence_lock_order::{After, Held, OrderedRwLock};
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{Allocator, Seal, Sink};
+use crate::alloc::{Allocator, Seal};
 use crate::change::Transaction;
 use crate::clock;
 use crate::instance::Instance;
@@ -230,16 +228,6 @@ impl Seal for Sealed<'_, '_> {
 
     fn contains(&self, block: BlockNo) -> bool {
         self.0.blocks().binary_search(&block).is_ok()
-    }
-}
-
-impl Sink for Handle<'_> {
-    fn tid(&self) -> u64 {
-        Handle::tid(self).0
-    }
-
-    fn defer(&mut self, block: BlockNo) {
-        Handle::defer(self, block);
     }
 }
 

@@ -46,8 +46,8 @@ impl Instance {
         })
     }
 
-    /// Blocks that are free and not for everybody: root's, and those that Linux keeps so that
-    /// extent trees can always be split.
+    /// Blocks that are free and not for data: root's, and those that are kept, as Linux does, so
+    /// that extent trees can always be split.
     pub(crate) fn kept_back(&self) -> u64 {
         let superblock = &self.superblock;
         let per_cluster = u64::from(superblock.blocks_per_cluster());

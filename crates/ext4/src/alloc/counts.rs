@@ -5,8 +5,8 @@
 //! promising and taking back touch nothing that all threads touch. Who finds too little gathers
 //! all shards into the pool, one thread at a time: then the answer is exact.
 //!
-//! Invariant: shards hold only what is above the privileged user's reserve. While the pool is
-//! below that, whatever comes back goes to the pool.
+//! Invariant: shards hold only what is above the reserve for the privileged. While the pool is below
+//! that, whatever comes back goes to the pool.
 
 #[cfg(test)]
 mod tests;
@@ -49,9 +49,9 @@ pub(super) struct Counts {
     shards: [Shard; SHARDS],
     /// Below zero only while damage took away what had been promised.
     pool: Mutex<i64>,
-    /// Whether the pool is below the privileged user's reserve.
+    /// Whether the pool is below the reserve for the privileged.
     is_low: AtomicBool,
-    /// What only the privileged user may bring it below.
+    /// What only the privileged may bring it below.
     reserve: i64,
 }
 
@@ -61,7 +61,7 @@ struct Pool<'a> {
 }
 
 impl Counts {
-    /// `free` blocks, of which `reserve` are for the privileged user.
+    /// `free` blocks, of which `reserve` are for the privileged.
     pub(super) fn new(free: u64, reserve: u64) -> Self {
         let (free, reserve) = (signed(free), signed(reserve));
         Self {
@@ -143,7 +143,7 @@ impl Counts {
         self.note(&pool);
     }
 
-    /// Blocks left to be promised to the privileged user; exact while nobody else changes them.
+    /// Blocks left to be promised to the privileged; exact while nobody else changes them.
     pub(super) fn left(&self) -> u64 {
         let mut pool = self.pool();
         self.gather(&mut pool);

@@ -14,8 +14,12 @@ pub(crate) struct Reservation {
 }
 
 impl Allocator {
-    /// Promises `blocks` blocks. What is kept for root is promised only with `privileged`: the
-    /// caller is root, or of the user or the group that the superblock names.
+    /// Promises `blocks` blocks. What is kept back ([`Instance::kept_back`]) is promised only with
+    /// `privileged`: the caller is root, or of the user or the group that the superblock names; or
+    /// the blocks are for the map of a file, so that what has its data blocks can be written, and a
+    /// hole be punched, on a full disk.
+    ///
+    /// [`Instance::kept_back`]: crate::instance::Instance::kept_back
     ///
     /// Takes locks of the level Counters, and those only when space is short.
     ///

@@ -13,7 +13,7 @@ use crate::change::transaction::Transaction;
 use crate::change::{remove_block_map, remove_extents};
 use crate::disk_inode::{DiskInode, kind_of};
 use crate::error::At;
-use crate::map_blocks::Target;
+use crate::map_blocks::{Run, Target};
 
 /// How far a removal came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,8 @@ pub(crate) fn remove_blocks(
 /// along; the caller writes it.
 ///
 /// # Errors
-/// As [`remove_blocks`].
+/// As [`remove_blocks`]. What goes wrong after blocks were freed is the end of this transaction, and
+/// the next one's error, before that changed anything.
 pub(crate) fn remove_range(
     transaction: &mut Transaction<'_>,
     record: &mut InodeRecord,
@@ -70,24 +71,23 @@ pub(crate) fn remove_range(
         return remove_block_map::remove(&mut owner, from, end.0.into());
     }
     let mut at = from;
+    let mut has_removed = false;
     while at < end {
-        let disk = owner.disk();
-        let Some(disk) = disk else {
-            return Ok(Progress::Done);
+        if owner.transaction.is_large() {
+            return Ok(Progress::More);
+        }
+        let run = match owner.free_run(at, end) {
+            Err(_) if has_removed && owner.transaction.is_live() => return Ok(Progress::More),
+            freed => freed?,
         };
-        let run = owner.transaction.instance.map_blocks(&disk, at)?;
-        let next = FileBlock(at.0.saturating_add(run.len).min(end.0));
+        let next = FileBlock(at.0.saturating_add(run.len));
         if run.target != Target::Hole {
-            if owner.transaction.is_large() {
-                return Ok(Progress::More);
-            }
+            has_removed = true;
             let mut tree = ExtentTree {
                 transaction: &mut *owner.transaction,
                 record: &mut *owner.record,
             };
-            for (start, count) in tree.punch(at, next)? {
-                owner.free(start, count)?;
-            }
+            tree.punch(at, next)?;
         }
         at = next;
     }
@@ -166,6 +166,21 @@ impl Owner<'_, '_> {
             seed: self.record.checksum_seed(),
             record: self.record.clone(),
         })
+    }
+
+    /// Frees the blocks of the run of an extent tree that begins at `at`, as far as it lies before
+    /// `end`; a hole has none. The run, cut so, is to be taken out of the tree.
+    fn free_run(&mut self, at: FileBlock, end: FileBlock) -> Result<Run> {
+        let left = end.0.saturating_sub(at.0);
+        let Some(disk) = self.disk() else {
+            return Ok(Run::hole(left));
+        };
+        let run = self.transaction.instance.map_blocks(&disk, at)?;
+        let len = run.len.min(left);
+        if let Target::Written(start) | Target::Unwritten(start) = run.target {
+            self.free(start, len)?;
+        }
+        Ok(Run { len, ..run })
     }
 
     /// Frees blocks of the file, and counts them off.

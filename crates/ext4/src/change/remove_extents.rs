@@ -11,9 +11,17 @@ use crate::error::At;
 /// Takes away what the tree maps from `from` on.
 ///
 /// Ends: each round frees a block, and a block is freed only once.
+///
+/// # Errors
+/// As [`remove_blocks`](super::remove_blocks::remove_blocks). What goes wrong after blocks were
+/// freed is the end of this transaction, and the next one's error, before that changed anything.
 pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progress> {
+    let mut has_removed = false;
     loop {
-        let (path, last) = last_extent(owner)?;
+        let (path, last) = match last_extent(owner) {
+            Err(_) if has_removed && owner.transaction.is_live() => return Ok(Progress::More),
+            found => found?,
+        };
         let Some(extent) = last else {
             // An empty leaf below the root is no sound tree, but an old kernel may have left one.
             if path.is_empty() {
@@ -34,7 +42,11 @@ pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progr
         let Some(start) = extent.start.checked_add(u64::from(kept)) else {
             return Ok(Progress::Done);
         };
-        owner.free(start, gone.into())?;
+        match owner.free(start, gone.into()) {
+            Err(_) if has_removed && owner.transaction.is_live() => return Ok(Progress::More),
+            freed => freed?,
+        }
+        has_removed = true;
         let shorter = Extent {
             len: kept,
             ..extent

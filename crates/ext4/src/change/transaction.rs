@@ -14,7 +14,7 @@ use pagefence_jbd2::Handle;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{Allocator, Reservation};
+use crate::alloc::{Allocator, Reservation, Sink};
 use crate::change::free_blocks::free_blocks;
 use crate::change::space::Space;
 use crate::error::{At, device};
@@ -39,11 +39,29 @@ enum Backend<'a> {
 #[derive(Debug)]
 struct Running<'a> {
     live: &'a Live,
-    handle: Handle<'a>,
+    record: Recording<'a>,
     /// Blocks for metadata that it may take.
     reservation: Reservation,
+}
+
+/// A journal handle that knows whether anything was changed through it. The allocator has a block
+/// deferred whenever it changes something, and only then: what it refuses costs nothing.
+#[derive(Debug)]
+pub(crate) struct Recording<'a> {
+    handle: Handle<'a>,
     /// Something was changed, and it has not ended well so far.
     is_half_done: bool,
+}
+
+impl Sink for Recording<'_> {
+    fn tid(&self) -> u64 {
+        self.handle.tid().0
+    }
+
+    fn defer(&mut self, block: BlockNo) {
+        self.is_half_done = true;
+        self.handle.defer(block);
+    }
 }
 
 /// Credits below which a handle asks for more.
@@ -106,9 +124,11 @@ impl<'a> Transaction<'a> {
             instance,
             backend: Backend::Running(Running {
                 live,
-                handle,
+                record: Recording {
+                    handle,
+                    is_half_done: false,
+                },
                 reservation,
-                is_half_done: false,
             }),
         }
     }
@@ -117,22 +137,21 @@ impl<'a> Transaction<'a> {
     /// otherwise aborts the journal: half of an operation must not become durable.
     pub(crate) fn end(mut self) {
         if let Backend::Running(running) = &mut self.backend {
-            running.is_half_done = false;
+            running.record.is_half_done = false;
         }
     }
 
     /// Has what it changed committed soon after its end.
     pub(crate) fn sync(&mut self) {
         if let Backend::Running(running) = &mut self.backend {
-            running.handle.sync();
+            running.record.handle.sync();
         }
     }
 
     /// Makes a block part of it whose contents are given when the transaction is sealed.
     pub(crate) fn defer(&mut self, block: BlockNo) {
         if let Backend::Running(running) = &mut self.backend {
-            running.is_half_done = true;
-            running.handle.defer(block);
+            running.record.defer(block);
         }
     }
 
@@ -154,15 +173,26 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// The allocator and the journal's handle, of a live one.
-    pub(crate) fn allocation(&mut self) -> Option<(&'a Allocator, &mut Handle<'a>)> {
+    /// The allocator of a live one, and what records its changes.
+    pub(crate) fn allocation(&mut self) -> Option<(&'a Allocator, &mut Recording<'a>)> {
         match &mut self.backend {
             Backend::Gathered(_) => None,
-            Backend::Running(running) => {
-                running.is_half_done = true;
-                Some((&*running.live.allocator, &mut running.handle))
-            }
+            Backend::Running(running) => Some((&*running.live.allocator, &mut running.record)),
         }
+    }
+
+    /// Blocks for metadata that a live one has left to take; 0 for a gathered one, which takes
+    /// what is free.
+    pub(crate) fn blocks_left(&self) -> u64 {
+        match &self.backend {
+            Backend::Gathered(_) => 0,
+            Backend::Running(running) => running.reservation.blocks(),
+        }
+    }
+
+    /// Whether it is part of the journal's running transaction.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.backend, Backend::Running(_))
     }
 
     /// Whether it should end at the next sound state: there is room for a few more blocks only.
@@ -170,7 +200,8 @@ impl<'a> Transaction<'a> {
         match &mut self.backend {
             Backend::Gathered(gathered) => gathered.changed.len() >= gathered.blocks_max,
             Backend::Running(running) => {
-                running.handle.credits() < CREDITS_LOW && !running.handle.extend(CREDITS_LOW)
+                running.record.handle.credits() < CREDITS_LOW
+                    && !running.record.handle.extend(CREDITS_LOW)
             }
         }
     }
@@ -179,7 +210,7 @@ impl<'a> Transaction<'a> {
     pub(crate) fn tid(&self) -> u64 {
         match &self.backend {
             Backend::Gathered(_) => 0,
-            Backend::Running(running) => running.handle.tid().0,
+            Backend::Running(running) => running.record.handle.tid().0,
         }
     }
 
@@ -187,7 +218,7 @@ impl<'a> Transaction<'a> {
     pub(crate) fn is_empty(&self) -> bool {
         match &self.backend {
             Backend::Gathered(gathered) => gathered.changed.is_empty(),
-            Backend::Running(running) => !running.is_half_done,
+            Backend::Running(running) => !running.record.is_half_done,
         }
     }
 
@@ -206,10 +237,11 @@ impl<'a> Transaction<'a> {
             Backend::Running(running) => {
                 instance.check_block(block)?;
                 let done = running
+                    .record
                     .handle
                     .change(block, |bytes| edit(bytes).map_err(EditError))
                     .map_err(|EditError(error)| error)?;
-                running.is_half_done = true;
+                running.record.is_half_done = true;
                 Ok(done)
             }
         }
@@ -223,8 +255,8 @@ impl<'a> Transaction<'a> {
                 gathered.changed.insert(block, buffer);
             }
             Backend::Running(running) => {
-                running.is_half_done = true;
-                running.handle.set(block, bytes);
+                running.record.is_half_done = true;
+                running.record.handle.set(block, bytes);
             }
         }
     }
@@ -237,7 +269,7 @@ impl<'a> Transaction<'a> {
                     self.instance.buffers.invalidate(block.0);
                 }
             }
-            Backend::Running(running) => running.handle.forget(block),
+            Backend::Running(running) => running.record.handle.forget(block),
         }
     }
 
@@ -252,11 +284,10 @@ impl<'a> Transaction<'a> {
                 space.allocate(self, inode, goal)
             }
             Backend::Running(running) => {
-                running.is_half_done = true;
                 let allocator = &running.live.allocator;
                 let reservation = &mut running.reservation;
                 let run = allocator.allocate(self.instance, goal, 1, reservation)?;
-                let (block, _) = allocator.use_run(&mut running.handle, run);
+                let (block, _) = allocator.use_run(&mut running.record, run);
                 Ok(block)
             }
         }
@@ -442,7 +473,7 @@ impl Drop for Transaction<'_> {
                     self.instance.buffers.invalidate(block.0);
                 }
             }
-            Backend::Running(running) if running.is_half_done => {
+            Backend::Running(running) if running.record.is_half_done => {
                 tracing::error!("an operation failed half way: the journal is aborted");
                 running.live.abort_half_done();
             }

@@ -9,6 +9,7 @@
 
 mod crash;
 mod full;
+mod maps;
 mod ranges;
 mod support;
 mod traces;

@@ -72,7 +72,7 @@ impl Model {
             .into_iter()
             .map(|in_use| if in_use { Block::Theirs } else { Block::Free })
             .collect();
-        let reserve = world.superblock().reserved_blocks_count();
+        let reserve = world.instance.kept_back();
         Self {
             world,
             tx: Tx::default(),
