@@ -172,7 +172,7 @@ impl FileSystem {
                 .read(from, from_offset + done, &mut buffer[..want])
                 .and_then(|read| {
                     let data = &buffer[..read];
-                    self.write_file(to, to_offset + done, data, WriteMode::KILL_PRIVILEGES)
+                    self.write_file(to, to_offset + done, data, WriteMode::empty())
                         .map(|written| (read, written))
                 });
             match step {
