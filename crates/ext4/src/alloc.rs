@@ -52,7 +52,7 @@ use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_lock_order::rank;
 use pagefence_vfs::{Error, Result};
 
-pub(crate) use block_alloc::BusyRun;
+pub(crate) use block_alloc::{BusyRun, Reach};
 use counts::Counts;
 use group_state::{Group, GroupGuard};
 pub(crate) use inode_alloc::{NewInode, NewNumber};

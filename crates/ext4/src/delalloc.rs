@@ -19,9 +19,9 @@ use std::ops::Range;
 use pagefence_ext4_format::extent::{ExtentNode, Place, entries_that_fit};
 use pagefence_ext4_format::indirect::DIRECT_SLOTS;
 use pagefence_ext4_format::{BlockNo, FileBlock};
-use pagefence_vfs::Result;
+use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{Allocator, Reservation};
+use crate::alloc::{Allocator, Reach, Reservation};
 use crate::block_ranges::BlockRanges;
 use crate::disk_inode::DiskInode;
 use crate::error::At;
@@ -303,7 +303,15 @@ impl Delayed {
             .worst_case(&self.amount())
             .saturating_sub(blocks_of(self.map_space.as_ref()));
         // What is kept back is not for data, but for the map of what has its blocks.
-        let space = allocator.reserve(new, false);
+        // A promise says nothing of where the blocks are: of those within reach, others may be
+        // first, and writing back hears of that.
+        let is_short = matches!(shape, MapShapeNow::Pointers { .. })
+            && !allocator.has_within(Reach::Pointers, self.holes.len() + for_map);
+        let space = if is_short {
+            Err(Error::NoSpace)
+        } else {
+            allocator.reserve(new, false)
+        };
         match space.and_then(|space| Ok((space, allocator.reserve(for_map, true)?))) {
             Ok((space, for_map)) => {
                 join(&mut self.space, space);

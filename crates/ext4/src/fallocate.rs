@@ -162,6 +162,17 @@ impl FileSystem {
         self.instance.map_blocks(&inode.disk(), FileBlock(block))
     }
 
+    /// What the map is like around `block` ([`MapShapeNow::to_change`]).
+    fn shape_to_change(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Inode,
+        block: u32,
+    ) -> Result<MapShapeNow> {
+        let (_map, _held) = inode.core.block_map.read(held);
+        MapShapeNow::to_change(&self.instance, &inode.disk(), FileBlock(block))
+    }
+
     /// Puts up to `want` unwritten blocks in a hole; says how many.
     fn put_unwritten(
         &self,
@@ -171,7 +182,7 @@ impl FileSystem {
         want: u32,
     ) -> Result<u32> {
         let live = self.instance.live()?;
-        let shape = MapShapeNow::to_change(&self.instance, &inode.disk(), FileBlock(at))?;
+        let shape = self.shape_to_change(held, inode, at)?;
         let for_map = shape.worst_case_of_punch();
         let mut space = self.reserve(held, inode, u64::from(want))?;
         let for_map = self.reserve_for_map(held, inode, for_map)?;
@@ -336,9 +347,8 @@ impl FileSystem {
     ) -> Result<()> {
         let live = self.instance.live()?;
         let blocks = self.blocks_inside(&bytes)?;
-        let shape = MapShapeNow::to_change(&self.instance, &inode.disk(), FileBlock(blocks.start))?;
-        let last = FileBlock(blocks.end.saturating_sub(1));
-        MapShapeNow::to_change(&self.instance, &inode.disk(), last)?;
+        let shape = self.shape_to_change(held, inode, blocks.start)?;
+        self.shape_to_change(held, inode, blocks.end.saturating_sub(1))?;
         let mut space = self.reserve_for_map(held, inode, shape.worst_case_of_punch())?;
         let mapping = inode.mapping(&self.instance, &self.cache);
         let (mut fence, mut held) = mapping.fence(held, bytes.clone());

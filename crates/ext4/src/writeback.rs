@@ -19,7 +19,7 @@ use pagefence_lock_order::{After, Held};
 use pagefence_page_cache::WriteBatch;
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{BusyRun, Reservation};
+use crate::alloc::{BusyRun, Reach, Reservation};
 use crate::backing::FileData;
 use crate::change::Transaction;
 use crate::change::insert_blocks::{NewRun, insert_blocks, mark};
@@ -163,6 +163,7 @@ impl FileData {
         plan: &mut Plan,
     ) -> Result<()> {
         let live = self.instance.live()?;
+        let reach = Reach::of(self.inode.disk().record.flags());
         let mut goal = self.goal(held, piece.first, plan)?;
         let mut space = {
             let (mut delayed, _held) = self.inode.block_map.write(held);
@@ -176,17 +177,18 @@ impl FileData {
         let mut done = 0;
         while done < piece.len {
             let want = piece.len - done;
-            let run = match live
-                .allocator
-                .allocate(&self.instance, goal, want, &mut space)
-            {
-                Ok(run) => run,
-                Err(error) => {
-                    let (mut delayed, _held) = self.inode.block_map.write(held);
-                    delayed.put_back(want.into(), space);
-                    return Err(error);
-                }
-            };
+            let run =
+                match live
+                    .allocator
+                    .allocate_within(&self.instance, goal, reach, want, &mut space)
+                {
+                    Ok(run) => run,
+                    Err(error) => {
+                        let (mut delayed, _held) = self.inode.block_map.write(held);
+                        delayed.put_back(want.into(), space);
+                        return Err(error);
+                    }
+                };
             let first = FileBlock(piece.first + done);
             let (start, len) = (run.start(), run.len());
             goal = BlockNo(start.0 + u64::from(len));

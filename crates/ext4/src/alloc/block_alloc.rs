@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use pagefence_ext4_format::group_desc::GroupFlags;
+use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
@@ -18,9 +19,32 @@ use crate::instance::Instance;
 /// does.
 const READS_MAX: u32 = 8;
 
+/// One past the last block that a block map can name.
+const POINTERS_END: u64 = 1 << 32;
+
 /// Flex groups of so many groups and more keep their first group for directories (Linux:
 /// `EXT4_FLEX_SIZE_DIR_ALLOC_SCHEME`).
 const FLEX_WITH_DIRECTORIES: u32 = 4;
+
+/// Where blocks may lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Wherever there are any.
+    Everywhere,
+    /// Where 32 bits lead to, which is all that a block map has for a block.
+    Pointers,
+}
+
+impl Reach {
+    /// Where the blocks of an inode with such flags may lie, and those of its map.
+    pub(crate) fn of(flags: InodeFlags) -> Self {
+        if flags.contains(InodeFlags::EXTENTS) {
+            Self::Everywhere
+        } else {
+            Self::Pointers
+        }
+    }
+}
 
 /// Free blocks in a row, in one group, that nobody else gets meanwhile. Known in memory only;
 /// dropped, they are free again.
@@ -95,19 +119,38 @@ impl Allocator {
         want: u32,
         from: &mut Reservation,
     ) -> Result<BusyRun> {
+        self.allocate_within(instance, goal, Reach::Everywhere, want, from)
+    }
+
+    /// As [`Self::allocate`], but for blocks within `reach` only.
+    ///
+    /// # Errors
+    /// As [`Self::allocate`]; `NoSpace`, too, if all that is free lies elsewhere.
+    pub(crate) fn allocate_within(
+        self: &Arc<Self>,
+        instance: &Instance,
+        goal: BlockNo,
+        reach: Reach,
+        want: u32,
+        from: &mut Reservation,
+    ) -> Result<BusyRun> {
         let want = want.min(u32::try_from(from.blocks()).unwrap_or(u32::MAX));
         if want == 0 {
             return Err(Error::NoSpace);
         }
+        let groups = self.groups_within(reach);
         let (home, bit) = self
             .superblock
             .group_of_block(goal)
+            .ok()
+            .filter(|(home, _)| home.0 < groups)
             .unwrap_or((GroupNo(0), 0));
         loop {
             let returns = self.returns();
             let mut search = Search {
                 allocator: self,
                 instance,
+                groups,
                 want,
                 failure: None,
             };
@@ -124,6 +167,35 @@ impl Allocator {
             if returns == self.returns() {
                 return Err(search.failure.unwrap_or(Error::NoSpace));
             }
+        }
+    }
+
+    /// Whether as many blocks are free within `reach`, be they promised or not: a look at the groups
+    /// until there are enough.
+    pub(crate) fn has_within(&self, reach: Reach, blocks: u64) -> bool {
+        let groups = self.groups_within(reach);
+        if groups == self.superblock.group_count() {
+            return true;
+        }
+        let mut missing = blocks;
+        for number in 0..groups {
+            missing = missing.saturating_sub(self.summary(GroupNo(number)).free().into());
+            if missing == 0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// How many groups lie within `reach` as a whole.
+    fn groups_within(&self, reach: Reach) -> u32 {
+        let count = self.superblock.group_count();
+        match reach {
+            Reach::Everywhere => count,
+            Reach::Pointers => match self.superblock.group_of_block(BlockNo(POINTERS_END)) {
+                Ok((group, _)) => group.0,
+                Err(_) => count,
+            },
         }
     }
 
@@ -344,6 +416,8 @@ impl Allocator {
 struct Search<'a> {
     allocator: &'a Arc<Allocator>,
     instance: &'a Instance,
+    /// How many groups are searched, from the first on.
+    groups: u32,
     want: u32,
     /// Why a group could not be looked at.
     failure: Option<Error>,
@@ -402,8 +476,7 @@ impl Search<'_> {
     }
 
     fn groups_from(&self, home: GroupNo) -> impl Iterator<Item = GroupNo> + use<> {
-        let count = self.allocator.superblock.group_count();
-        (home.0..count).chain(0..home.0).map(GroupNo)
+        (home.0..self.groups).chain(0..home.0).map(GroupNo)
     }
 
     /// Takes what `choose` finds in a group.

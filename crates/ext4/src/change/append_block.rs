@@ -4,6 +4,7 @@ use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
+use crate::alloc::Reach;
 use crate::change::insert_blocks::{NewRun, insert_blocks};
 use crate::change::transaction::Transaction;
 use crate::disk_inode::{DiskInode, kind_of};
@@ -25,7 +26,7 @@ pub(crate) fn append_block(
     };
     let at = FileBlock(last);
     let goal = goal(transaction, record, at)?;
-    let block = transaction.allocate(record.ino(), goal)?;
+    let block = transaction.allocate(record.ino(), goal, Reach::of(record.flags()))?;
     let run = NewRun {
         first: at,
         start: block,

@@ -11,6 +11,7 @@ use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::{BlockNo, Corruption, FileBlock};
 use pagefence_vfs::Result;
 
+use crate::alloc::Reach;
 use crate::change::transaction::Transaction;
 use crate::error::At;
 use crate::instance::Instance;
@@ -445,7 +446,7 @@ impl ExtentTree<'_, '_> {
 
     fn new_node(&mut self, depth: u16, goal: BlockNo) -> Result<(BlockNo, Vec<u8>)> {
         let inode = self.record.ino();
-        let block = self.transaction.allocate(inode, goal)?;
+        let block = self.transaction.allocate(inode, goal, Reach::Everywhere)?;
         let block_size = self.transaction.instance.superblock.block_size();
         let mut bytes = vec![0; block_size as usize];
         let made = ExtentNodeMut::init(&mut bytes, depth).is_some();

@@ -10,6 +10,7 @@ use pagefence_ext4_format::inode::{Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
+use crate::alloc::Reach;
 use crate::change::extent_tree::{ExtentTree, count_blocks};
 use crate::change::transaction::Transaction;
 use crate::error::At;
@@ -174,7 +175,7 @@ fn holder(
                 found
             }
             None => {
-                let new = transaction.allocate(inode, goal)?;
+                let new = transaction.allocate(inode, goal, Reach::Pointers)?;
                 transaction.set(new, &vec![0; instance.superblock.block_size() as usize]);
                 count_blocks(instance, record, 1)?;
                 let set = match holder {

@@ -16,7 +16,7 @@ use pagefence_ext4_format::xattr::{
 use pagefence_ext4_format::{BlockNo, Corruption, InodeNo};
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::NewNumber;
+use crate::alloc::{NewNumber, Reach};
 use crate::change::ea_inode;
 use crate::change::free_blocks::free_blocks;
 use crate::change::release_xattrs::give_up_share;
@@ -514,7 +514,7 @@ impl<'a> XattrChange<'a> {
         }
         if let Some(after) = &self.after.block {
             let goal = instance.inode_block(inode)?.0;
-            let block = transaction.allocate(inode, goal)?;
+            let block = transaction.allocate(inode, goal, Reach::Everywhere)?;
             transaction.set(block, &self.encoded(after, inode, block)?);
             record.set_file_acl(Some(block));
         }

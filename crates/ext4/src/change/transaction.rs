@@ -14,7 +14,7 @@ use pagefence_jbd2::Handle;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{Allocator, Reservation, Sink};
+use crate::alloc::{Allocator, Reach, Reservation, Sink};
 use crate::change::free_blocks::free_blocks;
 use crate::change::space::Space;
 use crate::error::{At, device};
@@ -273,11 +273,17 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Takes a free block for `inode`, near `goal`.
+    /// Takes a free block for `inode`, near `goal`. A live one finds none outside `reach`; a
+    /// gathered one may.
     ///
     /// # Errors
-    /// `Io` of the kind `StorageFull` if there is none; `Corrupt`.
-    pub(crate) fn allocate(&mut self, inode: InodeNo, goal: BlockNo) -> Result<BlockNo> {
+    /// `NoSpace`, or `Io` of the kind `StorageFull`, if there is none; `Corrupt`.
+    pub(crate) fn allocate(
+        &mut self,
+        inode: InodeNo,
+        goal: BlockNo,
+        reach: Reach,
+    ) -> Result<BlockNo> {
         match &mut self.backend {
             Backend::Gathered(gathered) => {
                 let space = gathered.space;
@@ -286,7 +292,7 @@ impl<'a> Transaction<'a> {
             Backend::Running(running) => {
                 let allocator = &running.live.allocator;
                 let reservation = &mut running.reservation;
-                let run = allocator.allocate(self.instance, goal, 1, reservation)?;
+                let run = allocator.allocate_within(self.instance, goal, reach, 1, reservation)?;
                 let (block, _) = allocator.use_run(&mut running.record, run);
                 Ok(block)
             }

@@ -1,6 +1,8 @@
 //! Where runs are found, and what uninitialised groups cost.
 
 use super::*;
+use crate::alloc::Reach;
+use crate::alloc::group_state::Bits;
 
 #[test]
 fn one_file_is_in_one_piece() {
@@ -225,4 +227,53 @@ fn frees_reach_over_groups() {
     let free = flex.allocator.counts();
     assert_eq!(flex.commit(&mut tx).freed, [(end - 4, 8)]);
     assert_eq!(flex.allocator.counts(), free);
+}
+
+/// What a block map is to name lies where 32 bits lead to, wherever the goal is, and if there is
+/// nothing left there, nowhere.
+#[test]
+fn block_maps_get_blocks_that_they_can_name() {
+    let device = MemoryDevice::new((16 << 40) + (1 << 30));
+    let mut parameters = Parameters::new(Kind::Ext4);
+    let features = "^has_journal,^resize_inode,meta_bg";
+    let known = parameters.features.edit(features);
+    known.expect("features that are made");
+    parameters.block_size = Some(4096);
+    parameters.inodes = Some(1);
+    parameters.contents = Contents::Zeros;
+    format(&device, &parameters, &Tree::new()).expect("a new file system");
+    let world = World::new(device);
+    let allocator = &world.allocator;
+    let end = 1_u64 << 32;
+    let superblock = world.superblock();
+    assert!(superblock.blocks_count() > end + 1000);
+    let (border, _) = superblock.group_of_block(BlockNo(end)).expect("it has one");
+    let goal = BlockNo(end + 500);
+    let allocate = |reach| {
+        let mut promised = world.reserve(100);
+        allocator.allocate_within(&world.instance, goal, reach, 100, &mut promised)
+    };
+    let anywhere = allocate(Reach::Everywhere).expect("there are blocks");
+    assert_eq!(anywhere.start(), goal);
+    let run = allocate(Reach::Pointers).expect("there are blocks");
+    assert!(run.start().0 + 100 <= end, "{run:?}");
+    drop(run);
+    // Full groups, as searches see them, their bitmaps not in memory.
+    let fill = |group| {
+        let mut guard = allocator.lock(group);
+        guard.blocks = Bits::Absent;
+        guard.desc.set_free_clusters(0);
+    };
+    let last = GroupNo(border.0 - 1);
+    (0..last.0).map(GroupNo).for_each(fill);
+    assert!(allocator.has_within(Reach::Pointers, 100));
+    let run = allocate(Reach::Pointers).expect("there are blocks");
+    let (group, _) = superblock.group_of_block(run.start()).expect("it has one");
+    assert_eq!(group, last);
+    drop(run);
+    fill(last);
+    assert!(!allocator.has_within(Reach::Pointers, 1));
+    assert!(is_no_space(&allocate(Reach::Pointers)));
+    assert!(allocator.has_within(Reach::Everywhere, 1));
+    allocate(Reach::Everywhere).expect("there are blocks");
 }
