@@ -53,6 +53,7 @@ use pagefence_lock_order::rank;
 use pagefence_vfs::{Error, Result};
 
 pub(crate) use block_alloc::{BusyRun, Reach};
+pub(crate) use counts::Claim;
 use counts::Counts;
 use group_state::{Group, GroupGuard};
 pub(crate) use inode_alloc::{NewInode, NewNumber};
@@ -174,7 +175,11 @@ impl Allocator {
             .unwrap_or(usize::MAX)
             .max(RESIDENT_MIN);
         let allocator = Self {
-            counts: Arc::new(Counts::new(free, instance.kept_back())),
+            counts: Arc::new(Counts::new(
+                free,
+                superblock.reserved_blocks_count(),
+                instance.kept_for_trees(),
+            )),
             superblock: superblock.clone(),
             buffers: Arc::clone(&instance.buffers),
             zones,

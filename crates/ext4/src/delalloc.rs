@@ -21,7 +21,7 @@ use pagefence_ext4_format::indirect::DIRECT_SLOTS;
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{Allocator, Reach, Reservation};
+use crate::alloc::{Allocator, Claim, Reach, Reservation};
 use crate::block_ranges::BlockRanges;
 use crate::disk_inode::DiskInode;
 use crate::error::At;
@@ -44,6 +44,8 @@ pub(crate) struct Delayed {
     /// For the map.
     map_space: Option<Reservation>,
     flush_on_close: bool,
+    /// Whether data may take what is kept back for root: as the last writer may.
+    uses_reserve: bool,
     has_failed: bool,
     /// A block of the file, and where it would best lie: behind what was given a place last.
     goal: Option<(u32, BlockNo)>,
@@ -229,6 +231,16 @@ impl Delayed {
         self.goal = Some((next, goal));
     }
 
+    /// Whether what is added may come out of what is kept back for root.
+    pub(crate) fn uses_reserve(&self) -> bool {
+        self.uses_reserve
+    }
+
+    /// Sets [`Self::uses_reserve`], for the writer that holds the inode lock.
+    pub(crate) fn use_reserve(&mut self, may: bool) {
+        self.uses_reserve = may;
+    }
+
     /// Has the file written back when it is closed ([`Self::take_flush_on_close`]).
     pub(crate) fn set_flush_on_close(&mut self) {
         self.flush_on_close = true;
@@ -302,17 +314,17 @@ impl Delayed {
         let for_map = shape
             .worst_case(&self.amount())
             .saturating_sub(blocks_of(self.map_space.as_ref()));
-        // What is kept back is not for data, but for the map of what has its blocks.
         // A promise says nothing of where the blocks are: of those within reach, others may be
         // first, and writing back hears of that.
         let is_short = matches!(shape, MapShapeNow::Pointers { .. })
             && !allocator.has_within(Reach::Pointers, self.holes.len() + for_map);
+        let claim = Claim::of(self.uses_reserve);
         let space = if is_short {
             Err(Error::NoSpace)
         } else {
-            allocator.reserve(new, false)
+            allocator.reserve(new, claim)
         };
-        match space.and_then(|space| Ok((space, allocator.reserve(for_map, true)?))) {
+        match space.and_then(|space| Ok((space, allocator.reserve(for_map, Claim::Map)?))) {
             Ok((space, for_map)) => {
                 join(&mut self.space, space);
                 join(&mut self.map_space, for_map);
@@ -344,7 +356,7 @@ impl Delayed {
         if self.is_empty() {
             return Ok(());
         }
-        let more = allocator.reserve(shape.worst_case_of_punch(), true)?;
+        let more = allocator.reserve(shape.worst_case_of_punch(), Claim::Map)?;
         join(&mut self.map_space, more);
         Ok(())
     }

@@ -14,7 +14,7 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{Evict, PAGE_SIZE, WaitFor};
 use pagefence_vfs::{Error, FallocateMode, Result};
 
-use crate::alloc::Reservation;
+use crate::alloc::{Claim, Reservation};
 use crate::change::Transaction;
 use crate::change::insert_blocks::{NewRun, insert_blocks, mark};
 use crate::change::remove_blocks::{Progress, remove_range};
@@ -66,6 +66,10 @@ impl FileSystem {
                 self.make_inline_fit(&mut held, inode, PAGE_SIZE as u64 + 1)?;
             }
             note_change(inode);
+            {
+                let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+                delayed.use_reserve(mode.contains(FallocateMode::USE_RESERVE));
+            }
             if mode.contains(FallocateMode::PUNCH_HOLE) {
                 self.punch(&mut held, inode, offset..end)?;
             } else if mode.contains(FallocateMode::ZERO_RANGE) {
@@ -232,10 +236,14 @@ impl FileSystem {
         blocks: u64,
     ) -> Result<Reservation> {
         let live = self.instance.live()?;
+        let claim = {
+            let (delayed, _held) = inode.core.block_map.read(held);
+            Claim::of(delayed.uses_reserve())
+        };
         let mut blocks = blocks;
         let mut has_tried = false;
         loop {
-            match live.allocator.reserve(blocks, false) {
+            match live.allocator.reserve(blocks, claim) {
                 Err(Error::NoSpace) if !has_tried => {
                     has_tried = true;
                     let mapping = inode.mapping(&self.instance, &self.cache);
@@ -255,11 +263,11 @@ impl FileSystem {
         blocks: u64,
     ) -> Result<Reservation> {
         let live = self.instance.live()?;
-        match live.allocator.reserve(blocks, true) {
+        match live.allocator.reserve(blocks, Claim::Map) {
             Err(Error::NoSpace) => {
                 let mapping = inode.mapping(&self.instance, &self.cache);
                 mapping.backing().find_space(held);
-                live.allocator.reserve(blocks, true)
+                live.allocator.reserve(blocks, Claim::Map)
             }
             other => other,
         }
@@ -393,7 +401,7 @@ impl FileSystem {
             let shape = MapShapeNow::of(&self.instance, &inode.disk())?;
             space = rest.ok_or(Error::ReadOnly)?;
             let more = shape.worst_case_of_punch().saturating_sub(space.blocks());
-            space.join(live.allocator.reserve(more, true)?);
+            space.join(live.allocator.reserve(more, Claim::Map)?);
             delayed.reserve_for_punch(&live.allocator, &shape)?;
         }
     }

@@ -14,6 +14,7 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{Evict, PAGE_SIZE, WriteBatch};
 use pagefence_vfs::{Error, Result};
 
+use crate::alloc::Claim;
 use crate::change::inline_dir::forget_inline;
 use crate::change::insert_blocks::{NewRun, insert_blocks};
 use crate::error::{At, device};
@@ -151,7 +152,7 @@ impl FileSystem {
         let mut data = instance.inline_data(&disk)?;
         let mut run = None;
         if !data.is_empty() {
-            let mut space = live.allocator.reserve(1, false)?;
+            let mut space = live.allocator.reserve(1, Claim::Everybody)?;
             let goal = live.allocator.data_goal(disk.number, false);
             let block = live.allocator.allocate(instance, goal, 1, &mut space)?;
             let block_size = u64::from(instance.superblock.block_size());

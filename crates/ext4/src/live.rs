@@ -21,7 +21,7 @@ use pagefence_lock_order::primitives::{Arc, Mutex, Weak};
 use pagefence_lock_order::{After, Held, OrderedRwLock};
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{Allocator, Seal};
+use crate::alloc::{Allocator, Claim, Seal};
 use crate::change::Transaction;
 use crate::clock;
 use crate::instance::Instance;
@@ -301,7 +301,7 @@ impl Instance {
         let live = self.live()?;
         let reservation = live
             .allocator
-            .reserve(u64::from(need.blocks), need.privileged)?;
+            .reserve(u64::from(need.blocks), Claim::of(need.privileged))?;
         let (handle, held) = live
             .journal
             .start(held, need.credits)

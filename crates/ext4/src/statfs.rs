@@ -46,18 +46,21 @@ impl Instance {
         })
     }
 
-    /// Blocks that are free and not for data: root's, and those that are kept, as Linux does, so
-    /// that extent trees can always be split.
+    /// Blocks that are free and not for everybody: root's, and [`Self::kept_for_trees`].
     pub(crate) fn kept_back(&self) -> u64 {
+        let for_root = self.superblock.reserved_blocks_count();
+        for_root.saturating_add(self.kept_for_trees())
+    }
+
+    /// Blocks that are kept, as many as Linux keeps, so that extent trees can always be split.
+    pub(crate) fn kept_for_trees(&self) -> u64 {
         let superblock = &self.superblock;
+        if !superblock.has_incompat(Incompat::EXTENTS) {
+            return 0;
+        }
         let per_cluster = u64::from(superblock.blocks_per_cluster());
-        let for_trees = if superblock.has_incompat(Incompat::EXTENTS) {
-            let clusters = superblock.blocks_count() / per_cluster;
-            (clusters / 50).min(RESERVED_CLUSTERS_MAX) * per_cluster
-        } else {
-            0
-        };
-        superblock.reserved_blocks_count().saturating_add(for_trees)
+        let clusters = superblock.blocks_count() / per_cluster;
+        (clusters / 50).min(RESERVED_CLUSTERS_MAX) * per_cluster
     }
 
     fn free(&self) -> Result<Free> {

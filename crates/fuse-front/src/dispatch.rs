@@ -461,7 +461,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -473,7 +473,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     ) {
         self.changing(
             "write",
-            || answer!(reply, self.write_file(node, handle, offset, data, flags) => |written| reply.written(written)),
+            || answer!(reply, self.write_file(request, node, handle, offset, data, flags) => |written| reply.written(written)),
         );
     }
 

@@ -76,6 +76,7 @@ impl<F: FileSystem> Dispatch<F> {
     /// Writes. O_SYNC is no matter of ours: the kernel sends an FSYNC after the write.
     pub(crate) fn write_file(
         &self,
+        request: &Request,
         node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -84,10 +85,11 @@ impl<F: FileSystem> Dispatch<F> {
     ) -> Result<u32, Errno> {
         let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
         let mut mode = WriteMode::empty();
-        mode.set(
-            WriteMode::WRITEBACK,
-            flags.contains(WriteFlags::FUSE_WRITE_CACHE),
-        );
+        let is_cached = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        mode.set(WriteMode::WRITEBACK, is_cached);
+        // It is too late to refuse what the kernel has taken.
+        let uses_reserve = is_cached || self.is_root(request);
+        mode.set(WriteMode::USE_RESERVE, uses_reserve);
         let kills = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         mode.set(WriteMode::KILL_PRIVILEGES, kills);
         let has_privileges = kills && self.privileges(node)?.is_some();
@@ -112,7 +114,8 @@ impl<F: FileSystem> Dispatch<F> {
         mode: i32,
     ) -> Result<(), Errno> {
         let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
-        let mode = fallocate_mode(mode).ok_or(Errno::EOPNOTSUPP)?;
+        let mut mode = fallocate_mode(mode).ok_or(Errno::EOPNOTSUPP)?;
+        mode.set(FallocateMode::USE_RESERVE, self.is_root(request));
         self.take_privileges(request, node)?;
         self.fs
             .allocate(&file, offset, length, mode)
@@ -131,13 +134,20 @@ impl<F: FileSystem> Dispatch<F> {
     ) -> Result<u32, Errno> {
         let source = self.files.get(from.0.0).ok_or(Errno::EBADF)?;
         let target = self.files.get(to.1.0).ok_or(Errno::EBADF)?;
-        self.take_privileges(request, to.0)?;
+        let is_root = self.is_root(request);
+        let mut mode = WriteMode::empty();
+        mode.set(WriteMode::USE_RESERVE, is_root);
+        mode.set(WriteMode::KILL_PRIVILEGES, !is_root);
+        let has_privileges = !is_root && self.privileges(to.0)?.is_some();
         // The answer has 32 bits.
         let length = length.min(COPY_BYTES_MAX);
         let copied = self
             .fs
-            .copy_range(&source, from.1, &target, to.2, length)
+            .copy_range(&source, from.1, &target, to.2, length, mode)
             .map_err(|error| errno(&error))?;
+        if has_privileges {
+            self.attributes_changed(to.0);
+        }
         u32::try_from(copied).map_err(|_| Errno::EIO)
     }
 

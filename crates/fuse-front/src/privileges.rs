@@ -35,10 +35,14 @@ impl<F: FileSystem> Dispatch<F> {
         Ok((attr.kind == FileKind::Regular && kept != attr.permissions).then_some(kept))
     }
 
+    /// Whether who asks counts as root.
+    pub(crate) fn is_root(&self, request: &Request) -> bool {
+        self.fakeroot || request.uid() == 0
+    }
+
     /// Takes a file's privileges off before somebody but root changes its data.
     pub(crate) fn take_privileges(&self, request: &Request, node: INodeNo) -> Result<(), Errno> {
-        let who = self.credentials(request);
-        if who.uid == 0 {
+        if self.is_root(request) {
             return Ok(());
         }
         let Some(kept) = self.privileges(node)? else {

@@ -11,7 +11,7 @@ use pagefence_vfs::{Error, Result};
 use crate::alloc::free_runs::FreeRuns;
 use crate::alloc::group_state::{Bits, GroupGuard};
 use crate::alloc::reservation::Reservation;
-use crate::alloc::{Allocator, Sink};
+use crate::alloc::{Allocator, Claim, Sink};
 use crate::change::free_blocks::{Piece, pieces};
 use crate::instance::Instance;
 
@@ -332,7 +332,7 @@ impl Allocator {
         }
         let most = u32::try_from(self.counts.left() / 2).unwrap_or(u32::MAX);
         let size = most.min(self.superblock.blocks_per_group());
-        let Ok(mut promised) = self.reserve(size.into(), true) else {
+        let Ok(mut promised) = self.reserve(size.into(), Claim::Map) else {
             return Ok(None);
         };
         let mut guard = self.lock_with_blocks(instance, number)?;

@@ -5,8 +5,8 @@
 //! promising and taking back touch nothing that all threads touch. Who finds too little gathers
 //! all shards into the pool, one thread at a time: then the answer is exact.
 //!
-//! Invariant: shards hold only what is above the reserve for the privileged. While the pool is below
-//! that, whatever comes back goes to the pool.
+//! Invariant: shards hold only what is for everybody. While the pool is below what is kept back,
+//! whatever comes back goes to the pool.
 
 #[cfg(test)]
 mod tests;
@@ -33,6 +33,25 @@ thread_local! {
     };
 }
 
+/// What blocks are for, and so how far the number may fall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Data and names of everybody.
+    Everybody,
+    /// Data and names of root: what is kept for root may be taken as well.
+    Root,
+    /// The map of a file, whoever writes it: all there is. So what has its data blocks can be
+    /// written, and a hole be punched, on a full disk.
+    Map,
+}
+
+impl Claim {
+    /// Root's, or everybody's.
+    pub(crate) fn of(is_root: bool) -> Self {
+        if is_root { Self::Root } else { Self::Everybody }
+    }
+}
+
 /// A part of the number that few threads touch.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -49,10 +68,12 @@ pub(super) struct Counts {
     shards: [Shard; SHARDS],
     /// Below zero only while damage took away what had been promised.
     pool: Mutex<i64>,
-    /// Whether the pool is below the reserve for the privileged.
+    /// Whether the pool is below what is kept back.
     is_low: AtomicBool,
-    /// What only the privileged may bring it below.
-    reserve: i64,
+    /// What not everybody may bring it below: for root and for maps.
+    kept_back: i64,
+    /// What only maps may bring it below.
+    for_maps: i64,
 }
 
 struct Pool<'a> {
@@ -61,19 +82,21 @@ struct Pool<'a> {
 }
 
 impl Counts {
-    /// `free` blocks, of which `reserve` are for the privileged.
-    pub(super) fn new(free: u64, reserve: u64) -> Self {
-        let (free, reserve) = (signed(free), signed(reserve));
+    /// `free` blocks, of which `for_root` and `for_maps` are not for everybody.
+    pub(super) fn new(free: u64, for_root: u64, for_maps: u64) -> Self {
+        let (free, for_maps) = (signed(free), signed(for_maps));
+        let kept_back = signed(for_root).saturating_add(for_maps);
         Self {
             shards: Default::default(),
             pool: Mutex::new(free),
-            is_low: AtomicBool::new(free < reserve),
-            reserve,
+            is_low: AtomicBool::new(free < kept_back),
+            kept_back,
+            for_maps,
         }
     }
 
     /// Promises `blocks`, or nothing if there are too few.
-    pub(super) fn take(&self, blocks: u64, privileged: bool) -> bool {
+    pub(super) fn take(&self, blocks: u64, claim: Claim) -> bool {
         let shard = self.shard();
         let less = |have: u64| have.checked_sub(blocks);
         if blocks == 0
@@ -89,7 +112,7 @@ impl Counts {
         let plenty = pool
             .blocks
             .saturating_sub(blocks)
-            .saturating_sub(self.reserve);
+            .saturating_sub(self.kept_back);
         if plenty >= 0 {
             // The less there is, the less is put aside.
             let aside = BATCH.min(plenty.unsigned_abs() / (4 * SHARDS as u64));
@@ -97,7 +120,11 @@ impl Counts {
             shard.blocks.fetch_add(aside, Ordering::SeqCst);
             return true;
         }
-        let floor = if privileged { 0 } else { self.reserve };
+        let floor = match claim {
+            Claim::Everybody => self.kept_back,
+            Claim::Root => self.for_maps,
+            Claim::Map => 0,
+        };
         loop {
             let returns = self.returns();
             self.gather(&mut pool);
@@ -143,7 +170,7 @@ impl Counts {
         self.note(&pool);
     }
 
-    /// Blocks left to be promised to the privileged; exact while nobody else changes them.
+    /// Blocks left to be promised to maps; exact while nobody else changes them.
     pub(super) fn left(&self) -> u64 {
         let mut pool = self.pool();
         self.gather(&mut pool);
@@ -173,7 +200,7 @@ impl Counts {
 
     fn note(&self, pool: &Pool<'_>) {
         self.is_low
-            .store(*pool.blocks < self.reserve, Ordering::SeqCst);
+            .store(*pool.blocks < self.kept_back, Ordering::SeqCst);
     }
 
     fn returns(&self) -> [u64; SHARDS] {

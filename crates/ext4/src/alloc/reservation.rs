@@ -4,7 +4,7 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
 use crate::alloc::Allocator;
-use crate::alloc::counts::Counts;
+use crate::alloc::counts::{Claim, Counts};
 
 /// Blocks promised, nowhere in particular. What is left of them is given back when it is dropped.
 #[derive(Debug)]
@@ -14,20 +14,15 @@ pub(crate) struct Reservation {
 }
 
 impl Allocator {
-    /// Promises `blocks` blocks. What is kept back ([`Instance::kept_back`]) is promised only with
-    /// `privileged`: the caller is root, or of the user or the group that the superblock names; or
-    /// the blocks are for the map of a file, so that what has its data blocks can be written, and a
-    /// hole be punched, on a full disk.
-    ///
-    /// [`Instance::kept_back`]: crate::instance::Instance::kept_back
+    /// Promises `blocks` blocks, if `claim` may have so many.
     ///
     /// Takes locks of the level Counters, and those only when space is short.
     ///
     /// # Errors
     /// `NoSpace`. If [`Self::pending_tid`] gave a transaction *before* this call, space may be
     /// there once that is committed.
-    pub(crate) fn reserve(&self, blocks: u64, privileged: bool) -> Result<Reservation> {
-        if !self.counts.take(blocks, privileged) {
+    pub(crate) fn reserve(&self, blocks: u64, claim: Claim) -> Result<Reservation> {
+        if !self.counts.take(blocks, claim) {
             return Err(Error::NoSpace);
         }
         Ok(Reservation {

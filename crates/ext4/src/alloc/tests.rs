@@ -19,7 +19,7 @@ use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
-use super::{Allocator, BusyRun, NewInode, NewNumber, Reservation, Seal, Sink};
+use super::{Allocator, BusyRun, Claim, NewInode, NewNumber, Reservation, Seal, Sink};
 use crate::instance::Instance;
 use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
 
@@ -135,7 +135,9 @@ impl World {
     }
 
     fn reserve(&self, blocks: u64) -> Reservation {
-        self.allocator.reserve(blocks, true).expect("enough space")
+        self.allocator
+            .reserve(blocks, Claim::Map)
+            .expect("enough space")
     }
 
     fn allocate(&self, goal: u64, want: u32) -> BusyRun {

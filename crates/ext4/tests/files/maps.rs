@@ -9,7 +9,7 @@ use pagefence_block_io::fault_device::{Fault, FaultDevice, Times};
 use pagefence_block_io::memory_device::MemoryDevice;
 use pagefence_ext4::{File, FileSystem, MountOptions};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_vfs::{Error, ExtentState, FallocateMode, FileSystem as _, InodeId};
+use pagefence_vfs::{Error, ExtentState, FallocateMode, FileSystem as _, InodeId, WriteMode};
 
 use crate::support::{Image, KINDS, create, find, read_all, set_size, write_all};
 
@@ -43,18 +43,15 @@ fn places(fs: &FileSystem, id: InodeId) -> Vec<u64> {
 }
 
 /// Writes until nothing more fits, in ever smaller pieces.
-fn fill(fs: &FileSystem, name: &str) -> File {
+fn fill(fs: &FileSystem, name: &str, mode: WriteMode) -> File {
     let file = fs.open(create(fs, name), true).unwrap();
     let mut offset = 0;
     for piece in [64 << 10, 4096, 1024] {
         loop {
-            match write_all(fs, &file, offset, &vec![9; piece]) {
-                (done, None) => offset += done as u64,
-                (done, Some(Error::NoSpace)) => {
-                    offset += done as u64;
-                    break;
-                }
-                (_, Some(error)) => panic!("{error:?}"),
+            match fs.write(&file, offset, &vec![9; piece], mode) {
+                Ok(done) => offset += done as u64,
+                Err(Error::NoSpace) => break,
+                Err(error) => panic!("{error:?}"),
             }
         }
     }
@@ -154,17 +151,22 @@ fn zeroing_a_range_of_full_extents_splits_every_leaf() {
     fs.shut_down().unwrap();
 }
 
-/// What is kept for root is there for the maps of files: on a full disk, what was preallocated can
-/// be written to, and holes can be punched, though either takes a block for the map.
+/// What is kept back is there for the maps of files, and some of it for nothing else: on a disk
+/// that is full, be it by root, what was preallocated can be written to, and holes can be punched,
+/// though either takes a block for the map.
 #[test]
 fn full_disks_have_blocks_for_maps() {
-    for kept in ["5", "0"] {
+    let writers = [WriteMode::empty(), WriteMode::USE_RESERVE];
+    for (kept, mode) in ["5", "0"]
+        .into_iter()
+        .flat_map(|kept| writers.map(|mode| (kept, mode)))
+    {
         for kind in KINDS.iter().filter(|kind| kind.has_extents) {
             let options = [kind.options, &["-m", kept]].concat();
             let image = Image::new(&options, "8M");
             let fs = image.open();
             let block = fs.stat_fs().unwrap().block_size as usize;
-            let what = format!("{}, {kept} %", kind.name);
+            let what = format!("{}, {kept} %, {mode:?}", kind.name);
             let space = create(&fs, "preallocated");
             let file = fs.open(space, true).unwrap();
             let spread = 64 << 10;
@@ -181,7 +183,7 @@ fn full_disks_have_blocks_for_maps() {
                 file
             });
             fs.sync().unwrap();
-            let filler = fill(&fs, "filler");
+            let filler = fill(&fs, "filler", mode);
             let inside = 4 * block as u64;
             for range in 0..4 {
                 let at = range * spread + inside;
@@ -223,7 +225,7 @@ fn preallocation_of_nothing_keeps_the_size() {
         let image = Image::new(kind.options, "8M");
         let fs = image.open();
         let id = create(&fs, "file");
-        let filler = fill(&fs, "filler");
+        let filler = fill(&fs, "filler", WriteMode::empty());
         let file = fs.open(id, true).unwrap();
         let done = fs.allocate(&file, 4 << 20, 1 << 20, FallocateMode::empty());
         assert!(
@@ -232,6 +234,10 @@ fn preallocation_of_nothing_keeps_the_size() {
             kind.name
         );
         assert_eq!(fs.attr(id).unwrap().size, 0, "{}", kind.name);
+        // Root finds what is kept for root.
+        fs.allocate(&file, 4 << 20, 64 << 10, FallocateMode::USE_RESERVE)
+            .unwrap_or_else(|error| panic!("{}: {error:?}", kind.name));
+        assert_eq!(fs.attr(id).unwrap().size, (4 << 20) + (64 << 10));
         drop((file, filler));
         fs.shut_down().unwrap();
         drop(fs);

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use pagefence_fuse_front::ServeOptions;
+use pagefence_vfs::WriteMode;
 use rustix::fs::{
     AtFlags, CWD, Gid, IFlags, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags,
 };
@@ -55,6 +56,8 @@ fn writing_takes_set_uid_off_unless_root_writes() {
         };
         assert!(written);
         assert_eq!(mode(), 0o777);
+        let modes = mounted.counters.tree.lock().written;
+        assert!(modes.contains(WriteMode::USE_RESERVE | WriteMode::KILL_PRIVILEGES));
         set();
         let (cut, _) = as_nobody(mounted.path(), ": > file").expect("as before");
         assert!(cut);

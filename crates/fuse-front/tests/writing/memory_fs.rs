@@ -355,11 +355,16 @@ impl FileSystem for MemoryFs {
         to: &File,
         to_offset: u64,
         length: u64,
+        mode: WriteMode,
     ) -> Result<u64> {
         let mut data = vec![0; length.min(1 << 20) as usize];
         let got = self.read(from, from_offset, &mut data)?;
         let mut tree = self.shared.tree.lock();
-        tree.changeable(to.id)?.put(to_offset, &data[..got]);
+        let node = tree.changeable(to.id)?;
+        node.put(to_offset, &data[..got]);
+        if mode.contains(WriteMode::KILL_PRIVILEGES) {
+            node.attr.permissions &= 0o1777;
+        }
         Ok(got as u64)
     }
 

@@ -6,7 +6,7 @@ use super::*;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Take(u64, bool),
+    Take(u64, Claim),
     /// Gives back what the n-th taker (round the clock) got.
     Give(usize),
     /// Gives this many that were not there before.
@@ -14,10 +14,14 @@ enum Step {
     Lose(u64),
 }
 
+fn claim() -> impl Strategy<Value = Claim> {
+    prop_oneof![Just(Claim::Everybody), Just(Claim::Root), Just(Claim::Map)]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let size = prop_oneof![0..4u64, 0..3000u64, 0..100_000u64];
     prop_oneof![
-        4 => (size.clone(), any::<bool>()).prop_map(|(size, all)| Step::Take(size, all)),
+        4 => (size.clone(), claim()).prop_map(|(size, claim)| Step::Take(size, claim)),
         3 => any::<usize>().prop_map(Step::Give),
         1 => size.clone().prop_map(Step::Add),
         1 => size.prop_map(Step::Lose),
@@ -28,18 +32,23 @@ proptest! {
     #[test]
     fn it_counts(
         free in 0..200_000u64,
-        reserve in 0..20_000u64,
+        for_root in 0..20_000u64,
+        for_maps in 0..5_000u64,
         steps in proptest::collection::vec(step(), 1..80),
     ) {
-        let counts = Counts::new(free, reserve);
+        let counts = Counts::new(free, for_root, for_maps);
         let mut left = signed(free);
         let mut takers = Vec::new();
         for step in steps {
             match step {
-                Step::Take(blocks, privileged) => {
-                    let floor = if privileged { 0 } else { signed(reserve) };
-                    let due = blocks == 0 || left - signed(blocks) >= floor;
-                    prop_assert_eq!(counts.take(blocks, privileged), due);
+                Step::Take(blocks, claim) => {
+                    let floor = match claim {
+                        Claim::Everybody => for_root + for_maps,
+                        Claim::Root => for_maps,
+                        Claim::Map => 0,
+                    };
+                    let due = blocks == 0 || left - signed(blocks) >= signed(floor);
+                    prop_assert_eq!(counts.take(blocks, claim), due);
                     if due {
                         left -= signed(blocks);
                         takers.push(blocks);
@@ -73,8 +82,10 @@ proptest! {
 fn threads_take_all_there_is_and_no_more() {
     const THREADS: u64 = 8;
     const FREE: u64 = 200_000;
-    const RESERVE: u64 = 777;
-    let counts = Counts::new(FREE, RESERVE);
+    const FOR_ROOT: u64 = 777;
+    const FOR_MAPS: u64 = 55;
+    const RESERVE: u64 = FOR_ROOT + FOR_MAPS;
+    let counts = Counts::new(FREE, FOR_ROOT, FOR_MAPS);
     let taken: u64 = thread::scope(|scope| {
         let takers: Vec<_> = (0..THREADS)
             .map(|number| {
@@ -82,19 +93,19 @@ fn threads_take_all_there_is_and_no_more() {
                 scope.spawn(move || {
                     let size = number % 3 + 1;
                     let mut taken = 0;
-                    while counts.take(size, false) {
+                    while counts.take(size, Claim::Everybody) {
                         taken += size;
                         if taken % 7 == 0 {
                             counts.give(size);
                             taken -= size;
                             // Not for ever.
-                            if counts.take(1, false) {
+                            if counts.take(1, Claim::Everybody) {
                                 taken += 1;
                             }
                         }
                     }
                     // What is too little for this thread may do for one.
-                    while counts.take(1, false) {
+                    while counts.take(1, Claim::Everybody) {
                         taken += 1;
                     }
                     taken
@@ -108,26 +119,31 @@ fn threads_take_all_there_is_and_no_more() {
     });
     assert_eq!(taken, FREE - RESERVE);
     assert_eq!(counts.left(), RESERVE);
-    assert!(!counts.take(1, false));
-    assert!(counts.take(RESERVE, true));
-    assert!(!counts.take(1, true));
+    assert!(!counts.take(1, Claim::Everybody));
+    assert!(counts.take(FOR_ROOT, Claim::Root));
+    assert!(!counts.take(1, Claim::Root));
+    assert!(counts.take(FOR_MAPS, Claim::Map));
+    assert!(!counts.take(1, Claim::Map));
 }
 
 /// One thread moves its blocks from hand to hand; another always finds enough beside them.
 #[test]
 fn what_moves_is_never_missed() {
-    let counts = Counts::new(20, 0);
+    let counts = Counts::new(20, 0, 0);
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
                 for _ in 0..20_000 {
-                    assert!(counts.take(5, false), "20 blocks are enough for four");
+                    assert!(
+                        counts.take(5, Claim::Everybody),
+                        "20 blocks are enough for four"
+                    );
                     counts.give(5);
                 }
             });
         }
         for _ in 0..5_000 {
-            assert!(counts.take(5, true), "20 blocks are enough for four");
+            assert!(counts.take(5, Claim::Root), "20 blocks are enough for four");
             counts.give(5);
         }
     });

@@ -35,7 +35,7 @@ fn blocks_of_a_damaged_group_are_left_alone() {
         assert_eq!(counts.blocks_unreserved, before - u64::from(free));
         // All that is promised is elsewhere.
         let left = counts.blocks_unreserved;
-        assert!(is_no_space(&world.allocator.reserve(left + 1, true)));
+        assert!(is_no_space(&world.allocator.reserve(left + 1, Claim::Map)));
         let mut all = world.reserve(left);
         let mut runs = Vec::new();
         while all.blocks() > 0 {
@@ -69,7 +69,7 @@ fn a_promise_of_what_damage_took_is_no_space() {
     assert!(is_no_space(&got));
     assert_eq!(promised.blocks(), 10);
     drop(promised);
-    assert!(is_no_space(&world.allocator.reserve(1, true)));
+    assert!(is_no_space(&world.allocator.reserve(1, Claim::Map)));
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn bitmaps_that_can_not_be_read_are_passed_over() {
     };
     let before = allocator.counts();
     let goal = BlockNo(4000);
-    let mut promised = allocator.reserve(10, true).expect("enough");
+    let mut promised = allocator.reserve(10, Claim::Map).expect("enough");
     fail(Times::Forever);
     let got = allocator.allocate(&instance, goal, 10, &mut promised);
     assert!(matches!(got, Err(Error::Io(_))), "{got:?}");
@@ -212,7 +212,7 @@ fn bitmaps_that_can_not_be_read_are_passed_over() {
     assert_ne!(group(new.expect("elsewhere").number), GroupNo(0));
 
     device.clear_faults();
-    let mut promised = allocator.reserve(10, true).expect("enough");
+    let mut promised = allocator.reserve(10, Claim::Map).expect("enough");
     let run = allocator.allocate(&instance, goal, 10, &mut promised);
     assert_eq!(run.expect("readable").start(), goal);
     drop(promised);

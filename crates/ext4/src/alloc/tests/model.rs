@@ -19,7 +19,7 @@ enum Block {
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Reserve(u64, bool),
+    Reserve(u64, Claim),
     /// Which reservation, where, how many.
     Allocate(usize, u64, u32),
     Use(usize),
@@ -39,8 +39,8 @@ fn step() -> impl Strategy<Value = Step> {
     let place = 0..26_000u64;
     let length = prop_oneof![3 => 1..40u32, 1 => 1..9_000u32];
     prop_oneof![
-        4 => (prop_oneof![1..40u64, 1..9_000u64], any::<bool>())
-            .prop_map(|(blocks, all)| Step::Reserve(blocks, all)),
+        4 => (prop_oneof![1..40u64, 1..9_000u64], prop_oneof![Just(Claim::Everybody), Just(Claim::Root), Just(Claim::Map)])
+            .prop_map(|(blocks, claim)| Step::Reserve(blocks, claim)),
         8 => (any::<usize>(), place.clone(), length.clone())
             .prop_map(|(from, goal, want)| Step::Allocate(from, goal, want)),
         6 => any::<usize>().prop_map(Step::Use),
@@ -104,10 +104,14 @@ impl Model {
     fn step(&mut self, step: Step) {
         let allocator = Arc::clone(&self.world.allocator);
         match step {
-            Step::Reserve(blocks, privileged) => {
-                let floor = if privileged { 0 } else { self.reserve };
+            Step::Reserve(blocks, claim) => {
+                let floor = match claim {
+                    Claim::Everybody => self.reserve,
+                    Claim::Root => self.world.instance.kept_for_trees(),
+                    Claim::Map => 0,
+                };
                 let left = self.count(Block::Free) - self.promised();
-                let got = allocator.reserve(blocks, privileged);
+                let got = allocator.reserve(blocks, claim);
                 assert_eq!(got.is_ok(), left >= blocks + floor, "{left} left");
                 self.reservations.extend(got);
             }
@@ -320,13 +324,24 @@ fn the_last_block_is_found() {
     let (free, reserve) = (model.count(Block::Free), model.reserve);
     assert!(reserve > 0);
     let allocator = Arc::clone(&model.world.allocator);
-    assert!(is_no_space(&allocator.reserve(free - reserve + 1, false)));
+    assert!(is_no_space(
+        &allocator.reserve(free - reserve + 1, Claim::Everybody)
+    ));
     let mut promised = allocator
-        .reserve(free - reserve, false)
-        .expect("all but root's");
-    assert!(is_no_space(&allocator.reserve(1, false)));
-    promised.join(allocator.reserve(reserve, true).expect("root's own"));
-    assert!(is_no_space(&allocator.reserve(1, true)));
+        .reserve(free - reserve, Claim::Everybody)
+        .expect("all that is everybody's");
+    assert!(is_no_space(&allocator.reserve(1, Claim::Everybody)));
+    let for_maps = model.world.instance.kept_for_trees();
+    assert!(for_maps > 0);
+    let roots = allocator.reserve(reserve - for_maps, Claim::Root);
+    promised.join(roots.expect("root's own"));
+    assert!(is_no_space(&allocator.reserve(1, Claim::Root)));
+    promised.join(
+        allocator
+            .reserve(for_maps, Claim::Map)
+            .expect("for maps only"),
+    );
+    assert!(is_no_space(&allocator.reserve(1, Claim::Map)));
     for left in (0..free).rev() {
         // Every other one far away.
         let goal = BlockNo(left * 7919 % 9000);
@@ -343,14 +358,14 @@ fn the_last_block_is_found() {
 
     // What is freed is there for nobody before the commit, and for all after it.
     model.step(Step::Free(3, 1));
-    assert!(is_no_space(&allocator.reserve(1, true)));
+    assert!(is_no_space(&allocator.reserve(1, Claim::Map)));
     assert_eq!(allocator.pending_tid(), Some(model.tx.tid));
     model.commit();
     assert!(
-        is_no_space(&allocator.reserve(1, false)),
+        is_no_space(&allocator.reserve(1, Claim::Everybody)),
         "root's reserve is full first"
     );
-    let mut one = allocator.reserve(1, true).expect("free again");
+    let mut one = allocator.reserve(1, Claim::Map).expect("free again");
     let run = allocator
         .allocate(&model.world.instance, BlockNo(1), 5, &mut one)
         .expect("promised");

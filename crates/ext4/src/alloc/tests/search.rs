@@ -184,7 +184,7 @@ fn the_systems_own_blocks_are_not_freed() {
     assert!(is_corrupt(
         &allocator.free(&instance, &mut tx, OWNER, own.start, 1)
     ));
-    let mut promised = allocator.reserve(1, true).expect("enough");
+    let mut promised = allocator.reserve(1, Claim::Map).expect("enough");
     let run = allocator
         .allocate(&instance, own.start, 1, &mut promised)
         .expect("elsewhere");

@@ -81,7 +81,7 @@ impl Owners {
         for _ in 0..1500 {
             let want = 1 + roll(60);
             let waits = allocator.pending_tid().is_some();
-            match allocator.reserve(want, me.is_multiple_of(2)) {
+            match allocator.reserve(want, Claim::of(me.is_multiple_of(2))) {
                 Ok(mut promised) => {
                     while promised.blocks() > 0 {
                         let goal = BlockNo(roll(self.blocks.len() as u64));
@@ -181,7 +181,7 @@ fn fight_for_blocks(world: World) {
         .collect();
     assert_eq!(world.in_use(), owned_now);
     let left = world.reserve(counts.blocks);
-    assert!(is_no_space(&world.allocator.reserve(1, true)));
+    assert!(is_no_space(&world.allocator.reserve(1, Claim::Map)));
     drop(left);
 
     // All of it given back is all there was.
