@@ -3,6 +3,7 @@
 
 mod device;
 mod space;
+mod truncate;
 
 use std::ops::Range;
 use std::time::{Duration, Instant};

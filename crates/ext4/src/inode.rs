@@ -53,6 +53,9 @@ pub(crate) struct InodeCore {
     /// The size as users see it (i_size). The record has the size up to which blocks are mapped
     /// (i_disksize), which is not larger, but for what is between two transactions.
     size: AtomicU64,
+    /// Blocks that a truncation failed to take away may lie behind the end. Changes under the
+    /// inode lock.
+    half_cut: AtomicBool,
     /// The record says more than the inode table.
     dirty: AtomicBool,
     /// Held from the record's copy until it is in its block, so that copies get there in order.
@@ -74,6 +77,7 @@ impl Inode {
                 delayed_blocks: AtomicU64::new(0),
                 size: AtomicU64::new(disk.size()),
                 disk: RwLock::new(Arc::new(disk)),
+                half_cut: AtomicBool::new(false),
                 dirty: AtomicBool::new(false),
                 writing: Mutex::new(()),
                 sync_tid: AtomicU64::new(0),
@@ -161,6 +165,17 @@ impl InodeCore {
     /// Sets its size (i_size); the caller holds the inode lock exclusively.
     pub(crate) fn set_size(&self, size: u64) {
         self.size.store(size, Ordering::Release);
+    }
+
+    /// Whether blocks that a truncation failed to take away may lie behind its end: nothing may
+    /// make them part of the file.
+    pub(crate) fn is_half_cut(&self) -> bool {
+        self.half_cut.load(Ordering::Acquire)
+    }
+
+    /// Notes whether it is half cut; the caller holds the inode lock exclusively.
+    pub(crate) fn set_half_cut(&self, half_cut: bool) {
+        self.half_cut.store(half_cut, Ordering::Release);
     }
 
     /// Its attributes, as users see them.
