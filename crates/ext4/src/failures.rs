@@ -3,6 +3,7 @@
 
 mod device;
 mod space;
+mod sync;
 mod truncate;
 
 use std::ops::Range;

@@ -32,6 +32,8 @@ pub struct FileSystem {
     pub(crate) instance: Arc<Instance>,
     pub(crate) cache: Arc<PageCache>,
     pub(crate) inodes: InodeCache<Inode>,
+    /// Which errors of writing back, in any file, sync has told.
+    pub(crate) errors: ErrorCursor,
     stat: Mutex<Option<FileSystemStat>>,
     notes: Vec<String>,
 }
@@ -64,6 +66,7 @@ impl FileSystem {
     ) -> Self {
         Self {
             instance: Arc::new(instance),
+            errors: cache.error_cursor(),
             cache,
             inodes: InodeCache::new(inodes_max),
             stat: Mutex::new(None),

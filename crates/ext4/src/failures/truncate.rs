@@ -42,8 +42,7 @@ fn what_a_truncation_gave_up_is_written() {
             .expect_err("an edge was not written");
     });
     device.heal();
-    // Whoever asks may be told of the block that was cut.
-    let _told = fs.sync();
+    fs.sync().expect_err("a write failed");
     drop_cache(&fs);
     let size = (1 + DIRTY) * BLOCK;
     assert_eq!(fs.attr(id).expect("it is there").size, size);
