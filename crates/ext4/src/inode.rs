@@ -219,13 +219,14 @@ impl InodeCore {
     /// `Corrupt`, `Io`.
     pub(crate) fn write(&self, transaction: &mut Transaction<'_>, data: bool) -> Result<()> {
         let _in_order = self.writing.lock();
+        // Noted before it looks clean: an fsync that finds it so waits for this transaction.
+        self.note_transaction(transaction, data);
         self.dirty.store(false, Ordering::Release);
         let mut record = self.disk().record.clone();
         let written = transaction.write_inode(&mut record);
         if written.is_err() {
             self.dirty.store(true, Ordering::Release);
         }
-        self.note_transaction(transaction, data);
         written
     }
 

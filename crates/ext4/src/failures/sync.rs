@@ -1,6 +1,7 @@
 //! Data that is lost when nobody has the file open any more: who syncs all files is told, once.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use pagefence_block_io::device::Operation;
 use pagefence_lock_order::Held;
@@ -8,7 +9,8 @@ use pagefence_lock_order::primitives::thread;
 use pagefence_vfs::{Error, FileSystem as _};
 
 use super::device::TestDevice;
-use super::{BLOCK, create, formatted, open, place, wait_for, write};
+use super::{BLOCK, create, find, formatted, inode, number, open, place, wait_for, write};
+use crate::file_write::note_change;
 use crate::filesystem::FileSystem;
 
 /// Makes a file whose first block is written, and dirty anew after `prepare` was told where it is.
@@ -64,6 +66,49 @@ fn sync_tells_what_fails_while_it_waits() {
     });
     device.heal();
     fs.sync().expect("that was told");
+}
+
+/// An inode that another thread is writing to the table looks clean. Its fsync waits for the
+/// transaction that has it nevertheless.
+#[test]
+fn fsync_waits_for_an_inode_that_is_being_written() {
+    let device = formatted();
+    {
+        let fs = open(&device);
+        // More than a block of the table has.
+        (0..40).for_each(|at| drop(create(&fs, &format!("file {at}"))));
+        fs.shut_down().expect("nothing fails");
+    }
+    let fs = open(&device);
+    let live = fs.instance.live().expect("it is written to");
+    let id = find(&fs, "file 0");
+    let file = fs.open(id, true).expect("it opens");
+    // What was read is of a transaction that is over now.
+    note_change(&inode(&fs, find(&fs, "file 39")));
+    fs.sync().expect("nothing fails");
+    let (block, _) = fs.instance.inode_block(number(id)).expect("it has a place");
+    fs.instance.buffers.invalidate(block.0);
+    note_change(&file.inode);
+    let running = live.journal.running();
+    device.hold(Operation::Read, block.0 * BLOCK..(block.0 + 1) * BLOCK);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut held = Held::at_entry();
+            fs.instance.write_inode(&mut held, &file.inode.core)
+        });
+        device.wait_held();
+        let fsync = scope.spawn(|| {
+            let synced = fs.sync_file(&file, false);
+            (synced, live.journal.committed_tid())
+        });
+        // Time to come back at once, wrongly.
+        std::thread::sleep(Duration::from_millis(100));
+        device.heal();
+        writer.join().expect("no panic").expect("it is written");
+        let (synced, committed) = fsync.join().expect("no panic");
+        synced.expect("nothing fails");
+        assert!(committed >= running, "{committed:?} is before {running:?}");
+    });
 }
 
 #[test]
