@@ -2,6 +2,7 @@
 //! data that was promised, and who is told.
 
 mod device;
+mod extents;
 mod space;
 mod sync;
 mod truncate;
