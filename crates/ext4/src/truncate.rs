@@ -230,6 +230,9 @@ impl FileSystem {
                     inode.core.set_half_cut(true);
                     inode.core.update(|record| record.set_size(size));
                     live.orphans.add(&mut transaction, inode)?;
+                    if let Ok(shape) = MapShapeNow::of(&self.instance, &before) {
+                        delayed.settle(&shape, None);
+                    }
                     transaction.end();
                     return Err(error);
                 }

@@ -99,14 +99,26 @@ fn what_could_not_be_cut_off_does_not_come_back() {
     assert_eq!(extents(&fs, id).len(), 1);
 }
 
-/// Who opens the file system next goes on with it.
+/// Who opens the file system next goes on with it. What was still to be written behind the cut takes
+/// no space any more.
 #[test]
 fn what_could_not_be_cut_off_is_at_the_next_mount() {
     let device = formatted();
     let (fs, leaf) = with_leaf(&device);
     let id = find(&fs, "file");
+    let live = fs.instance.live().expect("it is written to");
+    let unreserved = || live.allocator.counts().blocks_unreserved;
+    let before = unreserved();
+    let file = fs.open(id, true).expect("it opens");
+    for piece in 0..12 {
+        write(&fs, &file, (2 * piece + 101) * BLOCK, &[4; BLOCK as usize]);
+    }
+    assert!(unreserved() < before - 12, "data and nodes");
+    fs.instance.buffers.invalidate(leaf / BLOCK);
     device.fail(Operation::Read, leaf..leaf + BLOCK);
     set_size(&fs, id, BLOCK).expect_err("the leaf can't be read");
+    assert_eq!(unreserved(), before);
+    drop(file);
     fs.shut_down().expect("all is written");
     drop(fs);
     device.heal();
