@@ -8,6 +8,7 @@ mod raw;
 mod tests;
 mod time;
 
+use std::mem::offset_of;
 use std::ops::Range;
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -29,6 +30,23 @@ const BASE_BYTES: usize = size_of::<RawInode>();
 const EXTRA_BYTES: usize = size_of::<RawInodeExtra>();
 /// End of `i_checksum_hi` in the extra fields.
 const CHECKSUM_HI_END: usize = 4;
+/// Where the fields of a time lie: in [`RawInode`], and in [`RawInodeExtra`].
+type TimeFields = (usize, usize);
+/// The times that change while others change the inode.
+const TIMES: [TimeFields; 3] = [
+    (
+        offset_of!(RawInode, i_atime),
+        offset_of!(RawInodeExtra, i_atime_extra),
+    ),
+    (
+        offset_of!(RawInode, i_ctime),
+        offset_of!(RawInodeExtra, i_ctime_extra),
+    ),
+    (
+        offset_of!(RawInode, i_mtime),
+        offset_of!(RawInodeExtra, i_mtime_extra),
+    ),
+];
 /// `s_creator_os` of the Hurd, which keeps other things in the fields of 48-bit block numbers.
 const OS_HURD: u32 = 1;
 
@@ -254,8 +272,13 @@ impl Inode {
     }
 
     /// Takes over what changed between `before` and `after`, two states of this inode: bytes that
-    /// are equal in both stay as they are here.
+    /// are equal in both stay as they are here. Access, change and modification time are taken
+    /// over whole, or stay so.
     pub fn adopt(&mut self, before: &Self, after: &Self) {
+        let times = TIMES.map(|time| {
+            let changed = before.raw_time(time) != after.raw_time(time);
+            (time, if changed { after } else { &*self }.raw_time(time))
+        });
         let merge = |here: &mut [u8], before: &[u8], after: &[u8]| {
             for ((here, before), after) in here.iter_mut().zip(before).zip(after) {
                 if before != after {
@@ -270,6 +293,24 @@ impl Inode {
         );
         merge(&mut self.rest, &before.rest, &after.rest);
         self.extra_isize = after.extra_isize;
+        for (time, value) in times {
+            self.set_raw_time(time, value);
+        }
+    }
+
+    /// The two fields of a time; zeros for what the record has not.
+    fn raw_time(&self, (low, extra): TimeFields) -> ([u8; 4], u32) {
+        let low = self.base.as_bytes().get(low..);
+        let low = low.and_then(|bytes| bytes.first_chunk().copied());
+        (low.unwrap_or_default(), self.extra32(extra).unwrap_or(0))
+    }
+
+    fn set_raw_time(&mut self, (low, extra): TimeFields, (low_value, extra_value): ([u8; 4], u32)) {
+        let field = self.base.as_mut_bytes().get_mut(low..);
+        if let Some(field) = field.and_then(|bytes| bytes.first_chunk_mut()) {
+            *field = low_value;
+        }
+        self.set_extra32(extra, extra_value);
     }
 
     /// Writes the record, all of its `s_inode_size` bytes, to the start of `out`.

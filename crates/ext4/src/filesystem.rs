@@ -32,6 +32,8 @@ pub struct FileSystem {
     pub(crate) instance: Arc<Instance>,
     pub(crate) cache: Arc<PageCache>,
     pub(crate) inodes: InodeCache<Inode>,
+    /// Which errors of writing back, in any file, sync has told.
+    pub(crate) errors: ErrorCursor,
     stat: Mutex<Option<FileSystemStat>>,
     notes: Vec<String>,
 }
@@ -64,6 +66,7 @@ impl FileSystem {
     ) -> Self {
         Self {
             instance: Arc::new(instance),
+            errors: cache.error_cursor(),
             cache,
             inodes: InodeCache::new(inodes_max),
             stat: Mutex::new(None),
@@ -143,15 +146,20 @@ impl FileSystem {
         }
     }
 
+    /// See [`pagefence_vfs::FileSystem::extents`]. Takes the inode lock shared, and the block map's
+    /// shared, a run at a time: nobody takes blocks of the map away that are about to be read.
     fn extents_of(
         &self,
-        disk: &DiskInode,
+        inode: &Inode,
         offset: u64,
         length: u64,
         most: usize,
     ) -> Result<Vec<ExtentInfo>> {
         let end = offset.saturating_add(length);
         let mut extents: Vec<ExtentInfo> = Vec::new();
+        let mut held = Held::at_entry();
+        let (_shared, mut held) = inode.lock.read(&mut held);
+        let disk = inode.disk();
         if disk.has_inline_data() {
             if offset < disk.size() && length > 0 && most > 0 {
                 extents.push(ExtentInfo {
@@ -167,7 +175,10 @@ impl FileSystem {
         let mut at = offset >> bits;
         while (at << bits) < end && at < u64::from(u32::MAX) && extents.len() < most {
             let block = FileBlock(at as u32);
-            let run = self.instance.map_blocks(disk, block)?;
+            let run = {
+                let (_map, _held) = inode.core.block_map.read(&mut held);
+                self.instance.map_blocks(&inode.disk(), block)?
+            };
             let state = match run.target {
                 Target::Hole => None,
                 Target::Written(start) => Some((start, ExtentState::Written)),
@@ -308,10 +319,11 @@ impl pagefence_vfs::FileSystem for FileSystem {
         length: u64,
         most: usize,
     ) -> Result<Vec<ExtentInfo>> {
-        let number = self.user_inode(id)?;
-        let disk = self.disk_inode(number)?;
-        match disk.kind {
-            FileKind::Regular | FileKind::Directory => self.extents_of(&disk, offset, length, most),
+        let inode = self.inode(id)?;
+        match inode.core.kind {
+            FileKind::Regular | FileKind::Directory => {
+                self.extents_of(&inode, offset, length, most)
+            }
             _ => Err(Error::Unsupported("an extent map of what has no blocks")),
         }
     }

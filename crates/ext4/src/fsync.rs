@@ -63,16 +63,19 @@ impl FileSystem {
         }
         let live = self.instance.live()?;
         let mut held = Held::at_entry();
-        let failed = self.cache.sync_all(&mut held);
+        self.cache.sync_all(&mut held);
+        let mut records = Ok(());
         for inode in self.inodes.all() {
             if inode.core.is_dirty() {
-                self.instance.write_inode(&mut held, &inode.core)?;
+                records = records.and(self.instance.write_inode(&mut held, &inode.core));
             }
         }
         live.commit(live.journal.running().0)?;
         live.journal.flush_data().map_err(journal_error)?;
-        if failed > 0 {
-            let what = format!("{failed} files could not be written");
+        records?;
+        // Whenever it was, and whoever wrote: those who had the file open may be gone.
+        if self.cache.has_failed_since(&self.errors) {
+            let what = "data of files could not be written since the last sync";
             return Err(Error::Io(std::io::Error::other(what)));
         }
         Ok(())

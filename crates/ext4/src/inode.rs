@@ -53,6 +53,9 @@ pub(crate) struct InodeCore {
     /// The size as users see it (i_size). The record has the size up to which blocks are mapped
     /// (i_disksize), which is not larger, but for what is between two transactions.
     size: AtomicU64,
+    /// Blocks that a truncation failed to take away may lie behind the end. Changes under the
+    /// inode lock.
+    half_cut: AtomicBool,
     /// The record says more than the inode table.
     dirty: AtomicBool,
     /// Held from the record's copy until it is in its block, so that copies get there in order.
@@ -74,6 +77,7 @@ impl Inode {
                 delayed_blocks: AtomicU64::new(0),
                 size: AtomicU64::new(disk.size()),
                 disk: RwLock::new(Arc::new(disk)),
+                half_cut: AtomicBool::new(false),
                 dirty: AtomicBool::new(false),
                 writing: Mutex::new(()),
                 sync_tid: AtomicU64::new(0),
@@ -163,6 +167,17 @@ impl InodeCore {
         self.size.store(size, Ordering::Release);
     }
 
+    /// Whether blocks that a truncation failed to take away may lie behind its end: nothing may
+    /// make them part of the file.
+    pub(crate) fn is_half_cut(&self) -> bool {
+        self.half_cut.load(Ordering::Acquire)
+    }
+
+    /// Notes whether it is half cut; the caller holds the inode lock exclusively.
+    pub(crate) fn set_half_cut(&self, half_cut: bool) {
+        self.half_cut.store(half_cut, Ordering::Release);
+    }
+
     /// Its attributes, as users see them.
     pub(crate) fn attr(&self, instance: &Instance) -> Attr {
         let disk = self.disk();
@@ -204,13 +219,14 @@ impl InodeCore {
     /// `Corrupt`, `Io`.
     pub(crate) fn write(&self, transaction: &mut Transaction<'_>, data: bool) -> Result<()> {
         let _in_order = self.writing.lock();
+        // Noted before it looks clean: an fsync that finds it so waits for this transaction.
+        self.note_transaction(transaction, data);
         self.dirty.store(false, Ordering::Release);
         let mut record = self.disk().record.clone();
         let written = transaction.write_inode(&mut record);
         if written.is_err() {
             self.dirty.store(true, Ordering::Release);
         }
-        self.note_transaction(transaction, data);
         written
     }
 

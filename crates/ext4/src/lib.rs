@@ -39,6 +39,8 @@ mod dir_lock;
 mod disk_inode;
 mod error;
 mod extents;
+#[cfg(all(test, not(shuttle)))]
+mod failures;
 mod fallocate;
 mod file_write;
 mod filesystem;

@@ -1,8 +1,10 @@
 //! Files that become shorter or longer. Protocol: `docs/adr/0008`, RACES B20 to B22.
 //!
-//! Shorter: inside the fence the size falls, then pages go and what is left of the last block is
-//! zeroed on the device; then the blocks are taken away, in as many transactions as it takes. From
+//! Shorter: inside the fence what is left of the last block is zeroed on the device; then the size
+//! falls and pages go; then the blocks are taken away, in as many transactions as it takes. From
 //! the first one that does not finish on, the file is an orphan, so that recovery goes on with it.
+//! One that fails before it changed a block leaves the file with its new size, and half cut: what
+//! is behind the end is taken away before anything else may come to lie there.
 //!
 //! Longer: what lies behind the end in the last block is zeroed on the device before the size
 //! covers it. No block is taken.
@@ -94,8 +96,8 @@ impl FileSystem {
     ///
     /// # Errors
     /// `FileTooLarge`; `InvalidArgument` for what is no regular file; `NoSpace` if data has to
-    /// leave the inode; `Io`, `ReadOnly`, and then the size is what it was, though an edge may
-    /// be zeroed.
+    /// leave the inode; `Corrupt`, `Io`, `ReadOnly`, and then the size is what it was, though an
+    /// edge may be zeroed; or it is the new one, and what lay behind it can't be seen again.
     pub(crate) fn set_size(
         &self,
         held: &mut Held<'_, levels::Inode>,
@@ -123,7 +125,13 @@ impl FileSystem {
         }
     }
 
-    fn grow(&self, held: &mut Held<'_, levels::Inode>, inode: &Inode, size: u64) -> Result<()> {
+    fn grow(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        size: u64,
+    ) -> Result<()> {
+        self.finish_cut(held, inode)?;
         let mapping = inode.mapping(&self.instance, &self.cache);
         let old = inode.core.size();
         let end = old.next_multiple_of(PAGE_SIZE as u64);
@@ -131,10 +139,26 @@ impl FileSystem {
         let _evicted = fence.evict(&mut held, Evict::Discard)?;
         let (mut transaction, mut held) = self.instance.begin(&mut held, Need::RECORD)?;
         let (_map, _held) = inode.core.block_map.write(&mut held);
-        inode.core.set_size(size);
+        let on_record = inode.disk().size();
         inode.core.update(|record| record.set_size(size));
-        inode.core.write(&mut transaction, true)?;
+        if let Err(error) = inode.core.write(&mut transaction, true) {
+            inode.core.update(|record| record.set_size(on_record));
+            return Err(error);
+        }
+        inode.core.set_size(size);
         transaction.end();
+        Ok(())
+    }
+
+    /// Takes away what a truncation that failed has left behind the end of a file, so that it does
+    /// not show when the file grows. The caller holds the inode lock exclusively.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`, `ReadOnly`: the file can't grow.
+    fn finish_cut(&self, held: &mut Held<'_, levels::Inode>, inode: &Arc<Inode>) -> Result<()> {
+        if inode.core.is_half_cut() {
+            self.shrink(held, inode, inode.core.size())?;
+        }
         Ok(())
     }
 
@@ -142,12 +166,13 @@ impl FileSystem {
     /// is written past its end. The caller holds the inode lock exclusively.
     ///
     /// # Errors
-    /// `Corrupt`, `Io`.
+    /// `Corrupt`, `Io`, `ReadOnly`.
     pub(crate) fn zero_tail(
         &self,
         held: &mut Held<'_, levels::Inode>,
-        inode: &Inode,
+        inode: &Arc<Inode>,
     ) -> Result<()> {
+        self.finish_cut(held, inode)?;
         let size = inode.core.size();
         let block_size = u64::from(self.instance.superblock.block_size());
         if size.is_multiple_of(block_size) || inode.disk().has_inline_data() {
@@ -171,14 +196,7 @@ impl FileSystem {
         let block_size = u64::from(self.instance.superblock.block_size());
         let first = u32::try_from(size.div_ceil(block_size)).map_err(|_| Error::FileTooLarge)?;
         let (mut fence, mut held) = mapping.fence(held, size..u64::MAX);
-        inode.core.set_size(size);
-        let evicted = match fence.evict(&mut held, Evict::Discard) {
-            Ok(evicted) => evicted,
-            Err(error) => {
-                inode.core.set_size(old);
-                return Err(error.into());
-            }
-        };
+        let evicted = fence.evict_with(&mut held, Evict::Discard, || inode.core.set_size(size))?;
         {
             let (mut delayed, _held) = inode.core.block_map.write(&mut held);
             delayed.forget(first..u32::MAX);
@@ -190,7 +208,8 @@ impl FileSystem {
         self.cut_blocks(&mut held, inode, size, FileBlock(first))
     }
 
-    /// Takes away the blocks from `first` on, nobody having pages there.
+    /// Takes away the blocks from `first` on, nobody having pages there. Should that fail before it
+    /// changed anything, the file is `size` bytes long all the same, and an orphan.
     fn cut_blocks(
         &self,
         held: &mut Held<'_, Invalidate>,
@@ -199,14 +218,26 @@ impl FileSystem {
         first: FileBlock,
     ) -> Result<()> {
         let live = self.instance.live()?;
-        let mut is_orphan = false;
+        let mut is_orphan = inode.core.is_half_cut();
         loop {
             let (mut transaction, mut held) = self.instance.begin(held, STEP)?;
             let (mut delayed, _held) = inode.core.block_map.write(&mut held);
             let before = inode.disk();
             let mut record = before.record.clone();
             record.set_size(size);
-            let progress = remove_blocks(&mut transaction, &mut record, first)?;
+            let progress = match remove_blocks(&mut transaction, &mut record, first) {
+                Err(error) if transaction.is_empty() => {
+                    inode.core.set_half_cut(true);
+                    inode.core.update(|record| record.set_size(size));
+                    live.orphans.add(&mut transaction, inode)?;
+                    if let Ok(shape) = MapShapeNow::of(&self.instance, &before) {
+                        delayed.settle(&shape, None);
+                    }
+                    transaction.end();
+                    return Err(error);
+                }
+                progress => progress?,
+            };
             inode.core.adopt(&before.record, &record);
             match progress {
                 Progress::More => {
@@ -220,6 +251,7 @@ impl FileSystem {
             delayed.settle(&shape, None);
             transaction.end();
             if progress == Progress::Done {
+                inode.core.set_half_cut(false);
                 return Ok(());
             }
         }

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::ops::Range;
 
+use pagefence_ext4_format::inode::Inode as Record;
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_lock_order::levels::{BlockMap, Level, Writepages};
 use pagefence_lock_order::primitives::atomic::Ordering;
@@ -299,56 +300,67 @@ impl FileData {
             if let Some(space) = delayed.lend_map_space() {
                 transaction.lend(space);
             }
-            let mut mapped_to = size;
-            while let Some(next) = unmapped.pop_front() {
-                mapped_to = next.end() << bits;
-                self.map_one(&mut transaction, &mut delayed, &mut record, next)?;
-                if transaction.is_large() {
-                    break;
+            let (mapped_to, failure) =
+                self.map_some(&mut transaction, &mut delayed, &mut record, bits, unmapped);
+            let outcome = match failure {
+                // Blocks of the map were changed: what is left of that must not be written.
+                Some(error) if !transaction.is_empty() => Err(error),
+                failure => {
+                    let mapped_to = if unmapped.is_empty() { size } else { mapped_to };
+                    record.set_size(record.size().max(mapped_to.min(size)));
+                    self.inode.adopt(&before.record, &record);
+                    let written = self.inode.write(&mut transaction, needed);
+                    written.map(|()| failure)
                 }
-            }
-            if unmapped.is_empty() {
-                mapped_to = size;
-            }
-            record.set_size(record.size().max(mapped_to.min(size)));
-            self.inode.adopt(&before.record, &record);
-            self.inode.write(&mut transaction, needed)?;
+            };
             let rest = transaction.take_rest();
-            self.settle(&mut delayed, rest)?;
+            let settled = self.settle(&mut delayed, rest);
+            // One that is dropped after it changed something aborts the journal.
+            let failure = outcome?;
+            settled?;
             transaction.end();
+            if let Some(error) = failure {
+                return Err(error);
+            }
             is_written = true;
         }
     }
 
-    fn map_one(
+    /// Maps as much as the transaction takes, in `record` and the blocks of the map; says up to
+    /// which byte, 0 for nothing, and why it stopped if something failed. What is not mapped is
+    /// left in `unmapped`, and `record` without it.
+    fn map_some(
         &self,
         transaction: &mut Transaction<'_>,
         delayed: &mut Delayed,
-        record: &mut pagefence_ext4_format::inode::Inode,
-        next: Unmapped,
-    ) -> Result<()> {
-        match next {
-            Unmapped::New { first, run } => {
-                let (start, len) = (run.start(), run.len());
-                let new = NewRun {
-                    first,
-                    start,
-                    len,
-                    unwritten: false,
-                };
-                insert_blocks(transaction, record, &new)?;
-                if let Some((allocator, handle)) = transaction.allocation() {
-                    allocator.use_run(handle, run);
-                }
-                delayed.mapped(first.0..first.0 + len);
+        record: &mut Record,
+        bits: u32,
+        unmapped: &mut VecDeque<Unmapped>,
+    ) -> (u64, Option<Error>) {
+        let mut mapped_to = 0;
+        while let Some(next) = unmapped.front() {
+            let mut changed = record.clone();
+            if let Err(error) = insert(transaction, &mut changed, next) {
+                return (mapped_to, Some(error));
             }
-            Unmapped::Unwritten(blocks) => {
-                let len = blocks.end - blocks.start;
-                mark(transaction, record, FileBlock(blocks.start), len, false)?;
-                delayed.written(blocks);
+            *record = changed;
+            mapped_to = next.end() << bits;
+            match unmapped.pop_front() {
+                Some(Unmapped::New { first, run }) => {
+                    let blocks = first.0..first.0 + run.len();
+                    if let Some((allocator, handle)) = transaction.allocation() {
+                        allocator.use_run(handle, run);
+                    }
+                    delayed.mapped(blocks);
+                }
+                Some(Unmapped::Unwritten(blocks)) => delayed.written(blocks),
+                None => {}
+            }
+            if transaction.is_large() {
+                break;
             }
         }
-        Ok(())
+        (mapped_to, None)
     }
 
     /// Takes back what space for the map is left, and tells others how much is delayed.
@@ -383,6 +395,25 @@ impl FileData {
                 let (mut delayed, _held) = self.inode.block_map.write(held);
                 delayed.put_back(len, space);
             }
+        }
+    }
+}
+
+/// Puts into the map what has its data on the device.
+fn insert(transaction: &mut Transaction<'_>, record: &mut Record, next: &Unmapped) -> Result<()> {
+    match next {
+        Unmapped::New { first, run } => {
+            let new = NewRun {
+                first: *first,
+                start: run.start(),
+                len: run.len(),
+                unwritten: false,
+            };
+            insert_blocks(transaction, record, &new)
+        }
+        Unmapped::Unwritten(blocks) => {
+            let len = blocks.end - blocks.start;
+            mark(transaction, record, FileBlock(blocks.start), len, false)
         }
     }
 }

@@ -8,6 +8,7 @@ use pagefence_lock_order::levels::Entry;
 use pagefence_lock_order::primitives::Arc;
 
 use crate::backing::PAGE_SIZE;
+use crate::error_cursor::{ErrorCursor, ErrorLog};
 use crate::flusher::{CanFlush, Flusher, Limits};
 use crate::pages::PAGE_OVERHEAD;
 use crate::readahead_worker::{Queue, Workers};
@@ -98,6 +99,8 @@ pub(crate) struct Shared {
     pub(crate) windows: crate::readahead::Windows,
     pub(crate) flusher: Flusher,
     pub(crate) buffers: Buffers,
+    /// That writing back failed, in whichever file.
+    pub(crate) errors: ErrorLog<()>,
     #[cfg(test)]
     pub(crate) mutants: crate::mutants::Mutants,
 }
@@ -149,13 +152,28 @@ impl PageCache {
         }
     }
 
-    /// Writes every file that is dirty now and waits for what others write; says how many files
-    /// could not be written in full. Their open files hear why ([`crate::ErrorCursor`]).
+    /// Writes every file that is dirty now and waits for what others write. Whether anything could
+    /// not be written, [`PageCache::has_failed_since`] says; open files hear why
+    /// ([`crate::Mapping::check_errors`]).
     ///
     /// Called with nothing held or with inode locks, of which writing back needs none. The data is
     /// with the devices then, and mapped; making it durable is the file systems' to do.
-    pub fn sync_all<L: CanFlush>(&self, held: &mut Held<'_, L>) -> usize {
-        self.shared.flusher.run_all(held)
+    pub fn sync_all<L: CanFlush>(&self, held: &mut Held<'_, L>) {
+        self.shared.flusher.run_all(held);
+    }
+
+    /// A cursor for who syncs all files of the cache, a file system: it hears of every failure from
+    /// now on, and of one that no other such cursor has heard of yet.
+    #[must_use]
+    pub fn error_cursor(&self) -> ErrorCursor {
+        self.shared.errors.cursor()
+    }
+
+    /// Whether writing back failed since `cursor` was made or asked last, in whichever file and
+    /// whoever asked for the writing. Independent of what the files' own cursors have heard.
+    #[must_use]
+    pub fn has_failed_since(&self, cursor: &ErrorCursor) -> bool {
+        self.shared.errors.check(cursor).is_err()
     }
 
     /// Writes some pages of the file that has been dirty longest on the calling thread; false if
@@ -216,6 +234,7 @@ impl Shared {
             windows: crate::readahead::Windows::new(config, frames),
             flusher: Flusher::new(limits(config, frames)),
             buffers: Buffers::default(),
+            errors: ErrorLog::new(),
             #[cfg(test)]
             mutants,
         })

@@ -1,17 +1,19 @@
 //! Errors of writing back, reported to each open file once (Linux: errseq_t).
 //!
 //! Writeback fails when nobody waits for it. The failure is noted here, and every file that was
-//! open then hears of it at its next fsync, once; if none was, the first one that is opened.
+//! open then hears of it at its next fsync, once; if none was, the first one that is opened. The
+//! cache has such a log as well, of all its files, for who syncs them all.
 
 use pagefence_lock_order::primitives::Mutex;
 use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
 
 /// How much an open file has heard of the errors of its mapping: one per open file description,
-/// from [`crate::Mapping::error_cursor`] at its opening.
+/// from [`crate::Mapping::error_cursor`] at its opening. Or how much a file system has heard of the
+/// errors of all its files, from [`crate::PageCache::error_cursor`].
 #[derive(Debug)]
 pub struct ErrorCursor(AtomicU64);
 
-/// The errors of one mapping.
+/// The errors of one mapping, or of all.
 #[derive(Debug)]
 pub(crate) struct ErrorLog<E> {
     /// Errors so far.
@@ -50,6 +52,20 @@ impl<E: Clone> ErrorLog<E> {
         ErrorCursor(AtomicU64::new(
             self.count.load(Ordering::Relaxed) - u64::from(unseen),
         ))
+    }
+
+    /// Errors so far, for [`Self::since`].
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// The last error, if there were any after so many. No cursor has heard of it by that.
+    pub(crate) fn since(&self, count: u64) -> Result<(), E> {
+        if self.count() == count {
+            return Ok(());
+        }
+        let last = self.last.lock();
+        last.as_ref().map_or(Ok(()), |last| Err(last.error.clone()))
     }
 
     /// The last error, if it came after what `cursor` has heard of; now it has.

@@ -154,8 +154,7 @@ impl<B: WriteBacking> Fence<'_, B> {
     /// Takes the pages of the range out of the cache, as `how` says. Waits for those being written
     /// (under each page's lock, S4.16), so that no write is in flight to blocks that are taken away.
     ///
-    /// Takes page locks, ascending, waiting for them in a second pass only. A truncate has set the
-    /// new size before.
+    /// Takes page locks, ascending, waiting for them in a second pass only.
     ///
     /// # Errors
     ///
@@ -167,9 +166,27 @@ impl<B: WriteBacking> Fence<'_, B> {
         held: &mut Held<'_, Invalidate>,
         how: Evict,
     ) -> Result<Evicted<'_, B>, B::Error> {
+        self.evict_with(held, how, || ())
+    }
+
+    /// As [`Self::evict`], with `shorten` called when nothing can fail any more and before the
+    /// first page goes. A truncate sets the new size there: as soon as pages lie past the end of
+    /// the file, writeback takes them for clean without writing a byte of them, so that must not
+    /// happen while the old size may come back.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::evict`]; `shorten` was not called.
+    pub fn evict_with(
+        &mut self,
+        held: &mut Held<'_, Invalidate>,
+        how: Evict,
+        shorten: impl FnOnce(),
+    ) -> Result<Evicted<'_, B>, B::Error> {
         let (start, end) = (self.range.start, self.range.end);
+        let mut pages = 0..0;
         if start < end {
-            let pages = match how {
+            pages = match how {
                 Evict::Discard => {
                     let edges: Vec<_> = edges(&self.range).collect();
                     self.mapping.zero_edges(held, &edges)?;
@@ -181,8 +198,9 @@ impl<B: WriteBacking> Fence<'_, B> {
                     start / PAGE_BYTES..end.div_ceil(PAGE_BYTES)
                 }
             };
-            self.mapping.pages().drop_range(held, pages);
         }
+        shorten();
+        self.mapping.pages().drop_range(held, pages);
         Ok(Evicted {
             mapping: self.mapping,
             range: self.range.clone(),

@@ -28,23 +28,14 @@ pub(crate) enum Portion {
     All,
 }
 
-/// What came of writing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Flushed {
-    /// Pages written, or tried to.
-    pub(crate) pages: u64,
-    /// Some of them could not be.
-    pub(crate) failed: bool,
-}
-
-/// A mapping, to those who write files they know nothing else of. Errors are noted for the files'
-/// [`crate::ErrorCursor`]s.
+/// A mapping, to those who write files they know nothing else of. How many pages were written, or
+/// tried to; errors are noted for the [`crate::ErrorCursor`]s of the files and of the cache.
 pub(crate) trait Flush: Send + Sync {
-    fn flush_at_entry(&self, held: &mut Held<'_, Entry>, portion: Portion) -> Flushed;
+    fn flush_at_entry(&self, held: &mut Held<'_, Entry>, portion: Portion) -> u64;
 
     /// The same for a thread that holds an inode lock, of this file or another: writing needs
     /// none.
-    fn flush_below_inode(&self, held: &mut Held<'_, Inode>, portion: Portion) -> Flushed;
+    fn flush_below_inode(&self, held: &mut Held<'_, Inode>, portion: Portion) -> u64;
 
     /// See [`crate::dirty::DirtyIndex::delist`].
     fn delist(&self) -> bool;
@@ -60,19 +51,19 @@ mod sealed {
 pub trait CanFlush: Level + sealed::Sealed + Sized {
     #[doc(hidden)]
     #[expect(private_interfaces, reason = "sealed: called by this crate only")]
-    fn flush(target: &dyn Flush, held: &mut Held<'_, Self>, portion: Portion) -> Flushed;
+    fn flush(target: &dyn Flush, held: &mut Held<'_, Self>, portion: Portion) -> u64;
 }
 
 impl CanFlush for Entry {
     #[expect(private_interfaces, reason = "sealed: called by this crate only")]
-    fn flush(target: &dyn Flush, held: &mut Held<'_, Self>, portion: Portion) -> Flushed {
+    fn flush(target: &dyn Flush, held: &mut Held<'_, Self>, portion: Portion) -> u64 {
         target.flush_at_entry(held, portion)
     }
 }
 
 impl CanFlush for Inode {
     #[expect(private_interfaces, reason = "sealed: called by this crate only")]
-    fn flush(target: &dyn Flush, held: &mut Held<'_, Self>, portion: Portion) -> Flushed {
+    fn flush(target: &dyn Flush, held: &mut Held<'_, Self>, portion: Portion) -> u64 {
         target.flush_below_inode(held, portion)
     }
 }
@@ -225,7 +216,7 @@ impl Flusher {
     pub(crate) fn throttle(&self, held: &mut Held<'_, Inode>, own: &dyn Flush) {
         let portion = Portion::Pages(self.limits.portion);
         while self.unclean() > self.limits.dirty {
-            if own.flush_below_inode(held, portion).pages > 0 || self.run_one(held) {
+            if own.flush_below_inode(held, portion) > 0 || self.run_one(held) {
                 continue;
             }
             if self.writeback() == 0 {
@@ -249,18 +240,16 @@ impl Flusher {
         })
     }
 
-    /// Writes every file that is dirty now, waiting for what others write; how many failed.
-    pub(crate) fn run_all<L: CanFlush>(&self, held: &mut Held<'_, L>) -> usize {
+    /// Writes every file that is dirty now, waiting for what others write.
+    pub(crate) fn run_all<L: CanFlush>(&self, held: &mut Held<'_, L>) {
         let files: Vec<Weak<dyn Flush>> = {
             let state = self.state.lock();
             let listed = state.listed.iter().map(|listed| &listed.file);
             listed.chain(&state.busy).map(Weak::clone).collect()
         };
-        files
-            .iter()
-            .filter_map(Weak::upgrade)
-            .filter(|file| L::flush(&**file, held, Portion::All).failed)
-            .count()
+        for file in files.iter().filter_map(Weak::upgrade) {
+            L::flush(&*file, held, Portion::All);
+        }
     }
 
     /// Writes a portion of `file`, which was taken off the list, and puts it back if it is not
@@ -275,12 +264,12 @@ impl Flusher {
             self.state.lock().put_back(&file, false);
             return 0;
         };
-        let flushed = L::flush(&*mapping, held, portion);
+        let pages = L::flush(&*mapping, held, portion);
         let clean = mapping.delist();
         self.state.lock().put_back(&file, !clean);
         // Possibly the last reference: the file goes with no lock of the flusher held.
         drop(mapping);
-        flushed.pages
+        pages
     }
 
     fn run(&self) {

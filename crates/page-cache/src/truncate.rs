@@ -94,6 +94,8 @@ impl<B: WriteBacking> Mapping<B> {
         parts: &[Range<u64>],
     ) -> Result<(), B::Error> {
         self.pages().assert_fenced();
+        // What others fail to write between the zeros and the writing counts, too.
+        let before = self.errors.count();
         loop {
             let mut edges = Vec::with_capacity(parts.len());
             for part in parts {
@@ -107,10 +109,11 @@ impl<B: WriteBacking> Mapping<B> {
                 return Ok(());
             }
             self.tell_flusher();
-            return rewritten.into_iter().try_for_each(|index| {
+            rewritten.into_iter().try_for_each(|index| {
                 let bytes = index * PAGE_BYTES..(index + 1) * PAGE_BYTES;
                 self.write_back(held, bytes, WaitFor::All)
-            });
+            })?;
+            return self.errors.since(before);
         }
     }
 

@@ -127,8 +127,9 @@ impl<'a> WriteBatch<'a> {
         &self.data[at(range.start)..at(range.end)]
     }
 
-    /// The file's size when the bytes were copied: bytes from there on are zeros, and the size on
-    /// disk must not pass it on account of this batch.
+    /// The file's size just before the bytes were copied: those before it are as they were written,
+    /// those from there on are zeros, and the size on disk must not pass it on account of this
+    /// batch.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size

@@ -17,7 +17,7 @@ use pagefence_lock_order::{After, Held};
 
 use crate::backing::{PAGE_SIZE, WriteBacking};
 use crate::cache::Shared;
-use crate::flusher::{Flush, Flushed, Portion};
+use crate::flusher::{Flush, Portion};
 use crate::folio::{Folio, PageLockGuard};
 use crate::mapping::{Mapping, PAGE_BYTES};
 use crate::write_batch::{Mask, WriteBatch};
@@ -55,9 +55,10 @@ impl<B: WriteBacking> Mapping<B> {
     ///
     /// # Errors
     ///
-    /// The first error met by this call; the other pages are written all the same. It is noted
-    /// for [`Mapping::check_errors`], too, which also tells of errors that others met: that is what
-    /// fsync asks.
+    /// The first error met by this call; the other pages are written all the same. With
+    /// [`WaitFor::All`] also one that others met meanwhile, anywhere in the file: what they failed
+    /// to write may be pages that this call waited for. It is noted for [`Mapping::check_errors`],
+    /// too, which also tells of errors that came before: that is what fsync asks.
     pub fn write_back<P: Level>(
         &self,
         held: &mut Held<'_, P>,
@@ -71,11 +72,13 @@ impl<B: WriteBacking> Mapping<B> {
         if range.is_empty() {
             return Ok(());
         }
+        let before = self.errors.count();
         let (_, result) = self.write_dirty(held, pages.clone(), u64::MAX, wait);
-        if wait == WaitFor::All {
-            self.wait_written(pages);
+        if wait == WaitFor::Own {
+            return result;
         }
-        result
+        self.wait_written(pages);
+        result.and_then(|()| self.errors.since(before))
     }
 
     /// Writes up to `most` dirty pages of `pages`, ascending; how many, and the first error.
@@ -134,6 +137,7 @@ impl<B: WriteBacking> Mapping<B> {
         let result = self.write_marked(held, &marked);
         if let Err(error) = &result {
             self.errors.note(error.clone());
+            self.shared().errors.note(());
         }
         // Noted before the mark goes: who waited for it asks for errors next.
         drop(marked);
@@ -201,6 +205,11 @@ impl<B: WriteBacking> Mapping<B> {
         marked: &Marked<'_>,
     ) -> Result<(), B::Error> {
         let pages = marked.pages();
+        // Looked up after the pages were locked: whoever made bytes past it dirty before had
+        // grown the file by then ([`WriteBacking::grow`]), and who does so now makes them dirty
+        // again. And before they are copied: what lies before it is in the copy then, so that a
+        // size on disk that this batch raises covers no byte that is yet to be written.
+        let size = self.size();
         let mut buffer = self.shared().buffers.take(marked.folios.len());
         let data = &mut buffer[..marked.folios.len() * PAGE_SIZE];
         for (folio, page) in marked.folios.iter().zip(data.chunks_mut(PAGE_SIZE)) {
@@ -208,10 +217,6 @@ impl<B: WriteBacking> Mapping<B> {
                 frame.copy_out(0, page);
             }
         }
-        // Looked up after the pages were locked: whoever made bytes past it dirty before had
-        // grown the file by then ([`WriteBacking::grow`]), and who does so now makes them dirty
-        // again.
-        let size = self.size();
         let start = pages.start * PAGE_BYTES;
         let inside = usize::try_from(size.saturating_sub(start)).unwrap_or(usize::MAX);
         if let Some(past) = data.get_mut(inside..) {
@@ -272,7 +277,7 @@ impl<B: WriteBacking> Mapping<B> {
         }
     }
 
-    fn flush_portion<P: Level>(&self, held: &mut Held<'_, P>, portion: Portion) -> Flushed
+    fn flush_portion<P: Level>(&self, held: &mut Held<'_, P>, portion: Portion) -> u64
     where
         Writepages: After<P>,
     {
@@ -281,30 +286,23 @@ impl<B: WriteBacking> Mapping<B> {
             Portion::Pages(most) => {
                 // What becomes dirty behind the front is left for the next time.
                 let dirty = self.dirty_pages().try_into().unwrap_or(u64::MAX);
-                let (pages, result) = self.write_dirty(held, all, most.min(dirty), WaitFor::Own);
-                Flushed {
-                    pages,
-                    failed: result.is_err(),
-                }
+                self.write_dirty(held, all, most.min(dirty), WaitFor::Own).0
             }
             Portion::All => {
-                let (pages, result) = self.write_dirty(held, all.clone(), u64::MAX, WaitFor::All);
+                let (pages, _) = self.write_dirty(held, all.clone(), u64::MAX, WaitFor::All);
                 self.wait_written(all);
-                Flushed {
-                    pages,
-                    failed: result.is_err(),
-                }
+                pages
             }
         }
     }
 }
 
 impl<B: WriteBacking> Flush for Mapping<B> {
-    fn flush_at_entry(&self, held: &mut Held<'_, Entry>, portion: Portion) -> Flushed {
+    fn flush_at_entry(&self, held: &mut Held<'_, Entry>, portion: Portion) -> u64 {
         self.flush_portion(held, portion)
     }
 
-    fn flush_below_inode(&self, held: &mut Held<'_, Inode>, portion: Portion) -> Flushed {
+    fn flush_below_inode(&self, held: &mut Held<'_, Inode>, portion: Portion) -> u64 {
         self.flush_portion(held, portion)
     }
 

@@ -24,6 +24,52 @@ fn reparse(inode: &Inode, sb: &Superblock) -> Result<Inode, Corruption> {
     Inode::parse(&bytes_of(&inode, sb), INO, sb)
 }
 
+/// Who reads a file renews its access time with no lock that keeps out a change of the inode: either
+/// time stays then, whole.
+#[test]
+fn times_are_adopted_whole_or_not_at_all() {
+    let sb = sample(|_| {});
+    let time = |seconds, nanoseconds| Timestamp {
+        seconds,
+        nanoseconds,
+    };
+    let times = [
+        time(0, 0),
+        time(0x0102_0304, 5),
+        time(0x0102_0305, 5),
+        time(0x0102_0304, 0x0102_0304),
+        time(0x0202_0304, 0x0102_0305),
+        time(0x1_0102_0304, 5),
+        time(0x2_0FFF_0304, 999_999_999),
+        time(-7, 1),
+    ];
+    let set: [fn(&mut Inode, Timestamp); 3] =
+        [Inode::set_atime, Inode::set_ctime, Inode::set_mtime];
+    let get: [fn(&Inode) -> Timestamp; 3] = [Inode::atime, Inode::ctime, Inode::mtime];
+    for (set, get) in set.iter().zip(get) {
+        for [old, new, other] in triples(&times) {
+            let mut before = file(&sb, FileKind::Regular);
+            set(&mut before, old);
+            let mut after = before.clone();
+            set(&mut after, new);
+            after.set_links(7);
+            let mut here = before.clone();
+            set(&mut here, other);
+            here.set_uid(8);
+            here.adopt(&before, &after);
+            let expected = if old == new { other } else { new };
+            assert_eq!(get(&here), expected, "{old:?} {new:?} {other:?}");
+            assert_eq!((here.links(), here.uid()), (7, 8));
+        }
+    }
+}
+
+/// Three of `all`, in each order, the same more than once as well.
+fn triples<T: Copy>(all: &[T]) -> impl Iterator<Item = [T; 3]> {
+    let pairs = all.iter().flat_map(|a| all.iter().map(move |b| (*a, *b)));
+    pairs.flat_map(|(a, b)| all.iter().map(move |c| [a, b, *c]))
+}
+
 #[test]
 fn fields_go_in_and_come_out() {
     let sb = sample(|raw| edit_features(raw, "large_dir"));

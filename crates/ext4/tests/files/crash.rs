@@ -391,6 +391,9 @@ fn a_failed_write_is_told_to_each_open_file_once() {
         write_all(&fs, &first, 0, &[8; 10_000]);
         fs.sync_file(&first, false).unwrap();
         drop((first, second));
+        // Who syncs all files did not hear it from those two.
+        let told = fs.sync();
+        assert!(matches!(told, Err(Error::Io(_))), "{}: {told:?}", kind.name);
         fs.shut_down().unwrap();
         drop(fs);
         let image = Image::of(&device.live().to_vec());

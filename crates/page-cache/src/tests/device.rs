@@ -52,6 +52,7 @@ struct State {
     panicking_reads: usize,
     segment_hook: Option<Hook>,
     grow_hook: Option<Hook>,
+    size_hook: Option<Hook>,
     reads: Vec<Range<u64>>,
     /// Blocks that have no data yet, and space set aside.
     reserved: BTreeSet<usize>,
@@ -264,6 +265,11 @@ impl Control {
         self.state().grow_hook = Some(Box::new(hook));
     }
 
+    /// Runs `hook` when the size is asked for next.
+    pub(super) fn on_size(&self, hook: impl FnOnce() + Send + 'static) {
+        self.state().size_hook = Some(Box::new(hook));
+    }
+
     /// The byte ranges written so far; forgets them.
     pub(super) fn take_writes(&self) -> Vec<Range<u64>> {
         std::mem::take(&mut self.state().writes)
@@ -364,6 +370,10 @@ impl Backing for Device {
     type Error = Failed;
 
     fn size(&self) -> u64 {
+        let hook = self.state().size_hook.take();
+        if let Some(hook) = hook {
+            hook();
+        }
         self.state().size
     }
 

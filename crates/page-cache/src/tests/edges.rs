@@ -16,8 +16,9 @@ pub(super) fn truncate(mapping: &TestMapping, size: u64) {
     let mut entry = Held::at_entry();
     let from = size.min(crate::Backing::size(mapping.backing()));
     let (mut fence, mut held) = mapping.fence(&mut entry, from..u64::MAX);
-    mapping.backing().set_size(size);
-    Device::truncate(&fence.evict(&mut held, Evict::Discard).expect("evicted"));
+    let shorten = || mapping.backing().set_size(size);
+    let evicted = fence.evict_with(&mut held, Evict::Discard, shorten);
+    Device::truncate(&evicted.expect("evicted"));
 }
 
 pub(super) fn punch(mapping: &TestMapping, range: Range<u64>) {

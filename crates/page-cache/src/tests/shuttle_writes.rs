@@ -106,9 +106,9 @@ impl World {
         let (_lock, mut held) = self.inode.write(&mut entry);
         let from = size.min(crate::Backing::size(self.mapping.backing()));
         let (mut fence, mut held) = self.mapping.fence(&mut held, from..u64::MAX);
-        self.mapping.backing().set_size(size);
-        let evicted = fence.evict(&mut held, Evict::Discard).expect("evicted");
-        Device::truncate(&evicted);
+        let shorten = || self.mapping.backing().set_size(size);
+        let evicted = fence.evict_with(&mut held, Evict::Discard, shorten);
+        Device::truncate(&evicted.expect("evicted"));
     }
 
     fn reclaim(&self) {
@@ -353,6 +353,37 @@ fn shuttle_errors_are_heard_of_once() {
             thread.join().expect("a thread");
         }
         assert_eq!(heard.load(Ordering::SeqCst), 1);
+    });
+}
+
+/// Whoever writes the zeros of an edge: if that fails, blocks must not be taken away.
+#[test]
+fn shuttle_an_edge_that_was_not_written_is_an_error() {
+    check(|| {
+        let device = Device::stamped(2, PAGE_SIZE);
+        let world = World::of(config(SMALL), Mutants::default(), device);
+        world.mapping.backing().fail_writes(1);
+        let threads = vec![
+            world.thread("punch", |world| {
+                let mut entry = Held::at_entry();
+                let (_lock, mut held) = world.inode.write(&mut entry);
+                let (mut fence, mut held) = world.mapping.fence(&mut held, 100..PAGE);
+                let evicted = fence.evict(&mut held, Evict::Discard).is_ok();
+                let contents = world.mapping.backing().contents();
+                let is_zeroed = contents[100..PAGE_SIZE].iter().all(|&byte| byte == 0);
+                assert!(is_zeroed || !evicted, "the edge keeps old bytes");
+            }),
+            world.thread("flusher", |world| {
+                world.cache.run_flusher(&mut Held::at_entry());
+            }),
+            world.thread("another", |world| {
+                let held = &mut Held::at_entry();
+                let _told = world.mapping.write_back(held, 0..PAGE, WaitFor::Own);
+            }),
+        ];
+        for thread in threads {
+            thread.join().expect("a thread");
+        }
     });
 }
 

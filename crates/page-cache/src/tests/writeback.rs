@@ -9,7 +9,7 @@ use super::device::{Device, Failed, Stop, TestMapping};
 use super::{SMALL, Task, config, only, read, stamped, sync, write};
 use crate::backing::PAGE_SIZE;
 use crate::reclaim::Pressure;
-use crate::{Config, PageCache, WaitFor};
+use crate::{Config, Evict, PageCache, WaitFor};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -151,10 +151,13 @@ fn reclaim_leaves_pages_being_written_alone() {
 fn an_error_leaves_pages_cached_and_clean_and_each_file_hears_of_it_once() {
     let (cache, mapping) = setup(4 << 20);
     let (first, second) = (mapping.error_cursor(), mapping.error_cursor());
+    let all = cache.error_cursor();
     write(&mapping, 0, &[1; 3 * PAGE_SIZE]).expect("written");
     mapping.backing().fail_writes(1);
-    assert_eq!(cache.sync_all(&mut Held::at_entry()), 1);
+    cache.sync_all(&mut Held::at_entry());
     assert!(mapping.is_idle());
+    assert!(cache.has_failed_since(&all));
+    assert!(!cache.has_failed_since(&all), "told once");
     assert_eq!(
         read(&mapping, 0, PAGE_SIZE),
         Ok(vec![1; PAGE_SIZE]),
@@ -166,10 +169,63 @@ fn an_error_leaves_pages_cached_and_clean_and_each_file_hears_of_it_once() {
     assert_eq!(mapping.check_errors(&second), Err(Failed));
     // Written anew, it is written.
     write(&mapping, 0, &[2; 3 * PAGE_SIZE]).expect("written");
-    assert_eq!(cache.sync_all(&mut Held::at_entry()), 0);
+    cache.sync_all(&mut Held::at_entry());
+    assert!(!cache.has_failed_since(&all));
     assert_eq!(mapping.backing().contents(), vec![2; 3 * PAGE_SIZE]);
     assert_eq!(mapping.check_errors(&second), Ok(()));
     assert_eq!(mapping.backing().violations(), 0);
+}
+
+/// Pages that another thread is writing are waited for, and so is what comes of it.
+#[test]
+fn who_waits_for_what_another_writes_hears_that_it_failed() {
+    let wait =
+        |mapping: &TestMapping| mapping.write_back(&mut Held::at_entry(), 0..1, WaitFor::All);
+    let evict = |mapping: &TestMapping| {
+        let mut entry = Held::at_entry();
+        let (mut fence, mut held) = mapping.fence(&mut entry, 0..PAGE);
+        fence.evict(&mut held, Evict::WriteFirst).map(drop)
+    };
+    for waits in [wait, evict] {
+        let (cache, mapping) = setup(4 << 20);
+        let all = cache.error_cursor();
+        write(&mapping, 0, &[1; PAGE_SIZE]).expect("written");
+        mapping.backing().stop_at(Stop::BeforeWrite);
+        let flusher = start_sync(&mapping, WaitFor::Own);
+        mapping.backing().wait_stopped(1);
+        let waiting = Arc::clone(&mapping);
+        let waiter = Task::start(move || waits(&waiting));
+        assert!(!waiter.is_over_shortly(), "it is being written");
+        mapping.backing().fail_writes(1);
+        mapping.backing().go_on();
+        assert_eq!(flusher.finish(), Err(Failed));
+        assert_eq!(waiter.finish(), Err(Failed));
+        assert_eq!(wait(&mapping), Ok(()), "told");
+        assert!(cache.has_failed_since(&all));
+    }
+}
+
+/// The size on disk covers what is in the copy, and nothing that was appended after it was made.
+#[test]
+fn an_append_while_pages_are_copied_is_in_the_copy_or_past_the_size() {
+    let (_cache, mapping) = setup(4 << 20);
+    write(&mapping, 0, &[1; 10]).expect("written");
+    let appending = Arc::clone(&mapping);
+    mapping.backing().on_size(move || {
+        let append = move || write(&appending, 10, &[2; PAGE_SIZE]);
+        let appended = Task::start(append).finish();
+        assert_eq!(appended, Ok(PAGE_SIZE));
+    });
+    mapping
+        .write_back(&mut Held::at_entry(), 0..PAGE, WaitFor::Own)
+        .expect("written");
+    let on_disk = usize::try_from(mapping.backing().disk_size()).expect("small");
+    let mut expected = vec![1; 10];
+    expected.resize(on_disk, 2);
+    assert!(
+        mapping.backing().contents()[..on_disk] == expected,
+        "{on_disk} bytes"
+    );
 }
 
 #[test]

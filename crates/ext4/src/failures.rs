@@ -1,0 +1,134 @@
+//! What is left when a device fails in the middle of something: the space that is counted, the
+//! data that was promised, and who is told.
+
+mod device;
+mod extents;
+mod space;
+mod sync;
+mod truncate;
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use pagefence_block_io::{Device, MemoryDevice};
+use pagefence_ext4_format::InodeNo;
+use pagefence_lock_order::primitives::Arc;
+use pagefence_vfs::{
+    Credentials, ExtentInfo, FallocateMode, FileSystem as _, InodeId, New, NewKind, Result,
+    SetAttr, WriteMode,
+};
+
+use crate::filesystem::{File, FileSystem};
+use crate::inode::Inode;
+use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
+use crate::mount::MountOptions;
+use device::TestDevice;
+
+/// Bytes of a block in these file systems.
+const BLOCK: u64 = 4096;
+
+/// A new file system of blocks of 4 KiB.
+fn formatted() -> Arc<TestDevice> {
+    let device = MemoryDevice::new(64 << 20);
+    let mut parameters = Parameters::new(Kind::Ext4);
+    parameters.block_size = Some(4096);
+    parameters.contents = Contents::Zeros;
+    format(&device, &parameters, &Tree::new()).expect("a new file system");
+    Arc::new(TestDevice::new(device))
+}
+
+fn open(device: &Arc<TestDevice>) -> FileSystem {
+    let options = MountOptions {
+        write: true,
+        cache: Some(16 << 20),
+        commit_interval: Some(Duration::from_secs(3600)),
+        ..MountOptions::default()
+    };
+    let device: Arc<dyn Device> = Arc::<TestDevice>::clone(device);
+    FileSystem::open(device, &options).expect("it opens")
+}
+
+fn root() -> Credentials {
+    Credentials {
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+    }
+}
+
+fn create(fs: &FileSystem, name: &str) -> InodeId {
+    let new = New {
+        kind: NewKind::Regular,
+        permissions: 0o644,
+        umask: 0,
+    };
+    let made = fs.create(fs.root(), name.as_bytes(), &new, &root());
+    made.expect("it is made").attr.id
+}
+
+fn find(fs: &FileSystem, name: &str) -> InodeId {
+    let found = fs.lookup(fs.root(), name.as_bytes());
+    found.expect("it is there").attr.id
+}
+
+fn inode(fs: &FileSystem, id: InodeId) -> Arc<Inode> {
+    fs.inode(id).expect("it is in core")
+}
+
+fn number(id: InodeId) -> InodeNo {
+    InodeNo(u32::try_from(id.0).expect("a number"))
+}
+
+fn write(fs: &FileSystem, file: &File, offset: u64, data: &[u8]) {
+    let written = fs.write(file, offset, data, WriteMode::empty());
+    assert_eq!(written.expect("it is written"), data.len());
+}
+
+fn read(fs: &FileSystem, file: &File, range: Range<u64>) -> Result<Vec<u8>> {
+    let mut bytes = vec![0xEE; usize::try_from(range.end - range.start).expect("small")];
+    let read = fs.read(file, range.start, &mut bytes)?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+fn set_size(fs: &FileSystem, id: InodeId, size: u64) -> Result<()> {
+    let change = SetAttr {
+        size: Some(size),
+        ..SetAttr::default()
+    };
+    fs.set_attr(id, &change, &root()).map(drop)
+}
+
+fn punch(fs: &FileSystem, file: &File, range: Range<u64>) -> Result<()> {
+    let mode = FallocateMode::PUNCH_HOLE | FallocateMode::KEEP_SIZE;
+    fs.allocate(file, range.start, range.end - range.start, mode)
+}
+
+fn extents(fs: &FileSystem, id: InodeId) -> Vec<ExtentInfo> {
+    let found = fs.extents(id, 0, u64::MAX, usize::MAX);
+    found.expect("it can be read")
+}
+
+/// Where on the device the block is that holds byte `offset`.
+fn place(fs: &FileSystem, id: InodeId, offset: u64) -> Range<u64> {
+    let within =
+        |extent: &&ExtentInfo| (extent.logical..extent.logical + extent.length).contains(&offset);
+    let found = extents(fs, id);
+    let extent = found.iter().find(within).expect("it has a block");
+    let start = extent.physical + (offset - extent.logical) / BLOCK * BLOCK;
+    start..start + BLOCK
+}
+
+/// Takes the pages of a file out of the cache, which are clean.
+fn drop_cache(fs: &FileSystem) {
+    fs.cache.shrink(u64::MAX);
+}
+
+/// Waits for what another thread is about to do.
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(30), "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

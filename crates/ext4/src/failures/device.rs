@@ -1,0 +1,157 @@
+//! A device that fails, and holds, what touches the bytes that the test names.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
+
+use pagefence_block_io::device::{Capabilities, DeviceError, Operation, Result};
+use pagefence_block_io::{Device, MemoryDevice};
+use pagefence_lock_order::primitives::{Condvar, Mutex};
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Fails,
+    /// It waits until the test lets it go.
+    IsHeld,
+}
+
+#[derive(Clone, Debug)]
+struct Rule {
+    operation: Operation,
+    bytes: Range<u64>,
+    fate: Fate,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rules: Vec<Rule>,
+    held: usize,
+    failed: usize,
+}
+
+/// The device.
+#[derive(Debug)]
+pub(super) struct TestDevice {
+    memory: MemoryDevice,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl TestDevice {
+    pub(super) fn new(memory: MemoryDevice) -> Self {
+        Self {
+            memory,
+            state: Mutex::new(State::default()),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Fails what touches `bytes` from now on.
+    pub(super) fn fail(&self, operation: Operation, bytes: Range<u64>) {
+        self.rule(operation, bytes, Fate::Fails);
+    }
+
+    /// Holds what touches `bytes` from now on.
+    pub(super) fn hold(&self, operation: Operation, bytes: Range<u64>) {
+        self.rule(operation, bytes, Fate::IsHeld);
+    }
+
+    fn rule(&self, operation: Operation, bytes: Range<u64>, fate: Fate) {
+        self.state.lock().rules.push(Rule {
+            operation,
+            bytes,
+            fate,
+        });
+    }
+
+    /// Waits until a call is held.
+    pub(super) fn wait_held(&self) {
+        let mut state = self.state.lock();
+        while state.held == 0 {
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// Makes what is held fail, and what touches its bytes from now on.
+    pub(super) fn fail_held(&self) {
+        for rule in &mut self.state.lock().rules {
+            rule.fate = Fate::Fails;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Forgets all rules; what is held goes on.
+    pub(super) fn heal(&self) {
+        self.state.lock().rules.clear();
+        self.changed.notify_all();
+    }
+
+    /// Calls that failed.
+    pub(super) fn failed(&self) -> usize {
+        self.state.lock().failed
+    }
+
+    fn enter(&self, operation: Operation, offset: u64, length: u64) -> Result<()> {
+        let mut state = self.state.lock();
+        loop {
+            let touched = |rule: &&Rule| {
+                rule.operation == operation
+                    && rule.bytes.start < offset + length
+                    && offset < rule.bytes.end
+            };
+            match state.rules.iter().find(touched).map(|rule| rule.fate) {
+                None => return Ok(()),
+                Some(Fate::Fails) => {
+                    state.failed += 1;
+                    return Err(DeviceError {
+                        operation,
+                        offset,
+                        length,
+                        source: std::io::Error::from_raw_os_error(5),
+                    });
+                }
+                Some(Fate::IsHeld) => {
+                    state.held += 1;
+                    self.changed.notify_all();
+                    self.changed.wait(&mut state);
+                    state.held -= 1;
+                }
+            }
+        }
+    }
+}
+
+impl Device for TestDevice {
+    fn size(&self) -> u64 {
+        self.memory.size()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
+
+    fn read_vectored(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let length = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        self.enter(Operation::Read, offset, length)?;
+        self.memory.read_vectored(offset, buffers)
+    }
+
+    fn write_vectored(&self, offset: u64, buffers: &[IoSlice<'_>]) -> Result<()> {
+        let length = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        self.enter(Operation::Write, offset, length)?;
+        self.memory.write_vectored(offset, buffers)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.memory.flush()
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        self.memory.discard(offset, length)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
+        self.enter(Operation::WriteZeroes, offset, length)?;
+        self.memory.write_zeroes(offset, length)
+    }
+}

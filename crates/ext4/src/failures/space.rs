@@ -1,0 +1,143 @@
+//! Space that was promised to what could not be mapped: it is neither lost nor given twice.
+
+use pagefence_block_io::device::Operation;
+use pagefence_lock_order::Held;
+use pagefence_page_cache::WaitFor;
+use pagefence_vfs::{Error, FileSystem as _, WriteMode};
+
+use super::{
+    BLOCK, create, drop_cache, find, formatted, inode, number, open, read, set_size, write,
+};
+use crate::filesystem::FileSystem;
+
+/// More sectors than these an inode can't count: with them it has blocks of 4 KiB, 2^48 - 1.
+const SECTORS_MAX: u64 = ((1 << 48) - 1) * 8;
+
+/// Blocks with a gap behind each, so that the map needs a node below its root.
+const PIECES: u64 = 12;
+
+fn set_sectors(fs: &FileSystem, name: &str, sectors: u64) {
+    let inode = inode(fs, find(fs, name));
+    let mut held = Held::at_entry();
+    let (_map, _held) = inode.core.block_map.write(&mut held);
+    let set = inode.core.update(|record| record.set_sectors(sectors));
+    set.expect("as many as there can be");
+}
+
+fn unreserved(fs: &FileSystem) -> u64 {
+    let live = fs.instance.live().expect("it is written to");
+    live.allocator.counts().blocks_unreserved
+}
+
+/// Writes until nothing more is accepted.
+fn fill(fs: &FileSystem) {
+    let id = create(fs, "filler");
+    let file = fs.open(id, true).expect("it opens");
+    let data = vec![0xF1; 256 << 10];
+    let mut offset = 0;
+    loop {
+        match fs.write(&file, offset, &data, WriteMode::empty()) {
+            Ok(written) => offset += written as u64,
+            Err(Error::NoSpace) => break,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    fs.sync_file(&file, false).expect("it was accepted");
+}
+
+#[test]
+fn what_could_not_be_counted_keeps_its_space() {
+    let device = formatted();
+    {
+        let fs = open(&device);
+        create(&fs, "file");
+        set_sectors(&fs, "file", SECTORS_MAX);
+        fs.sync().expect("nothing fails");
+        fs.shut_down().expect("nothing fails");
+    }
+    let fs = open(&device);
+    let before = unreserved(&fs);
+    let id = find(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    for _ in 0..2 {
+        for piece in 0..PIECES {
+            write(&fs, &file, 2 * piece * BLOCK, &[7; BLOCK as usize]);
+        }
+        let told = fs.sync_file(&file, false);
+        assert!(matches!(told, Err(Error::Corrupt { .. })), "{told:?}");
+    }
+    fs.instance.live().expect("no journal is aborted");
+    // Cut to half, then to nothing.
+    set_size(&fs, id, PIECES * BLOCK).expect("it is cut");
+    set_size(&fs, id, 0).expect("it is cut");
+    assert_eq!(unreserved(&fs), before);
+    fs.sync().expect_err("writes failed");
+    fs.sync().expect("that was told");
+}
+
+/// What is promised stays promised after a failure: a disk that fills up meanwhile has no say.
+#[test]
+fn what_could_not_be_counted_is_written_on_a_full_disk() {
+    let device = formatted();
+    let fs = open(&device);
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    set_sectors(&fs, "file", SECTORS_MAX);
+    for piece in 0..PIECES {
+        write(&fs, &file, 2 * piece * BLOCK, &[7; BLOCK as usize]);
+    }
+    assert!(fs.sync_file(&file, false).is_err());
+    fill(&fs);
+    set_sectors(&fs, "file", 0);
+    for piece in 0..PIECES {
+        write(&fs, &file, 2 * piece * BLOCK, &[8; BLOCK as usize]);
+    }
+    fs.sync_file(&file, false).expect("it was accepted");
+    drop_cache(&fs);
+    for piece in 0..PIECES {
+        let at = 2 * piece * BLOCK;
+        assert_eq!(
+            read(&fs, &file, at..at + BLOCK).expect("it is there"),
+            [8; BLOCK as usize]
+        );
+    }
+    drop(file);
+    fs.sync().expect_err("a write failed");
+    fs.shut_down().expect("all is written");
+}
+
+/// A transaction that fails before it changed anything gives back what it was lent for the blocks
+/// that are still to be mapped.
+#[test]
+fn times_that_can_not_be_written_cost_no_space() {
+    let device = formatted();
+    {
+        let fs = open(&device);
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).expect("it opens");
+        write(&fs, &file, 0, &[1; BLOCK as usize]);
+        drop(file);
+        fs.shut_down().expect("nothing fails");
+    }
+    let fs = open(&device);
+    let id = find(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    for piece in 0..PIECES {
+        write(&fs, &file, 2 * piece * BLOCK, &[2; BLOCK as usize]);
+    }
+    let (block, _) = fs.instance.inode_block(number(id)).expect("it has a place");
+    fs.instance.buffers.invalidate(block.0);
+    device.fail(Operation::Read, block.0 * BLOCK..(block.0 + 1) * BLOCK);
+    let written = file
+        .mapping
+        .write_back(&mut Held::at_entry(), 0..BLOCK, WaitFor::All);
+    assert!(written.is_err(), "its times can't be written");
+    device.heal();
+    fs.instance.live().expect("no journal is aborted");
+    fill(&fs);
+    let _told = fs.sync_file(&file, false);
+    fs.sync_file(&file, false).expect("it was accepted");
+    drop(file);
+    fs.sync().expect_err("a write failed");
+    fs.shut_down().expect("all is written");
+}
