@@ -97,8 +97,9 @@ mod tests {
             if !there.is_empty() && random >> 30 != 0 {
                 let gone = there.swap_remove(random as usize % there.len());
                 let view = DirBlock::new(&block, &FORMAT, false);
-                let found = view.find(&name(gone)).expect("sound").expect("there");
-                assert!(remove(&mut block, &FORMAT, found.offset).expect("sound"));
+                let found = view.find(&name(gone)).expect("sound");
+                let offset = found.expect("there").offset;
+                assert!(remove(&mut block, &FORMAT, offset).expect("sound"));
             }
         }
         assert!(there.len() > 3);
@@ -158,7 +159,7 @@ mod tests {
         for is_sound in [false, true] {
             assert!(matches!(
                 view.search(&victim, 12, is_sound),
-                Err(Corruption::Directory(DirCorruption::Inode { .. }))
+                Err(Corruption::DirEntry(DirCorruption::Inode { .. }))
             ));
         }
         assert!(view.search(b"nobody", 12, false).is_err());
@@ -170,9 +171,13 @@ mod tests {
         let long = vec![b'y'; 255];
         let entry = EntryName::new(&long).expect("a name");
         let view = DirBlock::new(&block, &FORMAT, false);
-        let found = view.find(&name(there[0])).expect("sound").expect("there");
+        let offset = view
+            .find(&name(there[0]))
+            .expect("sound")
+            .expect("there")
+            .offset;
         let before = block.clone();
-        let put = insert_at(&mut block, &FORMAT, found.offset, InodeNo(5), &entry, None);
+        let put = insert_at(&mut block, &FORMAT, offset, InodeNo(5), &entry, None);
         assert_eq!(put.expect("an entry is there"), None);
         assert!(insert_at(&mut block, &FORMAT, 2048, InodeNo(5), &entry, None).is_err());
         assert_eq!(block, before);
