@@ -44,6 +44,8 @@ pub(crate) struct Delayed {
     /// For the map.
     map_space: Option<Reservation>,
     flush_on_close: bool,
+    /// Whether data may take what is kept back for root: as the last writer may.
+    uses_reserve: bool,
     has_failed: bool,
     /// A block of the file, and where it would best lie: behind what was given a place last.
     goal: Option<(u32, BlockNo)>,
@@ -212,6 +214,16 @@ impl Delayed {
         self.goal = Some((next, goal));
     }
 
+    /// Whether what is added may come out of what is kept back for root.
+    pub(crate) fn uses_reserve(&self) -> bool {
+        self.uses_reserve
+    }
+
+    /// Sets [`Self::uses_reserve`], for the writer that holds the inode lock.
+    pub(crate) fn use_reserve(&mut self, may: bool) {
+        self.uses_reserve = may;
+    }
+
     /// Has the file written back when it is closed ([`Self::take_flush_on_close`]).
     pub(crate) fn set_flush_on_close(&mut self) {
         self.flush_on_close = true;
@@ -285,7 +297,7 @@ impl Delayed {
         let for_map = shape
             .worst_case(&self.amount())
             .saturating_sub(blocks_of(self.map_space.as_ref()));
-        match allocator.reserve(new + for_map, false) {
+        match allocator.reserve(new + for_map, self.uses_reserve) {
             Ok(mut reservation) => {
                 if let Some(for_map) = reservation.take(for_map) {
                     join(&mut self.map_space, for_map);

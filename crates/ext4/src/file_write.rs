@@ -57,6 +57,7 @@ impl FileSystem {
             if mode.contains(WriteMode::KILL_PRIVILEGES) {
                 self.kill_privileges(&mut held, inode)?;
             }
+            note_rights(&mut held, inode, mode);
             let end = offset + data.len() as u64;
             self.make_inline_fit(&mut held, inode, size.max(end))?;
             if offset > size {
@@ -154,6 +155,7 @@ impl FileSystem {
         (from, from_offset): (&File, u64),
         (to, to_offset): (&File, u64),
         length: u64,
+        mode: WriteMode,
     ) -> Result<u64> {
         self.instance.live()?;
         let left = from.inode.core.size().saturating_sub(from_offset);
@@ -172,7 +174,7 @@ impl FileSystem {
                 .read(from, from_offset + done, &mut buffer[..want])
                 .and_then(|read| {
                     let data = &buffer[..read];
-                    self.write_file(to, to_offset + done, data, WriteMode::KILL_PRIVILEGES)
+                    self.write_file(to, to_offset + done, data, mode)
                         .map(|written| (read, written))
                 });
             match step {
@@ -192,6 +194,20 @@ impl FileSystem {
 }
 
 /// Whether the file can be written to at all.
+/// Says whether the space that this writer needs may come out of what is kept back for root. The
+/// caller holds the inode lock exclusively, so that no other writer reserves meanwhile.
+fn note_rights(held: &mut Held<'_, levels::Inode>, inode: &Inode, mode: WriteMode) {
+    let uses_reserve = mode.contains(WriteMode::USE_RESERVE);
+    let differs = {
+        let (delayed, _held) = inode.core.block_map.read(held);
+        delayed.uses_reserve() != uses_reserve
+    };
+    if differs {
+        let (mut delayed, _held) = inode.core.block_map.write(held);
+        delayed.use_reserve(uses_reserve);
+    }
+}
+
 fn check_flags(inode: &Inode, mode: WriteMode) -> Result<()> {
     let flags = inode.disk().record.flags();
     let fixed = InodeFlags::IMMUTABLE | InodeFlags::VERITY;

@@ -432,8 +432,9 @@ impl pagefence_vfs::FileSystem for FileSystem {
         to: &File,
         to_offset: u64,
         length: u64,
+        mode: WriteMode,
     ) -> Result<u64> {
-        self.copy_file_range((from, from_offset), (to, to_offset), length)
+        self.copy_file_range((from, from_offset), (to, to_offset), length, mode)
     }
 
     fn sync_file(&self, file: &File, data_only: bool) -> Result<()> {

@@ -57,7 +57,11 @@ impl<F: FileSystem> Dispatch<F> {
     }
 
     /// Who asks, with the group of an inode.
-    fn member(&self, request: &Request, id: InodeId) -> pagefence_vfs::Result<Credentials> {
+    pub(crate) fn member(
+        &self,
+        request: &Request,
+        id: InodeId,
+    ) -> pagefence_vfs::Result<Credentials> {
         let gid = self.fs.attr(id)?.gid;
         Ok(Credentials {
             groups: vec![gid],

@@ -461,8 +461,8 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
 
     fn write(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        node: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
@@ -473,13 +473,13 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     ) {
         self.changing(
             "write",
-            || answer!(reply, self.write_file(handle, offset, data, flags) => |written| reply.written(written)),
+            || answer!(reply, self.write_file(request, node, handle, offset, data, flags) => |written| reply.written(written)),
         );
     }
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -489,17 +489,17 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     ) {
         self.changing(
             "fallocate",
-            || answer!(reply, self.allocate(node, handle, offset, length, mode) => |_done| reply.ok()),
+            || answer!(reply, self.allocate(request, node, handle, offset, length, mode) => |_done| reply.ok()),
         );
     }
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         from: FileHandle,
         from_offset: u64,
-        _: INodeNo,
+        node: INodeNo,
         to: FileHandle,
         to_offset: u64,
         length: u64,
@@ -508,7 +508,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     ) {
         self.changing(
             "copy_file_range",
-            || answer!(reply, self.copy((from, from_offset), (to, to_offset), length) => |copied| reply.written(copied)),
+            || answer!(reply, self.copy(request, (from, from_offset), (node, to, to_offset), length) => |copied| reply.written(copied)),
         );
     }
 

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use fuser::{Errno, FileHandle, INodeNo, OpenAccMode, OpenFlags, ReplyData, WriteFlags};
+use fuser::{Errno, FileHandle, INodeNo, OpenAccMode, OpenFlags, ReplyData, Request, WriteFlags};
 use pagefence_vfs::{FallocateMode, FileSystem, InodeId, Whence, WriteMode};
 use rustix::fs::OFlags;
 
@@ -76,6 +76,8 @@ impl<F: FileSystem> Dispatch<F> {
     /// Writes. O_SYNC is no matter of ours: the kernel sends an FSYNC after the write.
     pub(crate) fn write_file(
         &self,
+        request: &Request,
+        node: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
@@ -83,24 +85,28 @@ impl<F: FileSystem> Dispatch<F> {
     ) -> Result<u32, Errno> {
         let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
         let mut mode = WriteMode::empty();
-        mode.set(
-            WriteMode::WRITEBACK,
-            flags.contains(WriteFlags::FUSE_WRITE_CACHE),
-        );
-        mode.set(
-            WriteMode::KILL_PRIVILEGES,
-            flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
-        );
+        let is_cached = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        mode.set(WriteMode::WRITEBACK, is_cached);
+        // It is too late to refuse what the kernel has taken.
+        let uses_reserve = is_cached || self.is_root(request);
+        mode.set(WriteMode::USE_RESERVE, uses_reserve);
+        let kills = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        mode.set(WriteMode::KILL_PRIVILEGES, kills);
+        let has_privileges = kills && self.privileges(node)?.is_some();
         let written = self
             .fs
             .write(&file, offset, data, mode)
             .map_err(|error| errno(&error))?;
+        if has_privileges {
+            self.attributes_changed(node);
+        }
         u32::try_from(written).map_err(|_| Errno::EIO)
     }
 
     /// fallocate(2). A mode that is not known is EOPNOTSUPP: programs then do without.
     pub(crate) fn allocate(
         &self,
+        request: &Request,
         node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -108,7 +114,9 @@ impl<F: FileSystem> Dispatch<F> {
         mode: i32,
     ) -> Result<(), Errno> {
         let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
-        let mode = fallocate_mode(mode).ok_or(Errno::EOPNOTSUPP)?;
+        let mut mode = fallocate_mode(mode).ok_or(Errno::EOPNOTSUPP)?;
+        mode.set(FallocateMode::USE_RESERVE, self.is_root(request));
+        self.take_privileges(request, node)?;
         self.fs
             .allocate(&file, offset, length, mode)
             .map_err(|error| errno(&error))?;
@@ -116,21 +124,30 @@ impl<F: FileSystem> Dispatch<F> {
         Ok(())
     }
 
-    /// copy_file_range(2).
+    /// copy_file_range(2). `to` is a node, and a handle and an offset of it.
     pub(crate) fn copy(
         &self,
+        request: &Request,
         from: (FileHandle, u64),
-        to: (FileHandle, u64),
+        to: (INodeNo, FileHandle, u64),
         length: u64,
     ) -> Result<u32, Errno> {
         let source = self.files.get(from.0.0).ok_or(Errno::EBADF)?;
-        let target = self.files.get(to.0.0).ok_or(Errno::EBADF)?;
+        let target = self.files.get(to.1.0).ok_or(Errno::EBADF)?;
+        let is_root = self.is_root(request);
+        let mut mode = WriteMode::empty();
+        mode.set(WriteMode::USE_RESERVE, is_root);
+        mode.set(WriteMode::KILL_PRIVILEGES, !is_root);
+        let has_privileges = !is_root && self.privileges(to.0)?.is_some();
         // The answer has 32 bits.
         let length = length.min(COPY_BYTES_MAX);
         let copied = self
             .fs
-            .copy_range(&source, from.1, &target, to.1, length)
+            .copy_range(&source, from.1, &target, to.2, length, mode)
             .map_err(|error| errno(&error))?;
+        if has_privileges {
+            self.attributes_changed(to.0);
+        }
         u32::try_from(copied).map_err(|_| Errno::EIO)
     }
 

@@ -10,8 +10,9 @@
 //! | LINK | all of the directory; the inode comes with the answer | an answer on its way (directory) |
 //! | UNLINK, RMDIR | all of the directory; the inode's link count and change time | an answer on its way (directory) |
 //! | RENAME | all of both directories; the change time of what moved, as UNLINK of what went | an answer on its way (directories, what moved) |
-//! | SETATTR, WRITE, `copy_file_range` | what comes with the answer; times, size and blocks | nothing |
-//! | FALLOCATE | times, size and blocks | an answer on its way, if the size stays |
+//! | SETATTR | what comes with the answer | nothing |
+//! | WRITE, `copy_file_range` | times, size and blocks | the mode, if set-uid goes |
+//! | FALLOCATE | times, size and blocks | the mode, if set-uid goes; an answer on its way, if the size stays |
 //! | SETXATTR, REMOVEXATTR | the change time; with ACLs negotiated, all of it for an ACL | an answer on its way; the mode that an ACL makes, if they are not negotiated |
 //! | SETFLAGS, FSSETXATTR | nothing | the change time |
 //! | READ, READLINK, READDIR | the time of access | nothing that is kept here |

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /dev/fuse ──► session (threads, INIT) ──► dispatch ──► namespace · changes · files
-//!                                       directories · xattrs · ioctl ──► vfs::FileSystem
+//!                                       directories · xattrs · ioctl · privileges ──► vfs::FileSystem
 //! mount, fusermount: get the descriptor and attach it   attributes, errno, nodes: translate
 //! ```
 //!
@@ -35,6 +35,7 @@ mod lookups;
 pub mod mount;
 mod namespace;
 mod nodes;
+mod privileges;
 pub mod server_id;
 mod session;
 mod xattrs;

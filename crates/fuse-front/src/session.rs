@@ -129,13 +129,13 @@ impl<F: FileSystem> Server<F> {
     }
 }
 
-/// Two threads a processor: one can compute while one waits for the image. At least four, so that
-/// slow reads don't keep lookups waiting on a small machine.
+/// Two threads a processor: one can compute while one waits for the image. At least sixteen: a
+/// thread that waits for a commit serves nobody else, and those who wait together share one.
 fn threads(asked: Option<NonZeroUsize>) -> usize {
     asked.map_or_else(
         || {
             let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-            processors.saturating_mul(2).clamp(4, 64)
+            processors.saturating_mul(2).clamp(16, 64)
         },
         NonZeroUsize::get,
     )
@@ -168,10 +168,8 @@ pub(crate) fn negotiate(config: &mut KernelConfig, asked: Asked) -> Agreed {
     //   then (find, ls, tar) would ask for each.
     // - AUTO_INVAL_DATA: drops cached pages whenever a time changes; nobody else writes.
     // - ATOMIC_O_TRUNC: a file that is cut off when it is opened is cut off by a SETATTR, like any.
-    // - HANDLE_KILLPRIV: the kernel takes set-uid bits and capabilities off by SETATTR and
-    //   REMOVEXATTR, as for any file system.
-    // - HANDLE_KILLPRIV_V2, SETXATTR_EXT, SECURITY_CTX, CREATE_SUPP_GROUP, OVER_IO_URING: fuser
-    //   accepts them and does not honour them.
+    // - SETXATTR_EXT, SECURITY_CTX, CREATE_SUPP_GROUP, OVER_IO_URING: fuser accepts them and does
+    //   not honour them.
     let mut wanted = InitFlags::FUSE_ASYNC_READ
         | InitFlags::FUSE_BIG_WRITES
         | InitFlags::FUSE_MAX_PAGES
@@ -182,7 +180,10 @@ pub(crate) fn negotiate(config: &mut KernelConfig, asked: Asked) -> Agreed {
         | InitFlags::FUSE_EXPLICIT_INVAL_DATA
         | InitFlags::FUSE_EXPORT_SUPPORT
         | InitFlags::FUSE_HAS_IOCTL_DIR
-        | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+        | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
+        // Set-uid and set-group-id bits are ours to take off: see `privileges`. Without it each
+        // small write is preceded by a GETXATTR.
+        | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
     if asked.posix_acl {
         // A directory's default ACL overrules the umask, which the kernel therefore leaves to us.
         wanted |= InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_DONT_MASK;

@@ -202,11 +202,9 @@ impl File {
         if !self.rights.write {
             return Err(self.fail(pagefence_vfs::Error::PermissionDenied));
         }
-        let mode = if self.rights.append {
-            WriteMode::APPEND
-        } else {
-            WriteMode::empty()
-        };
+        // As root, here as everywhere.
+        let mut mode = WriteMode::USE_RESERVE;
+        mode.set(WriteMode::APPEND, self.rights.append);
         let mut written = 0;
         for chunk in data.chunks(STEP) {
             let at = offset.saturating_add(written as u64);
@@ -265,7 +263,7 @@ impl File {
             return Err(self.fail(pagefence_vfs::Error::PermissionDenied));
         }
         self.fs
-            .allocate(&self.file, offset, length, FallocateMode::empty())
+            .allocate(&self.file, offset, length, FallocateMode::USE_RESERVE)
             .map_err(|error| self.fail(error))
     }
 

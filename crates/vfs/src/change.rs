@@ -97,6 +97,8 @@ bitflags! {
         const KILL_PRIVILEGES = 8;
         /// Comes from the kernel's page cache: times are the kernel's business.
         const WRITEBACK = 16;
+        /// What is kept back for root may be taken.
+        const USE_RESERVE = 32;
     }
 
     /// What fallocate does to a range; nothing set: blocks for it, and the size grows.
@@ -112,6 +114,8 @@ bitflags! {
         const COLLAPSE_RANGE = 8;
         /// A hole is put in, what follows moves up.
         const INSERT_RANGE = 16;
+        /// What is kept back for root may be taken.
+        const USE_RESERVE = 32;
     }
 }
 

@@ -320,7 +320,7 @@ pub trait FileSystem: Send + Sync + 'static {
     }
 
     /// Copies up to `length` bytes from one file to another, or within one if the ranges are
-    /// apart; returns how many.
+    /// apart; returns how many. `mode` is that of each write, without `APPEND`.
     ///
     /// # Errors
     /// As [`Self::read`] and [`Self::write`].
@@ -331,8 +331,9 @@ pub trait FileSystem: Send + Sync + 'static {
         to: &Self::File,
         to_offset: u64,
         length: u64,
+        mode: WriteMode,
     ) -> Result<u64> {
-        let _ = (from, from_offset, to, to_offset, length);
+        let _ = (from, from_offset, to, to_offset, length, mode);
         Err(Error::ReadOnly)
     }
 

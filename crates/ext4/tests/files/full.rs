@@ -3,7 +3,7 @@
 use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
 use pagefence_lock_order::primitives::thread::{scope, yield_now};
 
-use pagefence_vfs::{Error, FallocateMode, FileSystem as _};
+use pagefence_vfs::{Error, FallocateMode, FileSystem as _, WriteMode};
 
 use crate::support::{Image, KINDS, create, find, read_all, set_size, write_all};
 
@@ -135,6 +135,44 @@ fn preallocation_of_too_much_is_refused() {
         assert_eq!(fs.attr(id).unwrap().blocks_512, 0);
         let (written, error) = write_all(&fs, &file, 0, &vec![7; 1 << 20]);
         assert_eq!((written, error.is_none()), (1 << 20, true), "{}", kind.name);
+        drop(file);
+        fs.shut_down().unwrap();
+        drop(fs);
+        image.assert_clean(kind.name);
+    }
+}
+
+/// What is kept back is left to those who may take it, and to nobody else.
+#[test]
+fn what_is_kept_back_is_for_root() {
+    for kind in &KINDS {
+        let image = Image::new(kind.options, "32M");
+        let fs = image.open();
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).unwrap();
+        let fill = |from: u64, mode: WriteMode| {
+            let mut written = from;
+            loop {
+                match fs.write(&file, written, &[7; 64 << 10], mode) {
+                    Ok(some) => written += some as u64,
+                    Err(Error::NoSpace) => break written - from,
+                    Err(error) => panic!("{}: {error:?}", kind.name),
+                }
+            }
+        };
+        let everybody = fill(0, WriteMode::empty());
+        fs.sync_file(&file, true).unwrap();
+        let left = fs.stat_fs().unwrap();
+        assert!(left.blocks_available * u64::from(left.block_size) < 128 << 10);
+        let root = fill(everybody, WriteMode::USE_RESERVE);
+        assert!(root > 1 << 20, "{}: {root} bytes of 5 %", kind.name);
+        assert_eq!(
+            fill(everybody + root, WriteMode::empty()),
+            0,
+            "{}",
+            kind.name
+        );
+        fs.sync_file(&file, true).unwrap();
         drop(file);
         fs.shut_down().unwrap();
         drop(fs);

@@ -166,13 +166,13 @@ fn a_range_is_copied_through_the_cache() {
         let data: Vec<u8> = (0..2_500_000_u32).map(|at| (at % 251) as u8).collect();
         write_all(&fs, &source, 0, &data);
         let copied = fs
-            .copy_range(&source, 1000, &target, 77, u64::MAX / 4)
+            .copy_range(&source, 1000, &target, 77, u64::MAX / 4, WriteMode::empty())
             .unwrap();
         assert_eq!(copied, 2_499_000, "{}", kind.name);
         let bytes = read_all(&fs, to);
         assert!(bytes[..77].iter().all(|byte| *byte == 0));
         assert!(bytes[77..] == data[1000..], "{}", kind.name);
-        let overlap = fs.copy_range(&source, 0, &source, 100, 1000);
+        let overlap = fs.copy_range(&source, 0, &source, 100, 1000, WriteMode::empty());
         assert!(matches!(overlap, Err(Error::InvalidArgument)));
         drop((source, target));
         fs.shut_down().unwrap();

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use pagefence_fuse_front::ServeOptions;
+use pagefence_vfs::WriteMode;
 use rustix::fs::{
     AtFlags, CWD, Gid, IFlags, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags,
 };
@@ -55,10 +56,31 @@ fn writing_takes_set_uid_off_unless_root_writes() {
         };
         assert!(written);
         assert_eq!(mode(), 0o777);
+        let modes = mounted.counters.tree.lock().written;
+        assert!(modes.contains(WriteMode::USE_RESERVE | WriteMode::KILL_PRIVILEGES));
         set();
         let (cut, _) = as_nobody(mounted.path(), ": > file").expect("as before");
         assert!(cut);
         assert_eq!(mode(), 0o777);
+        set();
+        let (allocated, _) =
+            as_nobody(mounted.path(), "fallocate -l 10000 file").expect("as before");
+        assert!(allocated);
+        assert_eq!(mode(), 0o777);
+        set();
+        fs::write(mounted.join("other"), [7; 5000]).expect("a file");
+        // Python calls copy_file_range(2) as it is asked to.
+        let copy = "python3 -c 'import os; os.copy_file_range(os.open(\"other\", 0), \
+                    os.open(\"file\", os.O_WRONLY), 5000)'";
+        let (copied, said) = as_nobody(mounted.path(), copy).expect("as before");
+        assert!(copied, "{said}");
+        assert_eq!(mode(), 0o777);
+        set();
+        let file = File::options().write(true).open(&path).expect("it opens");
+        file.set_len(100).expect("root cuts it off");
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 20_000)
+            .expect("root allocates");
+        assert_eq!(mode(), 0o6777);
     });
 }
 

@@ -282,11 +282,14 @@ impl FileSystem for MemoryFs {
         Ok(())
     }
 
-    fn set_attr(&self, id: InodeId, change: &SetAttr, _: &Credentials) -> Result<Attr> {
+    fn set_attr(&self, id: InodeId, change: &SetAttr, who: &Credentials) -> Result<Attr> {
         let mut tree = self.shared.tree.lock();
         let node = tree.changeable(id)?;
         if let Some(size) = change.size {
             node.resize(size);
+            if who.uid != 0 {
+                node.attr.permissions &= 0o1777;
+            }
         }
         if change.uid.is_some() || change.gid.is_some() {
             node.attr.permissions &= 0o1777;
@@ -312,6 +315,9 @@ impl FileSystem for MemoryFs {
         let node = tree.changeable(file.id)?;
         let times = (node.attr.modified, node.attr.changed);
         node.put(offset, data);
+        if mode.contains(WriteMode::KILL_PRIVILEGES) {
+            node.attr.permissions &= 0o1777;
+        }
         if mode.contains(WriteMode::WRITEBACK) {
             (node.attr.modified, node.attr.changed) = times;
         }
@@ -349,11 +355,16 @@ impl FileSystem for MemoryFs {
         to: &File,
         to_offset: u64,
         length: u64,
+        mode: WriteMode,
     ) -> Result<u64> {
         let mut data = vec![0; length.min(1 << 20) as usize];
         let got = self.read(from, from_offset, &mut data)?;
         let mut tree = self.shared.tree.lock();
-        tree.changeable(to.id)?.put(to_offset, &data[..got]);
+        let node = tree.changeable(to.id)?;
+        node.put(to_offset, &data[..got]);
+        if mode.contains(WriteMode::KILL_PRIVILEGES) {
+            node.attr.permissions &= 0o1777;
+        }
         Ok(got as u64)
     }
 

@@ -259,7 +259,7 @@ fn after_a_panic_in_a_change_nothing_more_is_changed() {
         b"before"
     );
     let written = mounted.counters.tree.lock().written;
-    assert_eq!(written, WriteMode::empty());
+    assert_eq!(written, WriteMode::USE_RESERVE);
     pagefence_fuse_front::unmount(mounted.path(), true).expect("it is mounted");
     mounted.finish().expect("the server ends well");
 }
