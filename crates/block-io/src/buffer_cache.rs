@@ -15,7 +15,7 @@
 //!   finishes its I/O before it waits), so waiting can't form a circle.
 //! - [`BufferCache::invalidate`] and [`BufferCache::replace`] win over a read in flight: what that
 //!   read brings is not kept.
-//! - The bytes that the index holds, and the memory kept for buffers to come ([`spares`]), never
+//! - The bytes that the index holds, and the memory kept for buffers to come, never
 //!   exceed the budget. A buffer in use (its `Arc` is held
 //!   outside) is not evicted; if every buffer of a shard is in use, a further block is handed out
 //!   but not kept. Only [`BufferCache::replace`] always keeps, for the device does not have those
