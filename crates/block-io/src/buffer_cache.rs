@@ -15,12 +15,14 @@
 //!   finishes its I/O before it waits), so waiting can't form a circle.
 //! - [`BufferCache::invalidate`] and [`BufferCache::replace`] win over a read in flight: what that
 //!   read brings is not kept.
-//! - The bytes that the index holds never exceed the budget. A buffer in use (its `Arc` is held
+//! - The bytes that the index holds, and the memory kept for buffers to come, never
+//!   exceed the budget. A buffer in use (its `Arc` is held
 //!   outside) is not evicted; if every buffer of a shard is in use, a further block is handed out
 //!   but not kept. Only [`BufferCache::replace`] always keeps, for the device does not have those
 //!   bytes yet: its caller bounds how many of them it pins.
 
 mod buffer;
+mod spares;
 
 use std::io::IoSliceMut;
 
@@ -31,6 +33,8 @@ use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, MutexGuard};
 use pagefence_lock_order::rank::{self, RankGuard};
 
 pub use buffer::Buffer;
+
+use spares::Spares;
 
 use crate::aligned::AlignedBytes;
 use crate::device::{Device, DeviceError, Operation, Result};
@@ -45,6 +49,11 @@ const RUN_BYTES_MAX: usize = 1 << 20;
 const GROUP_SHIFT: u32 = 2;
 /// Bytes that a buffer costs beyond its contents: its own fields, allocation and index.
 const BUFFER_OVERHEAD_BYTES: usize = 160;
+/// Blocks of memory that are kept for buffers to come, at most, and one of how many buffers of the
+/// budget is given up for one. A small budget has none.
+const SPARES_MAX: usize = 2048;
+const BUFFERS_PER_SPARE: usize = 16;
+const SPARES_MIN: usize = 64;
 
 /// A place of the CLOCK.
 #[derive(Debug)]
@@ -77,6 +86,7 @@ struct Shard {
     state: Mutex<ShardState>,
     /// A read of a block of this shard ended.
     loaded: Condvar,
+    spares: Arc<Spares>,
 }
 
 /// What a shard knows of a block.
@@ -304,6 +314,11 @@ impl BufferCache {
             .unwrap_or(usize::MAX)
             .div_euclid(cost)
             .max(1);
+        let spares = match (buffers / BUFFERS_PER_SPARE).min(SPARES_MAX) {
+            few if few < SPARES_MIN => 0,
+            spares => spares,
+        };
+        let buffers = buffers - spares;
         let mut shards = 1;
         while shards < SHARDS_MAX && buffers / (shards * 2) >= SHARD_BUFFERS_MIN {
             shards *= 2;
@@ -317,6 +332,7 @@ impl BufferCache {
                 .map(|_| Shard {
                     state: Mutex::new(ShardState::default()),
                     loaded: Condvar::new(),
+                    spares: Arc::new(Spares::new(spares / shards, block_size, alignment)),
                 })
                 .collect(),
             shard_slots_max: buffers / shards,
@@ -485,6 +501,7 @@ impl BufferCache {
             block,
             verified: AtomicU32::new(0),
             bytes,
+            spares: self.shard(block).spares.clone(),
         })
     }
 
@@ -527,7 +544,17 @@ impl BufferCache {
     /// [`BufferCache::replace_with`].
     #[must_use]
     pub fn editable(&self, bytes: &[u8]) -> AlignedBytes {
-        AlignedBytes::copy_of(bytes, self.alignment)
+        let spare = match bytes.len() == self.block_size {
+            true => self.shards[spares::next(self.shards.len())].spares.take(),
+            false => None,
+        };
+        match spare {
+            Some(mut spare) => {
+                spare.copy_from_slice(bytes);
+                spare
+            }
+            None => AlignedBytes::copy_of(bytes, self.alignment),
+        }
     }
 
     /// As [`BufferCache::replace`] with no further copy; the new buffer has passed the checks in

@@ -7,6 +7,7 @@
 
 mod corruption;
 mod inline;
+mod search;
 mod write;
 
 #[cfg(test)]
@@ -23,8 +24,9 @@ use crate::{Corruption, InodeNo};
 pub use crate::inode::FileKind;
 pub use corruption::DirCorruption;
 pub use inline::InlineDir;
+pub use search::Search;
 pub use write::{
-    init_block, init_first_block, init_inline, insert, largest_gap, remove, set_inode,
+    init_block, init_first_block, init_inline, insert, insert_at, largest_gap, remove, set_inode,
     update_checksum,
 };
 
@@ -343,6 +345,11 @@ impl Slot<'_> {
         } else {
             entry_len(self.name.len())
         }
+    }
+
+    /// Bytes that are not.
+    fn room(&self) -> usize {
+        self.len.saturating_sub(self.used())
     }
 }
 

@@ -1,8 +1,8 @@
 //! Directories: blocks of entries, and finding a name.
 
 use pagefence_block_io::Buffer;
-use pagefence_ext4_format::dir_entry::{self, DirBlock, DirEntry, DirFormat, InlineDir};
-use pagefence_ext4_format::{FileBlock, InodeNo, htree};
+use pagefence_ext4_format::dir_entry::{self, DirBlock, DirEntry, DirFormat, EntryName, InlineDir};
+use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo, htree};
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::{Error, FileKind, Result};
 
@@ -29,6 +29,9 @@ pub(crate) const HASH_BLOCKS_MAX: usize = 64;
 /// Bytes of a directory that are read together when it is listed.
 const DIR_WINDOW_BYTES: u32 = 128 << 10;
 
+/// Buffers whose entries were all checked remember it so.
+const SOUND_ENTRIES: u32 = 1 << 11;
+
 /// What became of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Is {
@@ -44,6 +47,25 @@ pub(crate) struct Named {
     pub(crate) block: Option<FileBlock>,
     /// Where the entry starts, as [`DirEntry::offset`] counts.
     pub(crate) offset: usize,
+}
+
+/// Room for a name in a block of entries, found by the walk that did not find the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Spot {
+    pub(crate) block: FileBlock,
+    /// Where that block is.
+    pub(crate) at: BlockNo,
+    /// Which of its entries has room behind it ([`dir_entry::Search::gap`]).
+    pub(crate) gap: usize,
+}
+
+/// What a directory says of a name that is to come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vacancy {
+    Taken(Named),
+    /// It is free; perhaps it was seen where it can go. That holds while the directory is locked
+    /// and as long as none of its entries changes.
+    Free(Option<Spot>),
 }
 
 impl Named {
@@ -196,24 +218,43 @@ impl Instance {
 
     /// Finds a name (neither "." nor ".."). The caller holds the directory's inode lock.
     pub(crate) fn find_named(&self, inode: &Inode, name: &[u8]) -> Result<Option<Named>> {
+        match self.find_or_room(inode, name, usize::MAX)? {
+            Vacancy::Taken(named) => Ok(Some(named)),
+            Vacancy::Free(_) => Ok(None),
+        }
+    }
+
+    /// Finds a name, or that it is free and perhaps where it can go. The caller holds the
+    /// directory's inode lock exclusively.
+    pub(crate) fn find_vacancy(&self, inode: &Inode, name: &EntryName<'_>) -> Result<Vacancy> {
+        let name = name.as_bytes();
+        self.find_or_room(inode, name, dir_entry::entry_len(name.len()))
+    }
+
+    fn find_or_room(&self, inode: &Inode, name: &[u8], needed: usize) -> Result<Vacancy> {
         let disk = &*inode.disk();
-        if disk.has_inline_data() {
-            return self.find_inline(disk, name);
-        }
-        if self.uses_index(disk) {
-            match self.find_by_index(disk, name) {
-                // It was logged; the blocks of entries may be sound nevertheless.
-                Err(Error::Corrupt { .. }) => {}
-                result => return result,
+        let named = if disk.has_inline_data() {
+            self.find_inline(disk, name)?
+        } else {
+            if self.uses_index(disk) {
+                match self.find_by_index(disk, name, needed) {
+                    // It was logged; the blocks of entries may be sound nevertheless.
+                    Err(Error::Corrupt { .. }) => {}
+                    result => return result,
+                }
             }
-        }
-        let blocks = self.dir_blocks(disk)?;
-        if blocks >= NAME_INDEX_BLOCKS_MIN
-            && let Some(candidates) = self.candidates(inode, blocks, name)?
-        {
-            return self.find_in_blocks(disk, candidates.into_iter(), name);
-        }
-        self.find_in_blocks(disk, (0..blocks).map(FileBlock), name)
+            let blocks = self.dir_blocks(disk)?;
+            let candidates = if blocks >= NAME_INDEX_BLOCKS_MIN {
+                self.candidates(inode, blocks, name)?
+            } else {
+                None
+            };
+            match candidates {
+                Some(candidates) => self.find_in_blocks(disk, candidates.into_iter(), name)?,
+                None => self.find_in_blocks(disk, (0..blocks).map(FileBlock), name)?,
+            }
+        };
+        Ok(named.map_or(Vacancy::Free(None), Vacancy::Taken))
     }
 
     /// Finds a name by what the disk says alone: for directories that are not in core.
@@ -222,7 +263,10 @@ impl Instance {
             return self.find_inline(disk, name);
         }
         if self.uses_index(disk) {
-            return self.find_by_index(disk, name);
+            return match self.find_by_index(disk, name, usize::MAX)? {
+                Vacancy::Taken(named) => Ok(Some(named)),
+                Vacancy::Free(_) => Ok(None),
+            };
         }
         let blocks = self.dir_blocks(disk)?;
         self.find_in_blocks(disk, (0..blocks).map(FileBlock), name)
@@ -236,20 +280,30 @@ impl Instance {
         })
     }
 
-    fn find_by_index(&self, inode: &DiskInode, name: &[u8]) -> Result<Option<Named>> {
-        let major = self.dx_hasher(inode)?.hash(name).major;
-        let mut path = self.dx_probe(inode, major)?;
-        for _ in 0..HASH_BLOCKS_MAX {
+    /// Finds a name by the index on disk; if it is not there, room for `needed` bytes in the block
+    /// where it belongs.
+    fn find_by_index(&self, inode: &DiskInode, name: &[u8], needed: usize) -> Result<Vacancy> {
+        let (major, mut path) = self.dx_find(inode, name)?;
+        let mut spot = None;
+        for round in 0..HASH_BLOCKS_MAX {
             let leaf = path.leaf().at(&self.damage, Some(inode.number), None)?;
             let buffer = self.leaf_block(inode, leaf)?;
-            if let Some(found) = self.find_in_block(inode, leaf, &buffer, name)? {
-                return Ok(Some(found));
+            let (found, gap) = self.search_block(inode, leaf, &buffer, name, needed)?;
+            if let Some(found) = found {
+                return Ok(Vacancy::Taken(found));
+            }
+            if round == 0 {
+                spot = gap.map(|gap| Spot {
+                    block: leaf,
+                    at: block_no(&buffer),
+                    gap,
+                });
             }
             match self.dx_next_hash(inode, &path)? {
                 Some(next) if htree::continues(next, major) => {
                     self.dx_advance(inode, &mut path)?;
                 }
-                _ => return Ok(None),
+                _ => return Ok(Vacancy::Free(spot)),
             }
         }
         Err(self.damaged(inode.number, None, CIRCLES))
@@ -269,7 +323,8 @@ impl Instance {
             }
             let found = self
                 .dir_block(inode, block)
-                .and_then(|buffer| self.find_in_block(inode, block, &buffer, name));
+                .and_then(|buffer| self.search_block(inode, block, &buffer, name, usize::MAX))
+                .map(|(found, _)| found);
             match found {
                 Ok(None) => {}
                 // The name may be in another block; if it is not, nobody knows.
@@ -283,17 +338,31 @@ impl Instance {
         damage.map_or(Ok(None), Err)
     }
 
-    fn find_in_block(
+    /// Looks for a name in a block of entries, and for an entry with room for `needed` bytes, all in
+    /// one walk. The block's entries are checked once while it is in memory.
+    fn search_block(
         &self,
         inode: &DiskInode,
         block: FileBlock,
         buffer: &Buffer,
         name: &[u8],
-    ) -> Result<Option<Named>> {
-        self.dir_entries(inode, block, buffer)
-            .find(name)
-            .map(|entry| entry.map(|entry| Named::new(&entry, Some(block))))
-            .at(&self.damage, Some(inode.number), Some(block_no(buffer)))
+        needed: usize,
+    ) -> Result<(Option<Named>, Option<usize>)> {
+        let view = self.dir_entries(inode, block, buffer);
+        let is_sound = buffer.verified(SOUND_ENTRIES) || {
+            let is_sound = view.is_sound();
+            if is_sound {
+                buffer.set_verified(SOUND_ENTRIES);
+            }
+            is_sound
+        };
+        let search = view.search(name, needed, is_sound).at(
+            &self.damage,
+            Some(inode.number),
+            Some(block_no(buffer)),
+        )?;
+        let found = search.entry.map(|entry| Named::new(&entry, Some(block)));
+        Ok((found, search.gap))
     }
 
     /// The blocks that may hold a name, by the directory's index in memory, made when it is first
@@ -424,8 +493,8 @@ pub(crate) fn is_index_block(inode: &DiskInode, block: FileBlock, buffer: &Buffe
 }
 
 /// The number of a buffer's block.
-pub(crate) fn block_no(buffer: &Buffer) -> pagefence_ext4_format::BlockNo {
-    pagefence_ext4_format::BlockNo(buffer.block())
+pub(crate) fn block_no(buffer: &Buffer) -> BlockNo {
+    BlockNo(buffer.block())
 }
 
 /// The kind that a directory entry records.

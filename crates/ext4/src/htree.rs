@@ -137,12 +137,32 @@ impl Instance {
     /// The hash function of the directory's index, if its root is sound.
     pub(crate) fn dx_hasher(&self, inode: &DiskInode) -> Result<DirHasher> {
         let buffer = self.dx_root(inode)?;
-        let version = self.dx_head(inode, &buffer)?.hash_version;
-        self.dir_hasher(Some(version)).map_err(Corruption::from).at(
-            &self.damage,
-            Some(inode.number),
-            Some(BlockNo(buffer.block())),
-        )
+        let root = self.dx_head(inode, &buffer)?;
+        self.dx_hasher_of(inode, &root, &buffer)
+    }
+
+    fn dx_hasher_of(
+        &self,
+        inode: &DiskInode,
+        root: &DxRoot<'_>,
+        buffer: &Buffer,
+    ) -> Result<DirHasher> {
+        self.dir_hasher(Some(root.hash_version))
+            .map_err(Corruption::from)
+            .at(
+                &self.damage,
+                Some(inode.number),
+                Some(BlockNo(buffer.block())),
+            )
+    }
+
+    /// The hash of a name, and the way to the first block that may hold it.
+    pub(crate) fn dx_find(&self, inode: &DiskInode, name: &[u8]) -> Result<(u32, DxPath)> {
+        let buffer = self.dx_root(inode)?;
+        let root = self.dx_head(inode, &buffer)?;
+        let major = self.dx_hasher_of(inode, &root, &buffer)?.hash(name).major;
+        let (levels, at) = (usize::from(root.indirect_levels), root.node.find(major));
+        Ok((major, self.dx_path(inode, buffer, levels, at, major)?))
     }
 
     /// The way to the first block that may hold names of the hash `major`.
@@ -150,9 +170,21 @@ impl Instance {
         let buffer = self.dx_root(inode)?;
         let root = self.dx_head(inode, &buffer)?;
         let (levels, at) = (usize::from(root.indirect_levels), root.node.find(major));
+        self.dx_path(inode, buffer, levels, at, major)
+    }
+
+    /// The way for `major`, that begins with entry `at` of the root.
+    fn dx_path(
+        &self,
+        inode: &DiskInode,
+        root: Arc<Buffer>,
+        levels: usize,
+        at: usize,
+        major: u32,
+    ) -> Result<DxPath> {
         let mut path = DxPath {
             frames: vec![Frame {
-                buffer,
+                buffer: root,
                 floor: 0,
                 at,
             }],

@@ -14,7 +14,7 @@ use pagefence_vfs::{Credentials, Entry, Error, FileKind, InodeId, New, Result};
 use crate::change::Transaction;
 use crate::change::change_dir::{Directory, Room};
 use crate::clock;
-use crate::dir::{Is, Named, block_no};
+use crate::dir::{Is, Named, Spot, Vacancy, block_no};
 use crate::dir_lock::{check_directory, check_removable, checked_name, lock_all};
 use crate::disk_inode::DiskInode;
 use crate::error::At;
@@ -91,15 +91,16 @@ impl FileSystem {
         let (_entries, mut held) = directory.lock.write(&mut held);
         let disk = directory.disk();
         check_directory(&disk)?;
-        if instance.find_named(directory, name.as_bytes())?.is_some() {
-            return Err(Error::Exists);
-        }
+        let spot = match instance.find_vacancy(directory, name)? {
+            Vacancy::Taken(_) => return Err(Error::Exists),
+            Vacancy::Free(spot) => spot,
+        };
         let now = clock::now();
         let unborn = instance.plan_inode(&disk, new, who, now)?;
         if unborn.is_directory() {
             check_subdirectories(instance, &disk.record)?;
         }
-        let new_name = instance.new_name(directory, &disk, *name)?;
+        let new_name = instance.new_name(directory, &disk, *name, spot)?;
         let sum = unborn.takes(Sum::default().change(RECORD)).insert(
             instance,
             &disk.record,
@@ -174,10 +175,11 @@ impl FileSystem {
         if record.links() >= LINKS_MAX {
             return Err(Error::TooManyLinks);
         }
-        if instance.find_named(directory, name.as_bytes())?.is_some() {
-            return Err(Error::Exists);
-        }
-        let new_name = instance.new_name(directory, &disk, *name)?;
+        let spot = match instance.find_vacancy(directory, name)? {
+            Vacancy::Taken(_) => return Err(Error::Exists),
+            Vacancy::Free(spot) => spot,
+        };
+        let new_name = instance.new_name(directory, &disk, *name, spot)?;
         let sum = Sum::default()
             .change(2 * RECORD)
             .insert(instance, &disk.record, new_name.room);
@@ -274,7 +276,8 @@ impl FileSystem {
 }
 
 impl Instance {
-    /// Where a name that is not there will go.
+    /// Where a name that is not there will go. `spot` is where [`Instance::find_vacancy`] saw room
+    /// for it, if no entry of the directory changes before it comes in.
     ///
     /// # Errors
     /// As [`Instance::find_room`].
@@ -283,8 +286,12 @@ impl Instance {
         directory: &Inode,
         disk: &DiskInode,
         name: EntryName<'a>,
+        spot: Option<Spot>,
     ) -> Result<NewName<'a>> {
-        let room = self.find_room(disk, Some(&directory.names), &name)?;
+        let room = match spot {
+            Some(spot) => Room::Spot(spot),
+            None => self.find_room(disk, Some(&directory.names), &name)?,
+        };
         Ok(NewName { name, room })
     }
 

@@ -317,7 +317,7 @@ impl Work<'_> {
         let (from, to) = (self.rename.from, self.rename.to);
         let new = to.directory.disk();
         let new_name = match self.replaced {
-            None => Some(instance.new_name(to.directory, &new, to.name)?),
+            None => Some(instance.new_name(to.directory, &new, to.name, None)?),
             Some(_) => None,
         };
         // The directories, what moves and what is replaced, both entries, both "..".

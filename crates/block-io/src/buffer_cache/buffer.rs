@@ -2,8 +2,10 @@
 
 use std::ops::Deref;
 
+use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicU32, Ordering};
 
+use super::spares::Spares;
 use crate::aligned::AlignedBytes;
 
 /// One block in memory. Its contents never change; a changed block is another buffer.
@@ -12,6 +14,15 @@ pub struct Buffer {
     /// Bit per kind of check that the contents have passed.
     pub(super) verified: AtomicU32,
     pub(super) bytes: AlignedBytes,
+    /// Where the memory goes in the end.
+    pub(super) spares: Arc<Spares>,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let bytes = std::mem::replace(&mut self.bytes, AlignedBytes::zeroed(0, 1));
+        self.spares.give(bytes);
+    }
 }
 
 impl Buffer {

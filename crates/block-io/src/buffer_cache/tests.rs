@@ -362,3 +362,25 @@ fn a_replaced_buffer_keeps_the_checks_it_is_given() {
     assert!(!cache.replace(3, &[0; BLOCK]).verified(2));
     assert!(cache.contains(7) && !cache.contains(8));
 }
+
+#[test]
+fn memory_that_comes_again_has_only_new_contents() {
+    let device: Arc<dyn Device> = Arc::new(MemoryDevice::new(64 * BLOCK as u64));
+    let cost = (BLOCK + BUFFER_OVERHEAD_BYTES) as u64;
+    let cache = BufferCache::new(device, BLOCK as u32, 4096 * cost);
+    for round in 0..=255_u8 {
+        for block in 0..64 {
+            let buffer = cache.replace(block, &vec![round; BLOCK]);
+            assert!(buffer.iter().all(|byte| *byte == round));
+        }
+    }
+    let spares = |shard: &super::Shard| {
+        let taken = std::iter::from_fn(|| shard.spares.take());
+        taken.count()
+    };
+    let spares: usize = cache.shards.iter().map(spares).sum();
+    assert!(
+        (1..=4096 / super::BUFFERS_PER_SPARE).contains(&spares),
+        "{spares}"
+    );
+}

@@ -94,35 +94,71 @@ pub fn insert(
     name: &EntryName<'_>,
     kind: Option<FileKind>,
 ) -> Result<Option<usize>, Corruption> {
-    let name = name.as_bytes();
-    let needed = entry_len(name.len());
-    let block_size = block.len();
+    let needed = entry_len(name.as_bytes().len());
     let mut gap = None;
     for slot in writable(block, format)? {
         let slot = slot?;
-        if gap.is_none() && slot.len.saturating_sub(slot.used()) >= needed {
+        if gap.is_none() && slot.room() >= needed {
             gap = Some((slot.offset, slot.len, slot.used()));
         }
     }
-    let Some((offset, len, used)) = gap else {
+    match gap {
+        Some(gap) => Ok(put(block, format, gap, inode, name, kind)),
+        None => Ok(None),
+    }
+}
+
+/// As [`insert`], behind the entry at `gap`, which [`DirBlock::search`](super::DirBlock::search)
+/// has found in these very contents: the others are not looked at again. Nothing if it has no room
+/// for the name.
+///
+/// # Errors
+///
+/// As [`insert`], of the entry at `gap`.
+pub fn insert_at(
+    block: &mut [u8],
+    format: &DirFormat,
+    gap: usize,
+    inode: InodeNo,
+    name: &EntryName<'_>,
+    kind: Option<FileKind>,
+) -> Result<Option<usize>, Corruption> {
+    if format.checksums && split_tail(block).is_none() {
+        return Err(DirCorruption::NoTail.into());
+    }
+    let mut walk = Walk::new(block, format);
+    walk.offset = gap;
+    let slot = walk.slot()?;
+    if slot.room() < entry_len(name.as_bytes().len()) {
         return Ok(None);
-    };
+    }
+    let gap = (slot.offset, slot.len, slot.used());
+    Ok(put(block, format, gap, inode, name, kind))
+}
+
+/// Puts an entry behind the one at offset, of a length, of which so much is used; that leaves room.
+fn put(
+    block: &mut [u8],
+    format: &DirFormat,
+    (offset, len, used): (usize, usize, usize),
+    inode: InodeNo,
+    name: &EntryName<'_>,
+    kind: Option<FileKind>,
+) -> Option<usize> {
+    let name = name.as_bytes();
+    let block_size = block.len();
     let place = offset.saturating_add(used);
-    let Some(rec_len) = encode_rec_len(len.saturating_sub(used), block_size) else {
-        return Ok(None);
-    };
-    let Ok(name_len) = u8::try_from(name.len()) else {
-        return Ok(None);
-    };
+    let rec_len = encode_rec_len(len.saturating_sub(used), block_size)?;
+    let name_len = u8::try_from(name.len()).ok()?;
     if used != 0 && !set_rec_len(block, offset, used) {
-        return Ok(None);
+        return None;
     }
     let kind = kind_byte(format, kind);
     let written = block.get_mut(place..).is_some_and(|rest| {
         write_head(rest, inode.0, rec_len, name_len, kind) && write_name(rest, name)
     });
     debug_assert!(written, "the walk has shown that the entry fits");
-    Ok(written.then_some(place))
+    written.then_some(place)
 }
 
 /// Takes the entry in use at `offset` out: its room goes to the one before it, or it stays as an
@@ -182,7 +218,7 @@ pub fn largest_gap(block: &[u8], format: &DirFormat) -> Result<usize, Corruption
     let mut largest = 0;
     for slot in writable(block, format)? {
         let slot = slot?;
-        largest = slot.len.saturating_sub(slot.used()).max(largest);
+        largest = slot.room().max(largest);
     }
     Ok(largest)
 }

@@ -13,7 +13,7 @@ use pagefence_vfs::{Error, Result};
 use crate::change::append_block::append_block;
 use crate::change::transaction::Transaction;
 use crate::change::{inline_dir, split_htree};
-use crate::dir::{Named, block_no, is_index_block};
+use crate::dir::{Named, Spot, block_no, is_index_block};
 use crate::disk_inode::{DiskInode, kind_of};
 use crate::error::At;
 use crate::instance::Instance;
@@ -34,6 +34,9 @@ pub(crate) enum Room {
     LeaveInode,
     /// In this block.
     Block(FileBlock),
+    /// In this block, behind this entry: of a directory with an index, none of whose entries
+    /// changes in between.
+    Spot(Spot),
     /// In a block to be added at the end.
     Append,
     /// In one of two blocks, once an index leads to them.
@@ -47,7 +50,7 @@ impl Room {
     /// `levels` levels below the root a node for each level, and one when it gets another level.
     pub(crate) fn new_blocks(self, levels: u32) -> u32 {
         match self {
-            Self::Inline | Self::Block(_) => 0,
+            Self::Inline | Self::Block(_) | Self::Spot(_) => 0,
             Self::Append => 1,
             Self::Split => 1 + levels + 1,
             // The block that takes all entries is full and splits.
@@ -60,7 +63,7 @@ impl Room {
     pub(crate) fn changed_blocks(self, levels: u32) -> u32 {
         match self {
             Self::Inline | Self::LeaveInode | Self::Append => 0,
-            Self::Block(_) => 1,
+            Self::Block(_) | Self::Spot(_) => 1,
             // The first becomes the root.
             Self::MakeIndex => 1,
             // The block that splits, and the blocks of the index that lead to it.
@@ -98,8 +101,7 @@ impl Instance {
             return Ok(if room { Room::Inline } else { Room::LeaveInode });
         }
         if self.uses_index(disk) {
-            let major = self.dx_hasher(disk)?.hash(name.as_bytes()).major;
-            let path = self.dx_probe(disk, major)?;
+            let (_, path) = self.dx_find(disk, name.as_bytes())?;
             let leaf = path.leaf().at(&self.damage, Some(disk.number), None)?;
             let buffer = self.leaf_block(disk, leaf)?;
             let gap = dir_entry::largest_gap(&buffer, &self.dir_format).at(
@@ -201,6 +203,15 @@ impl Directory<'_, '_> {
                 let at = instance.metadata_block(&self.disk()?, block)?;
                 self.insert_into(at, name, inode, kind)?;
                 Ok(Some(block))
+            }
+            Room::Spot(spot) => {
+                let format = instance.dir_format;
+                self.edit(spot.at, |bytes| {
+                    dir_entry::insert_at(bytes, &format, spot.gap, inode, name, kind).map(|put| {
+                        debug_assert!(put.is_some(), "room was found");
+                    })
+                })?;
+                Ok(Some(spot.block))
             }
             Room::Append => {
                 let (block, at) = append_block(self.transaction, self.record)?;

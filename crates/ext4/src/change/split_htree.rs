@@ -94,8 +94,7 @@ pub(super) fn insert(
     let instance = directory.transaction.instance;
     loop {
         let disk = directory.disk()?;
-        let hash = instance.dx_hasher(&disk)?.hash(name.as_bytes()).major;
-        let path = instance.dx_probe(&disk, hash)?;
+        let (hash, path) = instance.dx_find(&disk, name.as_bytes())?;
         let leaf = path.leaf().at(&instance.damage, Some(disk.number), None)?;
         let buffer = instance.leaf_block(&disk, leaf)?;
         let at = block_no(&buffer);
