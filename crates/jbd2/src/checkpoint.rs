@@ -14,6 +14,9 @@ use pagefence_lock_order::primitives::Arc;
 
 use crate::transaction::Frozen;
 
+/// Blocks on each side of one that goes home that go with it, at most.
+const NEIGHBOURS_MAX: u64 = 32;
+
 /// A transaction in the log.
 #[derive(Debug)]
 struct Logged {
@@ -36,6 +39,8 @@ struct Pending {
     buffer: Arc<Buffer>,
     /// The transaction that it is of: how many were logged before.
     owner: u64,
+    /// It was given out to be written.
+    given: bool,
 }
 
 /// Where the log begins.
@@ -66,6 +71,7 @@ impl CheckpointList {
             let pending = Pending {
                 buffer: buffer.clone(),
                 owner,
+                given: false,
             };
             members.push(buffer.block());
             if let Some(older) = self.pending.insert(buffer.block(), pending) {
@@ -105,8 +111,9 @@ impl CheckpointList {
 
     /// Up to `most` blocks to write home next, ascending: of the oldest transactions, leaving out
     /// the youngest that together take no more than `keep` blocks of the log (`used` blocks of it
-    /// are taken). Empty if there are none. The caller must write them, or never use the list
-    /// again.
+    /// are taken), but for neighbours of what is written anyway: one write for all of them costs
+    /// little more, and they have theirs behind them. Empty if there are none. The caller must
+    /// write them, or never use the list again.
     pub(crate) fn take_batch(&mut self, used: u32, keep: u32, most: usize) -> Vec<Arc<Buffer>> {
         let mut batch = Vec::new();
         let mut left = used;
@@ -116,14 +123,30 @@ impl CheckpointList {
             }
             left = left.saturating_sub(logged.blocks);
             while batch.len() < most
-                && let Some(block) = logged.members.get(logged.given)
+                && let Some(block) = logged.members.get(logged.given).copied()
             {
                 logged.given = logged.given.saturating_add(1);
-                if let Some(pending) = self.pending.get(block)
-                    && pending.owner == owner
-                {
+                let pending = self.pending.get(&block);
+                if pending.is_none_or(|pending| pending.owner != owner) {
+                    continue;
+                }
+                let mut give = |block: u64| {
+                    let pending = self.pending.get_mut(&block);
+                    let Some(pending) = pending.filter(|_| batch.len() < most) else {
+                        return false;
+                    };
+                    if std::mem::replace(&mut pending.given, true) {
+                        return false;
+                    }
                     batch.push(pending.buffer.clone());
-                    self.written.push((*block, owner));
+                    self.written.push((block, pending.owner));
+                    true
+                };
+                if give(block) {
+                    let behind = (1..=NEIGHBOURS_MAX).map_while(|more| block.checked_add(more));
+                    behind.take_while(|block| give(*block)).for_each(drop);
+                    let before = (1..=NEIGHBOURS_MAX).map_while(|less| block.checked_sub(less));
+                    before.take_while(|block| give(*block)).for_each(drop);
                 }
             }
         }
@@ -179,4 +202,64 @@ impl CheckpointList {
 
 fn len(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use pagefence_block_io::{BufferCache, MemoryDevice};
+
+    use super::*;
+
+    fn frozen(cache: &BufferCache, blocks: &[u64]) -> Frozen {
+        let buffer = |block: &u64| cache.read(*block).unwrap();
+        Frozen {
+            blocks: blocks.iter().map(buffer).collect(),
+            new: Vec::new(),
+            deferred: Vec::new(),
+            revokes: Vec::new(),
+        }
+    }
+
+    fn tail(start: u32) -> Tail {
+        Tail {
+            sequence: Sequence(start),
+            start,
+        }
+    }
+
+    #[test]
+    fn neighbours_go_home_together_and_once() {
+        let device = Arc::new(MemoryDevice::new(1 << 20));
+        let cache = BufferCache::new(device, 1024, 1 << 20);
+        let mut list = CheckpointList::default();
+        list.add(&frozen(&cache, &[10, 20, 30]), tail(1), 5);
+        list.add(&frozen(&cache, &[9, 11, 12, 14, 20, 31]), tail(6), 8);
+        let numbers = |batch: Vec<Arc<Buffer>>| -> Vec<u64> {
+            batch.iter().map(|buffer| buffer.block()).collect()
+        };
+        // Of the older one; 20 has a later version, and 14 is apart from 12.
+        let batch = list.take_batch(13, 8, 100);
+        assert_eq!(numbers(batch), [9, 10, 11, 12, 30, 31]);
+        list.home_is_durable();
+        assert_eq!(list.pop_dead(), 5);
+        assert_eq!(list.tail(), Some(tail(6)));
+        assert_eq!(numbers(list.take_batch(8, 0, 100)), [14, 20]);
+        list.home_is_durable();
+        assert_eq!(list.pop_dead(), 8);
+        assert!(list.is_empty());
+    }
+
+    #[test]
+    fn a_batch_has_its_bound() {
+        let device = Arc::new(MemoryDevice::new(1 << 20));
+        let cache = BufferCache::new(device, 1024, 1 << 20);
+        let mut list = CheckpointList::default();
+        list.add(&frozen(&cache, &[1, 2, 3, 4, 5]), tail(1), 7);
+        assert_eq!(list.take_batch(7, 0, 3).len(), 3);
+        assert_eq!(list.take_batch(7, 0, 3).len(), 2);
+        assert!(list.take_batch(7, 0, 3).is_empty());
+        // A later version goes home, too.
+        list.add(&frozen(&cache, &[3]), tail(8), 3);
+        assert_eq!(list.take_batch(10, 0, 3).len(), 1);
+    }
 }
