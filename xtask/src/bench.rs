@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// Fewer rounds, smaller files, shorter runs.
     #[arg(long)]
     quick: bool,
+    /// Rounds, where not as many as usual.
+    #[arg(long)]
+    rounds: Option<usize>,
     /// Size of the sparse image whose mount is timed, in GiB.
     #[arg(long, default_value_t = 1024)]
     image_size: u64,
@@ -66,7 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         programs: &["mke2fs", "losetup", "mount", "umount", "find", "findmnt"],
         fuse: true,
     })?;
-    let scale = if arguments.quick {
+    let mut scale = if arguments.quick {
         Scale {
             rounds: 3,
             read_rounds: 3,
@@ -83,6 +86,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             seconds: 4,
         }
     };
+    let mut writes = if arguments.quick {
+        QUICK_WRITES
+    } else {
+        FULL_WRITES
+    };
+    if let Some(rounds) = arguments.rounds {
+        (scale.rounds, scale.read_rounds, writes.rounds) = (rounds, rounds, rounds);
+    }
     let systems = Systems::new(
         Server::Pagefence(pagefence_binary(arguments.binary.as_deref())?),
         &arguments.options,
@@ -93,10 +104,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     };
     let mut table = Table::new(systems.names());
     println!(
-        "medians of {} rounds ({} of reads), interleaved; cold: the kernel's caches dropped, the \
-         image mounted anew; image in {} on {}; load {}",
+        "medians of {} rounds ({} of reads, {} of writes), interleaved; cold: the kernel's caches \
+         dropped, the image mounted anew; image in {} on {}; load {}",
         scale.rounds,
         scale.read_rounds,
+        writes.rounds,
         scratch.join("").display(),
         disk_of(&scratch.join(""))?,
         load()
@@ -106,12 +118,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         measure_reading(&systems, arguments, &scratch, &scale, &mut table)?;
     }
     if arguments.only != Some(Only::Reads) {
-        let scale = if arguments.quick {
-            &QUICK_WRITES
-        } else {
-            &FULL_WRITES
-        };
-        writes::measure(&systems, &scratch, scale, &mut table).context("writing")?;
+        writes::measure(&systems, &scratch, &writes, &mut table).context("writing")?;
     }
     println!("{}", table.render());
     println!("load at the end {}", load());

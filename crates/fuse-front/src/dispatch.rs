@@ -17,6 +17,7 @@ use pagefence_vfs::{FileSystem, NewKind};
 
 use crate::attributes::{LIFETIME, Overrides};
 use crate::changes::{Asked, Wanted};
+use crate::files::ReadBuffers;
 use crate::handles::Handles;
 use crate::invalidate::Notices;
 use crate::ioctl;
@@ -51,6 +52,8 @@ pub(crate) struct Dispatch<F: FileSystem> {
     pub(crate) agreed: Agreed,
     /// What the kernel knows.
     pub(crate) lookups: Lookups,
+    /// Where reads put their bytes.
+    pub(crate) read_buffers: ReadBuffers,
     /// Where the kernel is told that attributes changed.
     pub(crate) notices: Arc<Notices>,
     /// Where the end is told.

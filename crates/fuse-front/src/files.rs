@@ -1,8 +1,7 @@
 //! Requests on open files: open, read, write, allocate, copy, sync, lseek.
 
-use std::cell::RefCell;
-
 use fuser::{Errno, FileHandle, INodeNo, OpenAccMode, OpenFlags, ReplyData, Request, WriteFlags};
+use pagefence_lock_order::primitives::Mutex;
 use pagefence_vfs::{FallocateMode, FileSystem, InodeId, Whence, WriteMode};
 use rustix::fs::OFlags;
 
@@ -20,10 +19,30 @@ const APPEND_ONLY: u32 = 0x20;
 /// Bytes copied by one request.
 const COPY_BYTES_MAX: u64 = 1 << 30;
 
-pagefence_lock_order::primitives::thread_local! {
-    /// Where the thread that serves a read puts the bytes. It grows to the largest read that the
-    /// thread has served, at most [`REQUEST_BYTES`].
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+/// Memory that is kept for reads to come, at most this many pieces.
+const SPARE_BUFFERS: usize = 4;
+
+/// Where reads put their bytes: memory of the last ones, each of at most [`REQUEST_BYTES`]. Shared,
+/// as few threads read at once and each that ever read would keep a piece.
+///
+/// Locks: a leaf, held to take a piece out or put one in.
+#[derive(Debug, Default)]
+pub(crate) struct ReadBuffers(Mutex<Vec<Vec<u8>>>);
+
+impl ReadBuffers {
+    /// Calls `read` with `size` bytes of memory, of whatever contents.
+    fn with<R>(&self, size: usize, read: impl FnOnce(&mut [u8]) -> R) -> R {
+        let mut buffer = self.0.lock().pop().unwrap_or_default();
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        let done = read(&mut buffer[..size]);
+        let mut spares = self.0.lock();
+        if spares.len() < SPARE_BUFFERS {
+            spares.push(buffer);
+        }
+        done
+    }
 }
 
 impl<F: FileSystem> Dispatch<F> {
@@ -61,16 +80,11 @@ impl<F: FileSystem> Dispatch<F> {
         };
         // The kernel was told that a request is at most this long.
         let size = (size as usize).min(REQUEST_BYTES);
-        BUFFER.with(|buffer| {
-            let mut buffer = buffer.borrow_mut();
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            match self.fs.read(&file, offset, &mut buffer[..size]) {
+        self.read_buffers
+            .with(size, |buffer| match self.fs.read(&file, offset, buffer) {
                 Ok(length) => reply.data(&buffer[..length.min(size)]),
                 Err(error) => reply.error(errno(&error)),
-            }
-        });
+            });
     }
 
     /// Writes. O_SYNC is no matter of ours: the kernel sends an FSYNC after the write.

@@ -11,6 +11,7 @@ use pagefence_vfs::FileSystem;
 
 use crate::attributes::Overrides;
 use crate::dispatch::{Dispatch, Outcome};
+use crate::files::ReadBuffers;
 use crate::handles::Handles;
 use crate::invalidate::Notices;
 use crate::lookups::Lookups;
@@ -91,6 +92,7 @@ impl<F: FileSystem> Server<F> {
             lookups: Lookups::new(),
             files: Handles::new(),
             directories: Handles::new(),
+            read_buffers: ReadBuffers::default(),
             notices: Arc::clone(&notices),
             outcome: Arc::clone(&outcome),
             fs,
