@@ -105,6 +105,23 @@ pub(crate) struct Scope {
     pub(crate) is_copy: bool,
 }
 
+/// Has pagefence (by `server`), the kernel and e2fsck each recover a copy of `image`, and compares
+/// what comes out; the image stays as it is.
+pub(crate) fn recover_three_ways(
+    server: &Server,
+    image: &Path,
+    scratch: &Scratch,
+    report: &mut Report,
+) -> Result<()> {
+    let walker = Walker {
+        server: server.clone(),
+        options: String::new(),
+    };
+    report.start_image(image);
+    report.start_pass("rw");
+    walker.compare_recoveries(image, scratch, report)
+}
+
 impl Walker {
     fn compare_image(&self, image: &Path, report: &mut Report) -> Result<()> {
         let state = pending(image)?;

@@ -1,5 +1,5 @@
-//! `cargo xtask workloads`: programs that people use, on a mount by the real binary; after each
-//! the image must be sound.
+//! `cargo xtask workloads`: programs that people use, on a mount by the real binary. After each the
+//! server is killed, the image recovered in three ways that must agree, and shown to e2fsck.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::bench::prepare;
 use crate::command::{Needs, command, find, require, run as run_program};
 use crate::diff_walk::report::Report;
-use crate::diff_walk::{Scope, check, tree};
+use crate::diff_walk::{Scope, check, recover_three_ways, tree};
 use crate::mounts::{ServedMount, Server, pagefence_binary, workspace_root};
 use crate::random::Random;
 use crate::scratch::Scratch;
@@ -28,7 +28,8 @@ pub(crate) struct Arguments {
     /// Block sizes, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "1024,4096")]
     block_sizes: Vec<u32>,
-    /// Only these, separated by commas: git, tar, sqlite, python, fsx, pjdfstest.
+    /// Only these, separated by commas: git, tar, sqlite, python, dpkg, fsx,
+    /// pjdfstest.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Where `bin/fsx` and `bin/pjdfstest` are; installed by cargo into a scratch directory unless
@@ -71,11 +72,12 @@ struct Place<'a> {
 
 type Workload = fn(&Place<'_>) -> Result<Outcome>;
 
-const WORKLOADS: [(&str, Workload); 6] = [
+const WORKLOADS: [(&str, Workload); 7] = [
     ("git", git),
     ("tar", tar),
     ("sqlite", sqlite),
     ("python", python),
+    ("dpkg", dpkg),
     ("fsx", fsx),
     ("pjdfstest", pjdfstest),
 ];
@@ -83,7 +85,7 @@ const WORKLOADS: [(&str, Workload); 6] = [
 /// Runs the chore; `true` if every program was content and every image sound.
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     require(&Needs {
-        programs: &["mke2fs", "e2fsck", "umount", "cp"],
+        programs: &["mke2fs", "e2fsck", "losetup", "mount", "umount", "cp"],
         fuse: true,
     })?;
     for name in &arguments.only {
@@ -108,15 +110,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
                 }
                 let elsewhere = scratch.directory(&format!("{kind}-{block_size}-{name}"))?;
                 let start = Instant::now();
-                let outcome = on_a_mount(&server, &image, &mount_point, name, |directory| {
-                    workload(&Place {
-                        directory,
-                        elsewhere: &elsewhere,
-                        source: &source,
-                        tools: &tools,
-                        arguments,
-                    })
-                });
+                let outcome = on_a_mount(
+                    &server,
+                    &image,
+                    &mount_point,
+                    (name, kind != "ext2"),
+                    |directory| {
+                        workload(&Place {
+                            directory,
+                            elsewhere: &elsewhere,
+                            source: &source,
+                            tools: &tools,
+                            arguments,
+                        })
+                    },
+                );
                 let seconds = start.elapsed().as_secs_f64();
                 let what = format!("{kind} {block_size} {name}");
                 match outcome {
@@ -152,13 +160,14 @@ fn make_image(image: &Path, kind: &str, block_size: u32) -> Result<()> {
     run_program("mke2fs", all.chain([image.as_os_str()])).map(drop)
 }
 
-/// Mounts the image, lets the program loose in a directory of its own, unmounts it and shows it to
-/// e2fsck.
+/// Mounts the image and lets the program loose in a directory of its own. If there is a journal the
+/// server is killed then, and pagefence, the kernel and e2fsck must make the same of what is left.
+/// In the end the image is unmounted properly and shown to e2fsck.
 fn on_a_mount(
     server: &Server,
     image: &Path,
     mount_point: &Path,
-    name: &str,
+    (name, has_journal): (&str, bool),
     workload: impl FnOnce(&Path) -> Result<Outcome>,
 ) -> Result<Outcome> {
     let mount = ServedMount::new(server, image, mount_point, "rw,allow_other")?;
@@ -166,8 +175,23 @@ fn on_a_mount(
     let outcome = std::fs::create_dir(&directory)
         .context("mkdir")
         .and_then(|()| workload(&directory));
-    mount.unmount()?;
-    let outcome = outcome?;
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            mount.unmount()?;
+            return Err(error);
+        }
+    };
+    if has_journal {
+        mount.kill()?;
+        let scratch = Scratch::new()?;
+        let mut report = Report::default();
+        recover_three_ways(server, image, &scratch, &mut report)?;
+        ensure!(report.mismatches() == 0, "the recoveries differ");
+        ServedMount::new(server, image, mount_point, "rw")?.unmount()?;
+    } else {
+        mount.unmount()?;
+    }
     match check::complaints(image)? {
         None => Ok(outcome),
         Some(complaints) => bail!("e2fsck: {complaints}"),
@@ -390,6 +414,56 @@ fn python(place: &Place<'_>) -> Result<Outcome> {
     }
     let made = python3(place.directory, PYTHON)?;
     Ok(Outcome::Done(format!("{} modules compiled", made.trim())))
+}
+
+/// A package that is made of the tree, installed, compared and purged.
+fn dpkg(place: &Place<'_>) -> Result<Outcome> {
+    if let Some(skipped) = missing("dpkg").or_else(|| missing("dpkg-deb")) {
+        return Ok(skipped);
+    }
+    let package = place.elsewhere.join("package");
+    let content = package.join("usr/share");
+    std::fs::create_dir_all(&content)?;
+    std::fs::create_dir(package.join("DEBIAN"))?;
+    std::fs::write(
+        package.join("DEBIAN/control"),
+        "Package: tree\nVersion: 1\nArchitecture: all\nMaintainer: xtask <xtask@example.org>\n\
+         Description: a tree of files\n",
+    )?;
+    let target = content.join("tree");
+    run_program(
+        "cp",
+        ["-a".as_ref(), place.source.as_os_str(), target.as_os_str()],
+    )?;
+    let archive = place.elsewhere.join("tree.deb");
+    let build = ["--build", text(&package)?, text(&archive)?];
+    run_in(place.elsewhere, "dpkg-deb", &build)?;
+    let root = place.directory.join("root");
+    let database = root.join("var/lib/dpkg");
+    for directory in ["info", "updates", "triggers"] {
+        std::fs::create_dir_all(database.join(directory))?;
+    }
+    for file in ["status", "available"] {
+        std::fs::write(database.join(file), "")?;
+    }
+    let dpkg = |arguments: &[&str]| -> Result<String> {
+        let root = format!("--root={}", text(&root)?);
+        let all = [&[root.as_str(), "--force-bad-path"][..], arguments].concat();
+        run_in(place.elsewhere, "dpkg", &all)
+    };
+    dpkg(&["--install", text(&archive)?])?;
+    let installed = root.join("usr/share/tree");
+    // A package keeps no more than the seconds of times.
+    let trees = [text(place.source)?, text(&installed)?];
+    run_in(
+        place.elsewhere,
+        "diff",
+        &[&["-r", "--no-dereference"][..], &trees].concat(),
+    )?;
+    let files = dpkg(&["--listfiles", "tree"])?.lines().count();
+    dpkg(&["--purge", "tree"])?;
+    ensure!(!installed.exists(), "the purged package is still there");
+    Ok(Outcome::Done(format!("{files} files installed and purged")))
 }
 
 /// The directory whose `bin` has fsx and pjdfstest: given, or filled by `cargo install`. What
