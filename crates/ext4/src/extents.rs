@@ -18,11 +18,40 @@ impl Instance {
     /// Looks `block` up in the inode's extent tree. Every node is checked in full when it is
     /// first met in memory; depths fall by one a level, so the walk ends.
     pub(crate) fn find_extent(&self, inode: &DiskInode, block: FileBlock) -> Result<Run> {
-        let root = ExtentNode::parse(inode.i_block(), &Place::Root, &self.limits).at(
+        self.walk_to(inode, block, |_, _, _| Ok(()))
+    }
+
+    /// Makes sure that each node on the way to `block` says that it has room for as many entries as
+    /// fit. Less is no damage for who reads.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn check_extent_room(&self, inode: &DiskInode, block: FileBlock) -> Result<()> {
+        let check = |node: &ExtentNode<'_>, bytes: &[u8], at: Option<BlockNo>| {
+            if node.max() == entries_that_fit(bytes.len()) {
+                return Ok(());
+            }
+            let what = "a node of its extent tree has less room than there is";
+            Err(self.damaged(inode.number, at, what))
+        };
+        self.walk_to(inode, block, check).map(drop)
+    }
+
+    /// Finds `block`, and shows `visit` each node on the way: the node, its bytes, and its block if
+    /// it is not the root.
+    fn walk_to(
+        &self,
+        inode: &DiskInode,
+        block: FileBlock,
+        visit: impl Fn(&ExtentNode<'_>, &[u8], Option<BlockNo>) -> Result<()>,
+    ) -> Result<Run> {
+        let bytes = inode.i_block();
+        let root = ExtentNode::parse(bytes, &Place::Root, &self.limits).at(
             &self.damage,
             Some(inode.number),
             None,
         )?;
+        visit(&root, bytes, None)?;
         let mut found = root.find(block);
         loop {
             match found {
@@ -44,44 +73,11 @@ impl Instance {
                             "two entries of extent trees lead to one block",
                         ));
                     }
+                    visit(&node, &buffer, Some(child.block))?;
                     found = node.find(block);
                 }
             }
         }
-    }
-
-    /// Makes sure that each node on the way to `block` says that it has room for as many entries as
-    /// fit. Less is no damage for who reads.
-    ///
-    /// # Errors
-    /// `Corrupt`, `Io`.
-    pub(crate) fn check_extent_room(&self, inode: &DiskInode, block: FileBlock) -> Result<()> {
-        let check = |node: &ExtentNode<'_>, bytes: &[u8], at: Option<BlockNo>| {
-            if node.max() == entries_that_fit(bytes.len()) {
-                return Ok(());
-            }
-            let what = "a node of its extent tree has less room than there is";
-            Err(self.damaged(inode.number, at, what))
-        };
-        let bytes = inode.i_block();
-        let root = ExtentNode::parse(bytes, &Place::Root, &self.limits).at(
-            &self.damage,
-            Some(inode.number),
-            None,
-        )?;
-        check(&root, bytes, None)?;
-        let mut found = root.find(block);
-        while let Found::Child(child) = found {
-            let buffer = self.extent_node(inode.number, inode.seed, &child)?;
-            let node = ExtentNode::reopen(&buffer, &Place::Block(child)).at(
-                &self.damage,
-                Some(inode.number),
-                Some(child.block),
-            )?;
-            check(&node, &buffer, Some(child.block))?;
-            found = node.find(block);
-        }
-        Ok(())
     }
 
     /// Reads a node below the root of the tree of `inode`, and checks it, once while it is in

@@ -189,7 +189,7 @@ impl FileSystem {
         let shape = self.shape_to_change(held, inode, at)?;
         let for_map = shape.worst_case_of_punch();
         let mut space = self.reserve(held, inode, u64::from(want))?;
-        let for_map = self.reserve_for_map(held, inode, for_map)?;
+        let for_map = self.reserve_all(held, inode, for_map, Claim::Map)?;
         let goal = match at.checked_sub(1) {
             Some(before) => match self.run_at(held, inode, before)?.target {
                 Target::Written(block) | Target::Unwritten(block) => Some(BlockNo(block.0 + 1)),
@@ -233,41 +233,34 @@ impl FileSystem {
         &self,
         held: &mut Held<'_, levels::Inode>,
         inode: &Inode,
-        blocks: u64,
+        mut blocks: u64,
     ) -> Result<Reservation> {
-        let live = self.instance.live()?;
         let claim = {
             let (delayed, _held) = inode.core.block_map.read(held);
             Claim::of(delayed.uses_reserve())
         };
-        let mut blocks = blocks;
-        let mut has_tried = false;
-        loop {
-            match live.allocator.reserve(blocks, claim) {
-                Err(Error::NoSpace) if !has_tried => {
-                    has_tried = true;
-                    let mapping = inode.mapping(&self.instance, &self.cache);
-                    mapping.backing().find_space(held);
-                }
-                Err(Error::NoSpace) if blocks > 1 => blocks /= 2,
-                other => return other,
-            }
+        let mut space = self.reserve_all(held, inode, blocks, claim);
+        while matches!(space, Err(Error::NoSpace)) && blocks > 1 {
+            blocks /= 2;
+            space = self.instance.live()?.allocator.reserve(blocks, claim);
         }
+        space
     }
 
-    /// Space for `blocks` of the file's map.
-    fn reserve_for_map(
+    /// Space for `blocks`; looks for some if there is none.
+    fn reserve_all(
         &self,
         held: &mut Held<'_, levels::Inode>,
         inode: &Inode,
         blocks: u64,
+        claim: Claim,
     ) -> Result<Reservation> {
         let live = self.instance.live()?;
-        match live.allocator.reserve(blocks, Claim::Map) {
+        match live.allocator.reserve(blocks, claim) {
             Err(Error::NoSpace) => {
                 let mapping = inode.mapping(&self.instance, &self.cache);
                 mapping.backing().find_space(held);
-                live.allocator.reserve(blocks, Claim::Map)
+                live.allocator.reserve(blocks, claim)
             }
             other => other,
         }
@@ -357,7 +350,7 @@ impl FileSystem {
         let blocks = self.blocks_inside(&bytes)?;
         let shape = self.shape_to_change(held, inode, blocks.start)?;
         self.shape_to_change(held, inode, blocks.end.saturating_sub(1))?;
-        let mut space = self.reserve_for_map(held, inode, shape.worst_case_of_punch())?;
+        let mut space = self.reserve_all(held, inode, shape.worst_case_of_punch(), Claim::Map)?;
         let mapping = inode.mapping(&self.instance, &self.cache);
         let (mut fence, mut held) = mapping.fence(held, bytes.clone());
         {
