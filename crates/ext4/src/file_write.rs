@@ -6,7 +6,7 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{PAGE_SIZE, WaitFor};
-use pagefence_vfs::{Error, FileSystem as _, Result, WriteMode};
+use pagefence_vfs::{Error, FileSystem as _, Result, WriteMode, without_privileges};
 
 use crate::change::set_xattr::XattrChange;
 use crate::clock;
@@ -14,9 +14,6 @@ use crate::filesystem::{File, FileSystem};
 use crate::inode::Inode;
 use crate::setattr::Attributes;
 
-const SET_UID: u16 = 0o4000;
-const SET_GID: u16 = 0o2000;
-const GROUP_EXECUTE: u16 = 0o0010;
 /// The attribute that gives a program capabilities.
 const CAPABILITY: &[u8] = b"security.capability";
 /// Bytes copied from file to file at a time.
@@ -127,10 +124,7 @@ impl FileSystem {
     ) -> Result<()> {
         let disk = inode.disk();
         let mode = disk.record.mode() & 0o7777;
-        let mut kept = mode & !SET_UID;
-        if mode & GROUP_EXECUTE != 0 {
-            kept &= !SET_GID;
-        }
+        let kept = without_privileges(mode);
         let has_capability = self.instance.xattr(&disk, CAPABILITY).is_ok();
         if kept == mode && !has_capability {
             return Ok(());

@@ -15,6 +15,7 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::{After, Held};
 use pagefence_vfs::{
     Attr, Credentials, Error, FileKind, InodeId, Result, SetAttr, SetTime, Timestamp,
+    without_privileges,
 };
 
 use crate::acl::chmod;
@@ -25,9 +26,7 @@ use crate::filesystem::FileSystem;
 use crate::inode::Inode;
 use crate::live::Need;
 
-const SET_UID: u16 = 0o4000;
 const SET_GID: u16 = 0o2000;
-const GROUP_EXECUTE: u16 = 0o0010;
 /// The id that stands for none.
 const NO_ID: u32 = u32::MAX;
 /// The rest of the name of the attribute that gives a program capabilities.
@@ -319,8 +318,8 @@ fn permissions(
     if !chown && !write {
         return None;
     }
-    let mut kept = mode & !SET_UID;
-    if mode & GROUP_EXECUTE != 0 || !in_group(gid) {
+    let mut kept = without_privileges(mode);
+    if !in_group(gid) {
         kept &= !SET_GID;
     }
     (kept != mode).then_some(kept)

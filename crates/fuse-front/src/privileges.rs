@@ -6,25 +6,10 @@
 //! system does it for SETATTR and WRITE, as for any user of it.
 
 use fuser::{Errno, INodeNo, Request};
-use pagefence_vfs::{FileKind, FileSystem, SetAttr};
+use pagefence_vfs::{FileKind, FileSystem, SetAttr, without_privileges};
 
 use crate::dispatch::Dispatch;
 use crate::errno::errno;
-
-const SET_USER_ID: u16 = 0o4000;
-const SET_GROUP_ID: u16 = 0o2000;
-const GROUP_EXECUTE: u16 = 0o010;
-
-/// What is left of the mode of a file when its data changes: without set-uid, and without
-/// set-group-id if the group may run the file.
-fn without_privileges(permissions: u16) -> u16 {
-    let kept = permissions & !SET_USER_ID;
-    if permissions & GROUP_EXECUTE == 0 {
-        kept
-    } else {
-        kept & !SET_GROUP_ID
-    }
-}
 
 impl<F: FileSystem> Dispatch<F> {
     /// The mode of a file without its privileges, if it has any.
@@ -60,17 +45,5 @@ impl<F: FileSystem> Dispatch<F> {
             .map_err(|error| errno(&error))?;
         self.attributes_changed(node);
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::without_privileges;
-
-    #[test]
-    fn set_group_id_stays_where_the_group_may_not_run_the_file() {
-        assert_eq!(without_privileges(0o6755), 0o755);
-        assert_eq!(without_privileges(0o6744), 0o2744);
-        assert_eq!(without_privileges(0o1644), 0o1644);
     }
 }

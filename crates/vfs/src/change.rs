@@ -129,3 +129,30 @@ pub enum XattrMode {
     /// It must: `NoAttribute`.
     Replace,
 }
+
+/// What is left of a file's 12 low mode bits when somebody changes its data or owner who may not
+/// keep its privileges: no set-uid, and no set-group-id if the group may run the file.
+#[must_use]
+pub fn without_privileges(permissions: u16) -> u16 {
+    const SET_USER_ID: u16 = 0o4000;
+    const SET_GROUP_ID: u16 = 0o2000;
+    const GROUP_EXECUTE: u16 = 0o010;
+    let kept = permissions & !SET_USER_ID;
+    if permissions & GROUP_EXECUTE == 0 {
+        kept
+    } else {
+        kept & !SET_GROUP_ID
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_privileges;
+
+    #[test]
+    fn set_group_id_stays_where_the_group_may_not_run_the_file() {
+        assert_eq!(without_privileges(0o6755), 0o755);
+        assert_eq!(without_privileges(0o6744), 0o2744);
+        assert_eq!(without_privileges(0o1644), 0o1644);
+    }
+}

@@ -12,7 +12,10 @@ pub mod filesystem;
 pub mod xattr;
 
 pub use attr::{Attr, FileKind, FileSystemStat, InodeId, Timestamp};
-pub use change::{FallocateMode, New, NewKind, RenameMode, SetAttr, SetTime, WriteMode, XattrMode};
+pub use change::{
+    FallocateMode, New, NewKind, RenameMode, SetAttr, SetTime, WriteMode, XattrMode,
+    without_privileges,
+};
 pub use dir::{Cookie, DirEntry, DirSink};
 pub use error::{Error, Place, Result};
 pub use filesystem::{
