@@ -1,6 +1,7 @@
 //! What handles, those who wait for a commit, and the journal's thread share.
 //!
-//! The lock of [`Control`] is a leaf: nothing else is taken, and no I/O done, while it is held.
+//! Under the lock of [`Control`] no I/O is done and nothing else taken but, by [`Shared::swap`], the
+//! lock that publishes the running transaction, which is a leaf.
 //! Everybody who waits looks at the abort in each round, so an abort wakes everybody.
 
 use std::time::{Duration, Instant};
@@ -334,15 +335,18 @@ impl Shared {
     }
 
     /// Lets handles join a new transaction, which it returns.
+    ///
+    /// The number in [`Control`] changes under the same lock as the transaction itself: who waits
+    /// for the commit of the one that he joined must never be told that an older one runs.
     pub(crate) fn swap(&self) -> Arc<Transaction> {
+        let mut control = self.control.lock();
         let mut running = self.running.write();
         let next = Arc::new(Transaction::new(running.tid.next()));
         *running = next.clone();
         drop(running);
-        let mut control = self.control.lock();
         control.running = next.tid;
-        // Who joined first between the two lines above found another number here.
-        control.born = next.was_joined().then(Instant::now);
+        // Who joins it first sets this, and waits for the lock.
+        control.born = None;
         drop(control);
         self.swapped.notify_all();
         next

@@ -13,6 +13,13 @@ use crate::{Journal, Tid};
 
 const SCHEDULES: usize = 2000;
 
+/// Runs `scenario` under schedules by chance, and under such as stop one thread for long: between
+/// two steps of a commit all the others may do everything they have to.
+fn check(scenario: impl Fn() + Clone + Send + Sync + 'static) {
+    ::shuttle::check_random(scenario.clone(), SCHEDULES);
+    ::shuttle::check_pct(scenario, SCHEDULES, 3);
+}
+
 struct World {
     device: Arc<MemoryDevice>,
     client: Arc<Recorder>,
@@ -54,65 +61,59 @@ impl World {
 
 #[test]
 fn handles_and_commits_end() {
-    ::shuttle::check_random(
-        || {
-            let world = world();
-            let threads: Vec<_> = (1..4)
-                .map(|byte| {
-                    let world = world.clone();
-                    let body = move || {
-                        // Two of these don't fit into one transaction.
-                        let tid = world.pair(byte, 4).expect("usable");
-                        if byte != 2 {
-                            world.journal.commit(tid).expect("committed");
-                            assert!(world.client.committed.lock().contains(&tid.0));
-                        }
-                        world.journal.flush_data().expect("flushed");
-                    };
-                    spawn("writer", body).expect("a thread")
-                })
-                .collect();
-            for thread in threads {
-                thread.join().expect("ended");
-            }
-            world.check();
-            world.journal.close().expect("closed");
-            assert!((1..4).contains(&world.check()));
-            let told = world.client.committed.lock().clone();
-            assert!(told.windows(2).all(|two| two[0] + 1 == two[1]), "in order");
-        },
-        SCHEDULES,
-    );
+    check(|| {
+        let world = world();
+        let threads: Vec<_> = (1..4)
+            .map(|byte| {
+                let world = world.clone();
+                let body = move || {
+                    // Two of these don't fit into one transaction.
+                    let tid = world.pair(byte, 4).expect("usable");
+                    if byte != 2 {
+                        world.journal.commit(tid).expect("committed");
+                        assert!(world.client.committed.lock().contains(&tid.0));
+                    }
+                    world.journal.flush_data().expect("flushed");
+                };
+                spawn("writer", body).expect("a thread")
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("ended");
+        }
+        world.check();
+        world.journal.close().expect("closed");
+        assert!((1..4).contains(&world.check()));
+        let told = world.client.committed.lock().clone();
+        assert!(told.windows(2).all(|two| two[0] + 1 == two[1]), "in order");
+    });
 }
 
 #[test]
 fn closing_and_aborting_wake_everybody() {
     for abort in [false, true] {
-        ::shuttle::check_random(
-            move || {
-                let world = world();
-                let threads: Vec<_> = (1..3)
-                    .map(|byte| {
-                        let world = world.clone();
-                        let body = move || {
-                            if let Some(tid) = world.pair(byte, 7) {
-                                let _ = world.journal.commit(tid);
-                            }
-                        };
-                        spawn("writer", body).expect("a thread")
-                    })
-                    .collect();
-                if abort {
-                    world.journal.abort(JournalError::Closed);
-                }
-                assert_eq!(world.journal.close().is_err(), abort);
-                for thread in threads {
-                    thread.join().expect("ended");
-                }
-                world.check();
-                assert_eq!(world.client.aborted.lock().len(), usize::from(abort));
-            },
-            SCHEDULES,
-        );
+        check(move || {
+            let world = world();
+            let threads: Vec<_> = (1..3)
+                .map(|byte| {
+                    let world = world.clone();
+                    let body = move || {
+                        if let Some(tid) = world.pair(byte, 7) {
+                            let _ = world.journal.commit(tid);
+                        }
+                    };
+                    spawn("writer", body).expect("a thread")
+                })
+                .collect();
+            if abort {
+                world.journal.abort(JournalError::Closed);
+            }
+            assert_eq!(world.journal.close().is_err(), abort);
+            for thread in threads {
+                thread.join().expect("ended");
+            }
+            world.check();
+            assert_eq!(world.client.aborted.lock().len(), usize::from(abort));
+        });
     }
 }
