@@ -1,7 +1,7 @@
 //! A transaction in memory: who has joined it, and the blocks that it changes.
 //!
 //! Joining is one compare-and-swap of a word that holds the handles that are open, the blocks that
-//! are spoken for, and whether the transaction is locked. A locked transaction admits nobody; once
+//! are spoken for, whether anybody has joined, and whether the transaction is locked. A locked transaction admits nobody; once
 //! its last handle has ended nothing of it changes but by its sealing.
 //!
 //! The blocks lie in shards, each under a lock of level `Buffer`. Contents are immutable buffers of
@@ -40,6 +40,8 @@ impl std::fmt::Display for Tid {
 
 /// No handle may join.
 const LOCKED: u64 = 1 << 63;
+/// Some handle has joined. In the word, so that who locks it knows of everybody who was in time.
+const JOINED: u64 = 1 << 62;
 /// One open handle; the credits lie below.
 const HANDLE: u64 = 1 << 32;
 /// Credits in the word.
@@ -91,9 +93,8 @@ pub(crate) struct Left {
 #[derive(Debug)]
 pub(crate) struct Transaction {
     pub(crate) tid: Tid,
-    /// [`LOCKED`], handles, credits.
+    /// [`LOCKED`], [`JOINED`], handles, credits.
     state: AtomicU64,
-    joined: AtomicBool,
     /// Somebody was told that the transaction grows large.
     told_large: AtomicBool,
     /// Blocks that were forgotten, those that came back included.
@@ -131,6 +132,10 @@ struct ShardGuard<'a> {
     _rank: RankGuard,
 }
 
+fn has_handles(state: u64) -> bool {
+    state & !(LOCKED | JOINED) >= HANDLE
+}
+
 fn credits_of(state: u64) -> u32 {
     u32::try_from(state & CREDITS).unwrap_or(u32::MAX)
 }
@@ -140,7 +145,6 @@ impl Transaction {
         Self {
             tid,
             state: AtomicU64::new(0),
-            joined: AtomicBool::new(false),
             told_large: AtomicBool::new(false),
             forgotten: AtomicU32::new(0),
             shards: std::array::from_fn(|_| Mutex::new(HashMap::new())),
@@ -159,14 +163,13 @@ impl Transaction {
             if sum.is_none_or(|sum| sum > credits_max) {
                 return Join::Full;
             }
-            let next = state.wrapping_add(HANDLE).wrapping_add(u64::from(credits));
+            let next = state.wrapping_add(HANDLE).wrapping_add(u64::from(credits)) | JOINED;
             match self
                 .state
                 .compare_exchange_weak(state, next, Ordering::AcqRel, Ordering::Acquire)
             {
                 Ok(_) => {
-                    let first = !self.joined.load(Ordering::Relaxed)
-                        && !self.joined.swap(true, Ordering::AcqRel);
+                    let first = state & JOINED == 0;
                     return Join::Joined { first };
                 }
                 Err(found) => state = found,
@@ -202,7 +205,7 @@ impl Transaction {
             .fetch_sub(gone, Ordering::AcqRel)
             .wrapping_sub(gone);
         Left {
-            ready: state & LOCKED != 0 && state & !LOCKED < HANDLE,
+            ready: state & LOCKED != 0 && !has_handles(state),
             credits: credits_of(state),
         }
     }
@@ -214,12 +217,12 @@ impl Transaction {
 
     /// Whether handles are open.
     pub(crate) fn is_open(&self) -> bool {
-        self.state.load(Ordering::Acquire) & !LOCKED >= HANDLE
+        has_handles(self.state.load(Ordering::Acquire))
     }
 
-    /// Whether anybody has joined.
+    /// Whether anybody has joined. Of a locked transaction the last word.
     pub(crate) fn was_joined(&self) -> bool {
-        self.joined.load(Ordering::Acquire)
+        self.state.load(Ordering::Acquire) & JOINED != 0
     }
 
     /// True for the first who asks.
