@@ -148,13 +148,12 @@ impl Worker {
         self.seal(&transaction)?;
         let frozen = transaction.freeze();
         let next = self.shared.swap();
-        let outcome = if !frozen.is_empty() {
-            self.store.commit(&self.shared, &frozen)
-        } else if self.shared.is_requested(tid) {
-            // Whoever waits relies on a flush that began after his handle ended.
+        let outcome = if frozen.is_empty() {
+            // Whoever waits, or comes to find it committed, relies on a flush that began when
+            // handles had joined the next one.
             self.shared.flush()
         } else {
-            Ok(())
+            self.store.commit(&self.shared, &frozen)
         };
         if let Err(error) = outcome {
             self.lost.push(frozen);
@@ -187,10 +186,10 @@ impl Worker {
     fn close(&mut self) -> Result<()> {
         loop {
             let last = self.shared.running();
-            // From here on nobody joins it; who did before has his commit.
+            // From here on nobody joins it; who did before, or waits for it, has his commit. Who
+            // comes later is told that the journal is closed, for there is no flush any more.
             last.lock();
-            if !last.was_joined() {
-                self.shared.finish(last.tid);
+            if !last.was_joined() && !self.shared.is_requested(last.tid) {
                 break;
             }
             self.commit()?;

@@ -329,7 +329,7 @@ impl Shared {
         }
     }
 
-    /// Whether somebody waits for the commit of `tid`.
+    /// Whether somebody asked for the commit of `tid`.
     pub(crate) fn is_requested(&self, tid: Tid) -> bool {
         self.control.lock().requested >= tid
     }

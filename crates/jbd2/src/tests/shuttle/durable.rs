@@ -45,6 +45,19 @@ fn fill_all(ground: &Ground, blocks: &[u64], byte: u8, credits: u32) -> Option<T
     Some(handle.tid())
 }
 
+/// Makes durable what was written to the device, as an fsync does that has no transaction of its
+/// own but `tid`, which may be empty.
+fn sync(ground: &Ground, tid: Tid) -> crate::Result<()> {
+    let will_flush = ground.journal.running() == tid;
+    if tid > ground.journal.committed_tid() {
+        ground.journal.commit(tid)?;
+    }
+    match will_flush {
+        true => Ok(()),
+        false => ground.journal.flush_data(),
+    }
+}
+
 fn join(threads: Vec<pagefence_lock_order::primitives::thread::JoinHandle<()>>) {
     for thread in threads {
         thread.join().expect("ended");
@@ -76,6 +89,36 @@ fn what_was_committed_while_the_journal_was_closed_is_there() {
             let promised = promised.load(Ordering::SeqCst) as u8;
             assert!(byte_of(&after, block) >= promised, "{block} is lost");
         }
+    });
+}
+
+#[test]
+fn a_sync_flushes_though_its_transaction_is_empty() {
+    check(|| {
+        let ground = ground(device());
+        let threads: Vec<_> = (0..2)
+            .map(|at| {
+                let ground = ground.clone();
+                let body = move || {
+                    // One joins a transaction, and then changes nothing.
+                    let tid = match at {
+                        0 => fill_all(&ground, &[], 0, 1).expect("usable"),
+                        _ => ground.journal.running(),
+                    };
+                    let bytes = [at as u8 + 1; BLOCK];
+                    let offset = (DATA + at) * BLOCK as u64;
+                    ground.device.write(offset, &bytes).unwrap();
+                    sync(&ground, tid).expect("synced");
+                    for seed in 0..6 {
+                        let after = ground.device.crash(seed);
+                        assert_eq!(byte_of(&after, DATA + at), bytes[0], "not flushed");
+                    }
+                };
+                spawn("writer", body).expect("a thread")
+            })
+            .collect();
+        join(threads);
+        ground.journal.close().expect("closed");
     });
 }
 
