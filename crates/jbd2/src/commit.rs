@@ -72,11 +72,14 @@ enum Next {
 }
 
 /// Tells everybody that the thread has ended, even if it panicked.
-struct EndGuard(Arc<Shared>);
+struct EndGuard {
+    shared: Arc<Shared>,
+    panicked: bool,
+}
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        self.0.end();
+        self.shared.end(self.panicked);
     }
 }
 
@@ -92,14 +95,18 @@ impl Worker {
     }
 
     pub(crate) fn run(mut self) {
-        let _end = EndGuard(self.shared.clone());
+        let mut end = EndGuard {
+            shared: self.shared.clone(),
+            panicked: true,
+        };
         loop {
             match self.step() {
                 Ok(Next::Continue) => {}
-                Ok(Next::End) | Err(JournalError::Closed) => return,
+                Ok(Next::End) | Err(JournalError::Closed) => break,
                 Err(error) => self.shared.abort(error),
             }
         }
+        end.panicked = false;
     }
 
     /// Does one thing, or waits for one to do.

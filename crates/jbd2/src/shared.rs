@@ -342,6 +342,10 @@ impl Shared {
         let mut control = self.control.lock();
         let mut running = self.running.write();
         let next = Arc::new(Transaction::new(running.tid.next()));
+        if control.stop != Stop::No {
+            // Or those who go on starting handles would put off the end for ever.
+            next.lock();
+        }
         *running = next.clone();
         drop(running);
         control.running = next.tid;
@@ -372,13 +376,10 @@ impl Shared {
         }
     }
 
-    /// The thread has ended: nobody waits for it any longer.
-    pub(crate) fn end(&self) {
-        let mut control = self.control.lock();
-        control.ended = true;
-        // Nobody asked it to: it panicked.
-        let panicked = control.stop == Stop::No;
-        drop(control);
+    /// The thread has ended: nobody waits for it any longer. If it panicked, what it was about to
+    /// do is not done.
+    pub(crate) fn end(&self, panicked: bool) {
+        self.control.lock().ended = true;
         if panicked {
             self.abort(JournalError::Closed);
         }

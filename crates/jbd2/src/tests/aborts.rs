@@ -190,3 +190,27 @@ fn a_client_that_panics_aborts() {
     assert!(journal.start(&mut entry, 1).is_err());
     assert!(journal.close().is_err());
 }
+
+#[test]
+fn a_client_that_panics_while_the_journal_is_closed_is_an_error() {
+    struct Panics;
+    impl crate::Client for Panics {
+        fn seal(&self, _: &mut crate::Sealing<'_>) {}
+        fn committed(&self, _: Tid) {
+            panic!("on purpose");
+        }
+        fn aborted(&self, _: &JournalError) {}
+    }
+    let image = Image::new(0, REVOKE | V3, 0, 5);
+    let device = Arc::new(image.device.fork());
+    let buffers = pagefence_block_io::BufferCache::new(device, BLOCK as u32, 1 << 20);
+    let client = Arc::new(Panics);
+    let weak: pagefence_lock_order::primitives::Weak<Panics> = Arc::downgrade(&client);
+    let journal =
+        crate::Journal::open(Arc::new(buffers), location(), weak, Options::default()).unwrap();
+    let mut entry = Held::at_entry();
+    let (mut handle, held) = journal.start(&mut entry, 1).unwrap();
+    fill(&mut handle, 10, 1);
+    drop((handle, held));
+    assert!(journal.close().is_err(), "nothing is home");
+}
