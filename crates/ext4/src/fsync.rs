@@ -50,7 +50,7 @@ impl FileSystem {
         data_only: bool,
     ) -> Result<()> {
         let live = self.instance.live()?;
-        if !data_only && inode.core.is_dirty() {
+        if !data_only && inode.core.is_dirty_after_writing() {
             self.instance.write_inode(held, &inode.core)?;
         }
         live.sync(inode.core.sync_tid(data_only))
@@ -66,7 +66,7 @@ impl FileSystem {
         self.cache.sync_all(&mut held);
         let mut records = Ok(());
         for inode in self.inodes.all() {
-            if inode.core.is_dirty() {
+            if inode.core.is_dirty_after_writing() {
                 records = records.and(self.instance.write_inode(&mut held, &inode.core));
             }
         }
