@@ -70,6 +70,8 @@ impl FileSystem {
                 records = records.and(self.instance.write_inode(&mut held, &inode.core));
             }
         }
+        // Who has an inode for a moment, as this loop had all of them, keeps it from being deleted.
+        self.delete_due();
         live.commit(live.journal.running().0)?;
         live.journal.flush_data().map_err(journal_error)?;
         records?;
