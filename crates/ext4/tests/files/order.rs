@@ -17,7 +17,7 @@ use crate::support::{Image, create, find, read_all, root, set_size, write_all};
 
 const BLOCK: u64 = 1024;
 /// Outcomes that are tried at each moment, at most.
-const STATES: usize = 40;
+const STATES: usize = 16;
 
 const EXT4: &[&str] = &["-t", "ext4", "-b", "1024", "-O", "^has_journal"];
 const EXT4_PLAIN: &[&str] = &[
@@ -86,6 +86,8 @@ fn explore(trace: &Trace, what: &str, check: impl Fn(&FileSystem) -> Result<(), 
             let left = Image::of(&states.image(&outcome).to_vec());
             let said = mend(&left, what);
             left.assert_clean(what);
+            let is_renamed = said.contains("lost+found") || said.contains("non-unique");
+            assert!(!is_renamed, "{what}: {said}");
             if let Err(error) = check(&left.open()) {
                 failures.push(format!("at {}: {error}\n{said}", point.position()));
             }
@@ -355,8 +357,7 @@ fn names_survive(options: &[&str], count: usize, length: usize) -> usize {
 #[test]
 fn a_block_of_names_that_splits_loses_none() {
     for options in [EXT2, EXT4, EXT4_PLAIN] {
-        let tried = names_survive(options, 60, 100);
-        assert!(tried > 100, "{tried}");
-        println!("{tried}");
+        let tried = names_survive(options, 30, 100);
+        assert!(tried > 40, "{tried}");
     }
 }
