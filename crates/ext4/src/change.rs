@@ -25,6 +25,7 @@ mod remove_extents;
 pub(crate) mod set_xattr;
 pub(crate) mod shorten_inline;
 pub(crate) mod space;
+mod split_extents;
 mod split_htree;
 pub(crate) mod transaction;
 

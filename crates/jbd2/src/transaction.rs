@@ -48,11 +48,27 @@ const HANDLE: u64 = 1 << 32;
 const CREDITS: u64 = HANDLE.wrapping_sub(1);
 const SHARDS: usize = 16;
 
+/// When a block goes home where there is no log: once all that has an earlier turn is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Turn {
+    /// It was free before: nothing that is durable refers to it. So is what [`crate::Handle::set`]
+    /// sets, and stays so.
+    New,
+    /// It has less at its end, and another block says where that is.
+    Shrinks,
+    /// It may refer to new blocks, or say where others end: every block of which nothing is said.
+    Refers,
+    /// It has more at its end, and another block says where that is.
+    Grows,
+    /// It lost what other blocks have now.
+    Yields,
+}
+
 /// What a transaction does to a block.
 #[derive(Debug)]
 enum Entry {
-    /// Sets it to these contents; whether the block was free before.
-    Set(Arc<Buffer>, bool),
+    /// Sets it to these contents.
+    Set(Arc<Buffer>, Turn),
     /// Sets it to contents that the client gives when the transaction is sealed (then they are
     /// here; before, what a handle made of it, pinned).
     Deferred(Option<Arc<Buffer>>),
@@ -107,8 +123,8 @@ pub(crate) struct Transaction {
 pub(crate) struct Frozen {
     /// What it sets, ascending by block, without those that were deferred.
     pub(crate) blocks: Vec<Arc<Buffer>>,
-    /// Which of these blocks were free before, ascending.
-    pub(crate) new: Vec<u64>,
+    /// The turns of those of these blocks that do not just refer to others, ascending by block.
+    pub(crate) turns: Vec<(u64, Turn)>,
     /// Of those that were deferred the contents, ascending.
     pub(crate) deferred: Vec<Arc<Buffer>>,
     /// Blocks that it revokes, ascending.
@@ -116,6 +132,13 @@ pub(crate) struct Frozen {
 }
 
 impl Frozen {
+    /// When a block of it goes home without a log.
+    pub(crate) fn turn(&self, block: u64) -> Turn {
+        let found = self.turns.binary_search_by_key(&block, |(block, _)| *block);
+        let turn = found.ok().and_then(|at| self.turns.get(at));
+        turn.map_or(Turn::Refers, |(_, turn)| *turn)
+    }
+
     /// Everything that it sets.
     pub(crate) fn members(&self) -> impl Iterator<Item = &Arc<Buffer>> {
         self.blocks.iter().chain(&self.deferred)
@@ -263,7 +286,7 @@ impl Transaction {
         let verified = current.verified_kinds();
         let outcome = edit(&mut bytes)?;
         let buffer = buffers.replace_with(block.0, bytes, verified);
-        put(entry, buffer, false, credits);
+        put(entry, buffer, Turn::Refers, credits);
         Ok(outcome)
     }
 
@@ -279,7 +302,26 @@ impl Transaction {
         let mut shard = self.shard(block);
         let entry = shard.entries.entry(block.0);
         let buffer = buffers.replace_with(block.0, bytes, 0);
-        put(entry, buffer, true, credits);
+        put(entry, buffer, Turn::New, credits);
+    }
+
+    /// Gives a block that the transaction sets, and that was not free before, its turn; the last
+    /// of those that it is given counts.
+    pub(crate) fn take_turn(&self, block: BlockNo, turn: Turn) {
+        let mut shard = self.shard(block);
+        if let Some(Entry::Set(_, old)) = shard.entries.get_mut(&block.0) {
+            *old = match *old {
+                Turn::New => Turn::New,
+                Turn::Refers => turn,
+                Turn::Shrinks | Turn::Grows | Turn::Yields => turn.max(*old),
+            };
+        }
+    }
+
+    /// Whether the transaction sets the block, which was free before.
+    pub(crate) fn is_new(&self, block: BlockNo) -> bool {
+        let shard = self.shard(block);
+        matches!(shard.entries.get(&block.0), Some(Entry::Set(_, Turn::New)))
     }
 
     /// Leaves the block's contents to the sealing.
@@ -356,10 +398,10 @@ impl Transaction {
         for shard in &self.shards {
             for (block, entry) in std::mem::take(&mut *shard.lock()) {
                 match entry {
-                    Entry::Set(buffer, is_new) => {
+                    Entry::Set(buffer, turn) => {
                         frozen.blocks.push(buffer);
-                        if is_new {
-                            frozen.new.push(block);
+                        if turn != Turn::Refers {
+                            frozen.turns.push((block, turn));
                         }
                     }
                     Entry::Deferred(buffer) => frozen.deferred.extend(buffer),
@@ -371,7 +413,7 @@ impl Transaction {
         frozen
             .deferred
             .sort_unstable_by_key(|buffer| buffer.block());
-        frozen.new.sort_unstable();
+        frozen.turns.sort_unstable();
         frozen.revokes.sort_unstable();
         frozen
     }
@@ -382,21 +424,22 @@ impl Transaction {
 fn put(
     entry: hash_map::Entry<'_, u64, Entry, hashbrown::DefaultHashBuilder>,
     buffer: Arc<Buffer>,
-    is_new: bool,
+    turn: Turn,
     credits: &mut Credits<'_>,
 ) {
     let new = match &entry {
         hash_map::Entry::Occupied(old) => match old.get() {
-            Entry::Set(_, was_new) => Entry::Set(buffer, is_new || *was_new),
+            Entry::Set(_, Turn::Refers) => Entry::Set(buffer, turn),
+            Entry::Set(_, before) => Entry::Set(buffer, *before),
             Entry::Deferred(_) => Entry::Deferred(Some(buffer)),
             Entry::Forgotten(_) => {
                 credits.take();
-                Entry::Set(buffer, is_new)
+                Entry::Set(buffer, turn)
             }
         },
         hash_map::Entry::Vacant(_) => {
             credits.take();
-            Entry::Set(buffer, is_new)
+            Entry::Set(buffer, turn)
         }
     };
     entry.insert(new);
