@@ -60,6 +60,24 @@ impl Config {
     }
 }
 
+impl Config {
+    /// For files whose pages are the storage ([`crate::Backing::IS_STORAGE`]): they may all
+    /// together have `pages` pages, and `in_hand` frames more are there for those who write, until
+    /// a reservation is refused. Nothing runs in the background. Memory is taken as it is used.
+    #[must_use]
+    pub fn for_storage(pages: u64, in_hand: u64) -> Self {
+        let frames = pages.saturating_add(in_hand);
+        Self {
+            readahead_max_bytes: 0,
+            readahead_workers: 0,
+            flusher_threads: 0,
+            // Of no effect but on how much is written under one hold of the locks.
+            dirty_limit_bytes: u64::MAX,
+            ..Self::new(frames.saturating_mul(PAGE_SIZE as u64 + PAGE_OVERHEAD))
+        }
+    }
+}
+
 /// How full the cache is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {

@@ -259,6 +259,9 @@ impl<B: WriteBacking> Mapping<B> {
     /// With no page lock held.
     pub(crate) fn tell_flusher(&self) {
         let flusher = &self.shared().flusher;
+        if self.pages().is_storage() {
+            return;
+        }
         if self.pages().dirty().enlist() {
             let this: Weak<dyn Flush> = Weak::<Self>::clone(self.this());
             flusher.enlist(self.shared(), this);
