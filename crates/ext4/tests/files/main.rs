@@ -10,6 +10,7 @@
 mod crash;
 mod full;
 mod maps;
+mod races;
 mod ranges;
 mod support;
 mod traces;
