@@ -416,3 +416,19 @@ impl FileSystem for MemFs {
         Err(Error::Unsupported("flags of what is in memory"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pagefence_fs_model::races::fill_to_the_last_byte;
+
+    use super::{MemFs, Options};
+
+    /// With a single frame for those who write, they wait for each other, and for nothing else.
+    #[test]
+    fn writers_that_starve_each_other_fill_it_to_the_last_byte() {
+        let pages = 700;
+        let options = Options::new(pages * 4096);
+        let fs = MemFs::with_frames(&options, pages, 1).expect("memory");
+        fill_to_the_last_byte(&fs, 6, 3).expect("all that was taken is there");
+    }
+}

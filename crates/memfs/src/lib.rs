@@ -18,10 +18,10 @@
 //! the file system's size when it is first reserved, and is given back inside the fence that drops
 //! it, once it is dropped. A promised page takes no memory until it is written.
 //!
-//! **Invariant:** a page in the cache is one that its file has; no more pages are charged than the
-//! size allows; and the cache has a frame for each of them, besides those that writers hold until
-//! they are refused. So a writer waits for a frame only while other writers have some in hand, and
-//! when the size is used up it is told so: it never waits for memory that nobody gives back.
+//! **Invariant:** a page that was written is one that its file has; no more pages are charged than
+//! the size allows; and the cache has a frame for each of them, besides those that writers hold
+//! until they are refused. So a writer waits for a frame only while other writers have some in hand,
+//! and when the size is used up it is told so: it never waits for memory that nobody gives back.
 //!
 //! What names, attributes and inodes take is bounded beside that, by the number of inodes.
 //!

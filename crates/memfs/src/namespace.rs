@@ -22,6 +22,8 @@ use crate::limits::INODE_BYTES;
 
 const SET_GROUP_ID: u16 = 0o2000;
 const GROUP_EXECUTE: u16 = 0o010;
+/// Bytes of a symbolic link's target that go with the inode (Linux: `SHORT_SYMLINK_LEN`).
+const SHORT_TARGET: u64 = 128;
 
 /// Checks a name that is put in or taken out.
 ///
@@ -99,8 +101,11 @@ impl MemFs {
             return Err(Error::NameTooLong);
         }
         let directory = self.directory(parent)?;
+        // So that a rename is seen done or not begun.
+        let mut held = Held::at_entry();
+        let (_shared, _held) = directory.lock.read(&mut held);
         let inode = match name {
-            b"." => directory,
+            b"." => Arc::clone(&directory),
             b".." => self
                 .core
                 .inodes
@@ -168,7 +173,7 @@ impl MemFs {
         let mut record = inherit(&parent.record.read(), kind, new, who, now);
         record.charged = INODE_BYTES + acl_bytes(&record);
         if let NewKind::Symlink(target) = new.kind {
-            record.charged += target.len() as u64;
+            record.charged += (target.len() as u64).saturating_sub(SHORT_TARGET);
         }
         core.limits.take_inode_bytes(record.charged)?;
         let number = core.inodes.new_number();
@@ -313,7 +318,7 @@ fn inherit(
     };
     // With a default list in the directory, the umask does not count.
     let (mut permissions, access) = match default {
-        _ if kind == FileKind::Symlink => (asked, None),
+        None if kind == FileKind::Symlink => (asked, None),
         None => (asked & !(new.umask & 0o777), None),
         Some(default) => {
             let access = default.inherited(asked);

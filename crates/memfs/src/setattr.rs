@@ -83,8 +83,7 @@ impl MemFs {
             return Ok(());
         }
         let (mut fence, mut held) = mapping.fence(held, size..end);
-        let evicted = fence.evict(&mut held, Evict::Discard)?;
-        drop(evicted);
+        let _evicted = fence.evict(&mut held, Evict::Discard)?;
         Ok(())
     }
 }
