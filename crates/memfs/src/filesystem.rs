@@ -419,16 +419,62 @@ impl FileSystem for MemFs {
 
 #[cfg(test)]
 mod tests {
-    use pagefence_fs_model::races::fill_to_the_last_byte;
+    use pagefence_lock_order::primitives::thread;
+    use pagefence_vfs::{Credentials, Error, FileSystem as _, New, NewKind, WriteMode};
 
     use super::{MemFs, Options};
+    use crate::data::PAGE_BYTES;
 
     /// With a single frame for those who write, they wait for each other, and for nothing else.
     #[test]
     fn writers_that_starve_each_other_fill_it_to_the_last_byte() {
-        let pages = 700;
-        let options = Options::new(pages * 4096);
-        let fs = MemFs::with_frames(&options, pages, 1).expect("memory");
-        fill_to_the_last_byte(&fs, 6, 3).expect("all that was taken is there");
+        const PAGES: u64 = 700;
+        let options = Options::new(PAGES * PAGE_BYTES);
+        let fs = MemFs::with_frames(&options, PAGES, 1).expect("memory");
+        let fill = |number: u8| -> pagefence_vfs::Result<bool> {
+            let who = Credentials {
+                uid: 0,
+                gid: 0,
+                groups: Vec::new(),
+            };
+            let new = New {
+                kind: NewKind::Regular,
+                permissions: 0o644,
+                umask: 0,
+            };
+            let id = fs.create(fs.root(), &[number], &new, &who)?.attr.id;
+            let file = fs.open(id, true)?;
+            // Up to 40 pages at a time, then one byte at a time.
+            let (mut size, mut piece) = (0, vec![number; 150_001]);
+            loop {
+                match fs.write(&file, 0, &piece, WriteMode::APPEND) {
+                    Ok(written) => size += written,
+                    Err(Error::NoSpace) if piece.len() > 1 => piece.truncate(1),
+                    Err(Error::NoSpace) => break,
+                    Err(error) => return Err(error),
+                }
+            }
+            let mut bytes = vec![0; size + 1];
+            let read = fs.read(&file, 0, &mut bytes)?;
+            let is_right = read == size && bytes[..size].iter().all(|byte| *byte == number);
+            fs.unlink(fs.root(), &[number])?;
+            drop(file);
+            fs.forget(id);
+            Ok(is_right)
+        };
+        for round in 0..4_u8 {
+            thread::scope(|scope| {
+                let numbers = (1..=6).map(|thread| 10 * round + thread);
+                let fill = &fill;
+                let threads: Vec<_> = numbers
+                    .map(|number| scope.spawn(move || fill(number)))
+                    .collect();
+                for thread in threads {
+                    let filled = thread.join().expect("no panic");
+                    assert!(filled.expect("no error but a lack of space"));
+                }
+            });
+            assert_eq!(fs.core.limits.pages(), (PAGES, PAGES));
+        }
     }
 }

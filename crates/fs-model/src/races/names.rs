@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use pagefence_lock_order::primitives::Mutex;
 use pagefence_vfs::{DirEntry, Error, FileKind, FileSystem, InodeId, NewKind, RenameMode, Result};
 
 use super::{Random, at_once, make};
@@ -30,12 +31,15 @@ pub fn race_over_names<F: FileSystem>(
     for number in 0..DIRECTORIES {
         make(fs, top, &directory_name(number), NewKind::Directory).map_err(text)?;
     }
+    let made = Mutex::new(Vec::new());
     let play = |thread: u64| {
+        let made = &made;
         move || {
             let mut random = Random::new(seed, thread);
             for _ in 0..changes {
                 match change(fs, top, &mut random) {
-                    Ok(()) => {}
+                    Ok(None) => {}
+                    Ok(Some(id)) => made.lock().push(id),
                     Err(error) if is_a_names_error(&error) => {}
                     Err(error) => return Err(format!("seed {seed}: {error}")),
                 }
@@ -45,6 +49,9 @@ pub fn race_over_names<F: FileSystem>(
     };
     let parts = (0..THREADS).map(|thread| Box::new(play(thread)) as Box<_>);
     at_once(parts.collect())?;
+    // What a name meant may have changed between its lookup and its removal: then nobody has
+    // forgotten what was removed.
+    made.into_inner().into_iter().for_each(|id| fs.forget(id));
     let mut links = BTreeMap::new();
     walk(fs, top, fs.root(), 0, &mut links)?;
     for (id, (found, expected)) in links {
@@ -104,12 +111,13 @@ fn some_name(random: &mut Random) -> Vec<u8> {
     format!("n{}", random.below(NAMES)).into_bytes()
 }
 
-fn change<F: FileSystem>(fs: &F, top: InodeId, random: &mut Random) -> Result<()> {
+/// Changes something; what was made, if something was.
+fn change<F: FileSystem>(fs: &F, top: InodeId, random: &mut Random) -> Result<Option<InodeId>> {
     let parent = some_directory(fs, top, random)?;
     let (name, choice) = (some_name(random), random.below(12));
     match choice {
-        0 | 1 => make(fs, parent, &name, NewKind::Regular).map(drop),
-        2 | 3 => make(fs, parent, &name, NewKind::Directory).map(drop),
+        0 | 1 => return make(fs, parent, &name, NewKind::Regular).map(Some),
+        2 | 3 => return make(fs, parent, &name, NewKind::Directory).map(Some),
         4..8 => {
             let (to, new_name) = (some_directory(fs, top, random)?, some_name(random));
             let mode = match random.below(4) {
@@ -120,27 +128,28 @@ fn change<F: FileSystem>(fs: &F, top: InodeId, random: &mut Random) -> Result<()
             let replaced = fs.lookup(to, &new_name);
             let renamed = fs.rename(parent, &name, to, &new_name, mode);
             forget(fs, replaced);
-            renamed
+            renamed?;
         }
         8 => {
             let (from, its_name) = (some_directory(fs, top, random)?, some_name(random));
             let found = fs.lookup(from, &its_name)?.attr.id;
-            fs.link(found, parent, &name).map(drop)
+            fs.link(found, parent, &name)?;
         }
         9 => {
             let found = fs.lookup(parent, &name);
             let removed = fs.unlink(parent, &name);
             forget(fs, found);
-            removed
+            removed?;
         }
         10 => {
             let found = fs.lookup(parent, &name);
             let removed = fs.rmdir(parent, &name);
             forget(fs, found);
-            removed
+            removed?;
         }
-        _ => entries(fs, parent).map(drop),
+        _ => drop(entries(fs, parent)?),
     }
+    Ok(None)
 }
 
 /// As somebody does who knew it: without a name it goes.
