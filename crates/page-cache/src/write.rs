@@ -258,6 +258,9 @@ impl<B: WriteBacking> Mapping<B> {
     /// Puts the mapping on the flusher's list if it is not, and wakes a thread if one is needed.
     /// With no page lock held.
     pub(crate) fn tell_flusher(&self) {
+        if self.pages().is_storage() {
+            return;
+        }
         let (flusher, dirty) = (&self.shared().flusher, self.pages().dirty());
         if dirty.is_unknown() {
             let this: Weak<dyn Flush> = Weak::<Self>::clone(self.this());

@@ -11,6 +11,7 @@ mod crash;
 mod full;
 mod maps;
 mod order;
+mod races;
 mod ranges;
 mod support;
 mod traces;
