@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "lock-order",
         ],
     ),
-    ("fuse-front", &["vfs", "lock-order"]),
+    ("fuse-front", &["vfs", "host-memory", "lock-order"]),
     ("pagefence", &["ext4", "block-io", "vfs", "lock-order"]),
     ("cli", &["pagefence", "fuse-front", "vfs", "lock-order"]),
     // A model knows nothing of what it is a model of.
