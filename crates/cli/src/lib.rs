@@ -34,6 +34,7 @@ mod mountpoint;
 mod server;
 mod signals;
 mod size;
+mod target;
 mod umount;
 
 use std::ffi::OsString;
