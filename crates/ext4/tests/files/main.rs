@@ -11,5 +11,6 @@ mod crash;
 mod full;
 mod maps;
 mod ranges;
+mod shift;
 mod support;
 mod traces;

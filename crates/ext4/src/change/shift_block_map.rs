@@ -1,0 +1,1 @@
+//! Moving what a block map maps.

@@ -1,0 +1,63 @@
+//! Putting a hole into a file: what follows moves up (`FALLOC_FL_INSERT_RANGE`).
+//!
+//! The file becomes longer first, so that nothing ever lies behind its end that was before it
+//! (S0.11). Then the blocks move up, from the last to the first, and the hole that lies behind
+//! them moves down to its place. So after each transaction, for some block x: what lies below x is
+//! as it was, then comes a hole as long as the range, and what follows it is as it will be in the
+//! end. The size is that of the end from the first transaction on.
+
+use pagefence_ext4_format::FileBlock;
+use pagefence_lock_order::Held;
+use pagefence_lock_order::levels;
+use pagefence_lock_order::primitives::Arc;
+use pagefence_page_cache::{Evict, PAGE_SIZE};
+use pagefence_vfs::Result;
+
+use crate::change::shift_extents::ShiftUp;
+use crate::filesystem::FileSystem;
+use crate::inode::Inode;
+use crate::shift_range::Sizes;
+
+impl FileSystem {
+    /// Puts a hole of whole blocks where `bytes` begins, before the file's end
+    /// ([`check_shift`](crate::instance::Instance::check_shift)). The caller holds the inode lock
+    /// exclusively; below it the invalidate lock, page locks and transactions are taken.
+    ///
+    /// # Errors
+    /// `NoSpace`, and then nothing changed; `InvalidArgument`, too, if what lies behind the file's
+    /// end would come to lie too far; `Corrupt`, `Io`, `ReadOnly`: the file may be as it is between
+    /// two transactions (see the module's documentation).
+    pub(crate) fn insert_range(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        bytes: std::ops::Range<u64>,
+    ) -> Result<()> {
+        self.finish_cut(held, inode)?;
+        let gap = self.instance.gap_of(&bytes)?;
+        let size = inode.core.size() + (bytes.end - bytes.start);
+        let sizes = Sizes {
+            meanwhile: size,
+            after: size,
+        };
+        let shape = self.shape_around(held, inode, &[gap.first])?;
+        let mut space = self.reserve_for_shift(held, inode, shape.worst_case_of_punch())?;
+        let mapping = inode.mapping(&self.instance, &self.cache);
+        let from = bytes.start / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        let (mut fence, mut held) = mapping.fence(held, from..u64::MAX);
+        let evicted = fence.evict(&mut held, Evict::WriteFirst)?;
+        self.end_delay(&mut held, inode, &evicted)?;
+        let shape = self.shape_around(&mut held, inode, &[gap.first])?;
+        self.top_up(&mut space, shape.worst_case_of_punch())?;
+        let mut shift = ShiftUp::new(FileBlock(gap.first), gap.len);
+        let one_by_one = !self.instance.has_log();
+        self.in_steps(
+            &mut held,
+            inode,
+            &evicted,
+            space,
+            sizes,
+            |transaction, record| shift.step(transaction, record, one_by_one),
+        )
+    }
+}
