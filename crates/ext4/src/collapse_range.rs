@@ -14,7 +14,7 @@ use pagefence_page_cache::{Evict, PAGE_SIZE};
 use pagefence_vfs::Result;
 
 use crate::change::remove_blocks::{Progress, remove_range};
-use crate::change::shift_extents::ShiftDown;
+use crate::change::shift_block_map::Way;
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
 use crate::shift_range::Sizes;
@@ -40,18 +40,16 @@ impl FileSystem {
             meanwhile: size,
             after: size - (bytes.end - bytes.start),
         };
-        let ends = [gap.first, gap.end() - 1];
-        let shape = self.shape_around(held, inode, &ends)?;
-        let mut space = self.reserve_for_shift(held, inode, shape.worst_case_of_punch())?;
+        let (_, blocks) = self.plan_shift(held, inode, gap, Way::Down)?;
+        let mut space = self.reserve_for_shift(held, inode, blocks)?;
         let mapping = inode.mapping(&self.instance, &self.cache);
         let from = bytes.start / PAGE_SIZE as u64 * PAGE_SIZE as u64;
         let (mut fence, mut held) = mapping.fence(held, from..u64::MAX);
         let evicted = fence.evict(&mut held, Evict::WriteFirst)?;
         self.end_delay(&mut held, inode, &evicted)?;
-        let shape = self.shape_around(&mut held, inode, &ends)?;
-        self.top_up(&mut space, shape.worst_case_of_punch())?;
-        let mut shift = ShiftDown::new(FileBlock(gap.end()), gap.len);
-        let one_by_one = !self.instance.has_log();
+        // What was written just now may have made the map another one.
+        let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, Way::Down)?;
+        self.top_up(&mut space, blocks)?;
         let mut is_hole = false;
         self.in_steps(
             &mut held,
@@ -67,11 +65,11 @@ impl FileSystem {
                         return Ok(progress);
                     }
                     is_hole = true;
-                    if one_by_one {
+                    if !self.instance.has_log() {
                         return Ok(Progress::More);
                     }
                 }
-                shift.step(transaction, record, one_by_one)
+                shift.step(transaction, record)
             },
         )
     }

@@ -6,14 +6,13 @@
 //! as it was, then comes a hole as long as the range, and what follows it is as it will be in the
 //! end. The size is that of the end from the first transaction on.
 
-use pagefence_ext4_format::FileBlock;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{Evict, PAGE_SIZE};
 use pagefence_vfs::Result;
 
-use crate::change::shift_extents::ShiftUp;
+use crate::change::shift_block_map::Way;
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
 use crate::shift_range::Sizes;
@@ -40,24 +39,23 @@ impl FileSystem {
             meanwhile: size,
             after: size,
         };
-        let shape = self.shape_around(held, inode, &[gap.first])?;
-        let mut space = self.reserve_for_shift(held, inode, shape.worst_case_of_punch())?;
+        let (_, blocks) = self.plan_shift(held, inode, gap, Way::Up)?;
+        let mut space = self.reserve_for_shift(held, inode, blocks)?;
         let mapping = inode.mapping(&self.instance, &self.cache);
         let from = bytes.start / PAGE_SIZE as u64 * PAGE_SIZE as u64;
         let (mut fence, mut held) = mapping.fence(held, from..u64::MAX);
         let evicted = fence.evict(&mut held, Evict::WriteFirst)?;
         self.end_delay(&mut held, inode, &evicted)?;
-        let shape = self.shape_around(&mut held, inode, &[gap.first])?;
-        self.top_up(&mut space, shape.worst_case_of_punch())?;
-        let mut shift = ShiftUp::new(FileBlock(gap.first), gap.len);
-        let one_by_one = !self.instance.has_log();
+        // What was written just now may have made the map another one.
+        let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, Way::Up)?;
+        self.top_up(&mut space, blocks)?;
         self.in_steps(
             &mut held,
             inode,
             &evicted,
             space,
             sizes,
-            |transaction, record| shift.step(transaction, record, one_by_one),
+            |transaction, record| shift.step(transaction, record),
         )
     }
 }

@@ -25,6 +25,8 @@ use crate::alloc::{Claim, Reservation};
 use crate::backing::FileData;
 use crate::change::Transaction;
 use crate::change::remove_blocks::Progress;
+use crate::change::shift_block_map::{PointerShift, Way};
+use crate::change::shift_extents::{ShiftDown, ShiftUp};
 use crate::delalloc::MapShapeNow;
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
@@ -57,6 +59,41 @@ impl Gap {
     /// One past its last block.
     pub(crate) fn end(&self) -> u32 {
         self.first + self.len
+    }
+}
+
+/// What moves, and how far it has come.
+#[derive(Debug)]
+pub(crate) enum Shift {
+    Down(ShiftDown),
+    Up(ShiftUp),
+    Pointers(PointerShift),
+}
+
+impl Shift {
+    /// Moves as much as the transaction takes, and as may get home in any order.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`, and then the transaction has changed nothing; but the journal is aborted if
+    /// the file can't be left as it is.
+    pub(crate) fn step(
+        &mut self,
+        transaction: &mut Transaction<'_>,
+        record: &mut Record,
+    ) -> Result<Progress> {
+        let instance = transaction.instance;
+        let one_leaf = !instance.has_log();
+        match self {
+            Self::Down(shift) => shift.step(transaction, record, one_leaf),
+            Self::Up(shift) => shift.step(transaction, record, one_leaf),
+            Self::Pointers(shift) => {
+                let outcome = shift.step(transaction, record);
+                if outcome.is_err() && shift.is_doubled() {
+                    instance.live()?.abort_half_done();
+                }
+                outcome
+            }
+        }
     }
 }
 
@@ -143,26 +180,41 @@ impl FileSystem {
         }
     }
 
-    /// What the map is like around `blocks`, about to be changed there ([`MapShapeNow::to_change`]).
+    /// How what lies behind a range is to move, and how many blocks the map takes for that.
     ///
     /// # Errors
-    /// `Corrupt`, `Io`.
-    pub(crate) fn shape_around<P: Level>(
+    /// `Corrupt`, `Io`; `InvalidArgument` if something would come to lie too far.
+    pub(crate) fn plan_shift<P: Level>(
         &self,
         held: &mut Held<'_, P>,
         inode: &Inode,
-        blocks: &[u32],
-    ) -> Result<MapShapeNow>
+        gap: Gap,
+        way: Way,
+    ) -> Result<(Shift, u64)>
     where
         BlockMap: After<P>,
     {
         let (_map, _held) = inode.core.block_map.read(held);
         let disk = inode.disk();
-        let mut shape = MapShapeNow::of(&self.instance, &disk)?;
-        for block in blocks {
-            shape = MapShapeNow::to_change(&self.instance, &disk, FileBlock(*block))?;
+        let instance = &self.instance;
+        if disk.has_inline_data() {
+            let what = "data in an inode that has left it";
+            return Err(instance.damaged(disk.number, None, what));
         }
-        Ok(shape)
+        if !disk.has_extents() {
+            let shift = PointerShift::plan(instance, &disk, way, gap.first, gap.len)?;
+            let blocks = shift.blocks();
+            return Ok((Shift::Pointers(shift), blocks));
+        }
+        let shape = MapShapeNow::to_change(instance, &disk, FileBlock(gap.first))?;
+        let shift = match way {
+            Way::Down => {
+                MapShapeNow::to_change(instance, &disk, FileBlock(gap.end() - 1))?;
+                Shift::Down(ShiftDown::new(FileBlock(gap.end()), gap.len))
+            }
+            Way::Up => Shift::Up(ShiftUp::new(FileBlock(gap.first), gap.len)),
+        };
+        Ok((shift, shape.worst_case_of_punch()))
     }
 
     /// Makes `space` at least `blocks`: what was written inside the fence may have made the map
