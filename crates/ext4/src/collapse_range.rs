@@ -7,12 +7,14 @@
 //! that, a part of the range is a hole already. The size is what it was until all is done.
 
 use pagefence_ext4_format::FileBlock;
+use pagefence_ext4_format::inode::Inode as Record;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{Evict, PAGE_SIZE};
 use pagefence_vfs::Result;
 
+use crate::change::Transaction;
 use crate::change::remove_blocks::{Progress, remove_range};
 use crate::change::shift_block_map::Way;
 use crate::filesystem::FileSystem;
@@ -50,27 +52,38 @@ impl FileSystem {
         // What was written just now may have made the map another one.
         let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, Way::Down)?;
         self.top_up(&mut space, blocks)?;
-        let mut is_hole = false;
-        self.in_steps(
-            &mut held,
-            inode,
-            &evicted,
-            space,
-            sizes,
-            |transaction, record| {
-                if !is_hole {
-                    let (first, end) = (FileBlock(gap.first), FileBlock(gap.end()));
-                    let progress = remove_range(transaction, record, first, end)?;
-                    if progress == Progress::More {
-                        return Ok(progress);
+        let mut phase = Phase::Punch;
+        let step = |transaction: &mut Transaction<'_>, record: &mut Record| {
+            loop {
+                let (progress, next) = match phase {
+                    Phase::Punch => {
+                        let (first, end) = (FileBlock(gap.first), FileBlock(gap.end()));
+                        let progress = remove_range(transaction, record, first, end)?;
+                        (progress, Phase::Move)
                     }
-                    is_hole = true;
-                    if !self.instance.has_log() {
-                        return Ok(Progress::More);
-                    }
+                    Phase::Move => (shift.step(transaction, record)?, Phase::Shrink),
+                    Phase::Shrink => return Ok(Progress::Done),
+                };
+                if progress == Progress::More {
+                    return Ok(progress);
                 }
-                shift.step(transaction, record)
-            },
-        )
+                phase = next;
+                if !self.instance.has_log() {
+                    return Ok(Progress::More);
+                }
+            }
+        };
+        self.in_steps(&mut held, inode, &evicted, space, sizes, step)
     }
+}
+
+/// What comes next. Each is durable before the next begins where there is no log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The range becomes a hole.
+    Punch,
+    /// What is behind it moves.
+    Move,
+    /// The file becomes shorter.
+    Shrink,
 }

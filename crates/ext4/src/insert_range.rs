@@ -6,12 +6,15 @@
 //! as it was, then comes a hole as long as the range, and what follows it is as it will be in the
 //! end. The size is that of the end from the first transaction on.
 
+use pagefence_ext4_format::inode::Inode as Record;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{Evict, PAGE_SIZE};
 use pagefence_vfs::Result;
 
+use crate::change::Transaction;
+use crate::change::remove_blocks::Progress;
 use crate::change::shift_block_map::Way;
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
@@ -49,13 +52,17 @@ impl FileSystem {
         // What was written just now may have made the map another one.
         let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, Way::Up)?;
         self.top_up(&mut space, blocks)?;
-        self.in_steps(
-            &mut held,
-            inode,
-            &evicted,
-            space,
-            sizes,
-            |transaction, record| shift.step(transaction, record),
-        )
+        // e2fsck takes what lies behind the end of a file for damage: without a log, where a
+        // commit is not one step, the file is longer before anything moves.
+        let mut is_longer = self.instance.has_log();
+        let step = |transaction: &mut Transaction<'_>, record: &mut Record| {
+            if is_longer {
+                shift.step(transaction, record)
+            } else {
+                is_longer = true;
+                Ok(Progress::More)
+            }
+        };
+        self.in_steps(&mut held, inode, &evicted, space, sizes, step)
     }
 }

@@ -36,7 +36,7 @@ use crate::live::Need;
 /// What one step changes: a leaf and the nodes above it, or a few indirect blocks; what that takes
 /// and gives back; and the inode.
 const STEP: Need = Need {
-    credits: 96,
+    credits: 48,
     blocks: 0,
     privileged: true,
 };

@@ -1,6 +1,9 @@
 //! Ranges taken out of files and put into them: random operations against plain bytes and a map of
 //! holes, with dirty pages and no sync between, for every kind of file system.
 
+mod crash;
+mod deep;
+
 use pagefence_ext4::{File, FileSystem};
 use pagefence_vfs::{Error, FallocateMode, FileSystem as _, InodeId, Result, Whence};
 
