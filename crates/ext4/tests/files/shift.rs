@@ -2,7 +2,11 @@
 //! holes, with dirty pages and no sync between, for every kind of file system.
 
 mod crash;
+mod damage;
 mod deep;
+mod failures;
+mod kernel;
+mod kit;
 
 use pagefence_ext4::{File, FileSystem};
 use pagefence_vfs::{Error, FallocateMode, FileSystem as _, InodeId, Result, Whence};
