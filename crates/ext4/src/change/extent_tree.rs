@@ -33,9 +33,9 @@ pub(super) struct Step {
 
 /// What a node says, copied out.
 #[derive(Clone, Debug)]
-struct Leaf {
-    extents: Vec<Extent>,
-    max: usize,
+pub(super) struct Leaf {
+    pub(super) extents: Vec<Extent>,
+    pub(super) max: usize,
 }
 
 impl Leaf {
@@ -284,7 +284,7 @@ impl ExtentTree<'_, '_> {
     }
 
     /// The way to the leaf that has `block`, or would have it.
-    fn descend(&self, block: FileBlock) -> Result<(Vec<Step>, Leaf)> {
+    pub(super) fn descend(&self, block: FileBlock) -> Result<(Vec<Step>, Leaf)> {
         let instance = self.transaction.instance;
         let inode = self.record.ino();
         let root = ExtentNode::parse(self.record.block_area(), &Place::Root, &instance.limits).at(
@@ -311,7 +311,7 @@ impl ExtentTree<'_, '_> {
     }
 
     /// The first entries of the nodes of `path`, where they are first themselves, say `first`.
-    fn begin_at(&mut self, path: &[Step], first: FileBlock) -> Result<()> {
+    pub(super) fn begin_at(&mut self, path: &[Step], first: FileBlock) -> Result<()> {
         let mut rest = path;
         while let Some((last, above)) = rest.split_last() {
             let child = Child {
@@ -381,7 +381,7 @@ impl ExtentTree<'_, '_> {
     /// new node gets almost nothing, for files are mostly written in order. Elsewhere each half
     /// gets half, which is what bounds the nodes that a number of entries can take
     /// ([`crate::delalloc`]).
-    fn make_room(&mut self, path: &[Step], at_end: bool) -> Result<()> {
+    pub(super) fn make_room(&mut self, path: &[Step], at_end: bool) -> Result<()> {
         for (level, split) in path.iter().enumerate().rev() {
             let above = level.checked_sub(1).and_then(|above| path.get(above));
             let full = self.edit(above, |node| node.is_full())?;
@@ -523,7 +523,7 @@ fn leaf(node: &ExtentNode<'_>) -> Leaf {
 }
 
 /// Where the leaf behind the one at the end of `path` begins.
-fn after(path: &[Step]) -> Option<FileBlock> {
+pub(super) fn after(path: &[Step]) -> Option<FileBlock> {
     let end = path.last()?.child.end;
     (end < FILE_BLOCKS_END).then_some(end)
 }
@@ -544,7 +544,7 @@ pub(super) fn first_of(bytes: &[u8], depth: u16) -> Option<FileBlock> {
 
 /// The file blocks from `first` up to `end` of an extent that covers them; nothing if they are
 /// none.
-fn part(extent: &Extent, first: FileBlock, end: FileBlock) -> Option<Extent> {
+pub(super) fn part(extent: &Extent, first: FileBlock, end: FileBlock) -> Option<Extent> {
     let len = u16::try_from(end.0.checked_sub(first.0)?).ok()?;
     (len > 0).then_some(Extent {
         first,
@@ -555,7 +555,7 @@ fn part(extent: &Extent, first: FileBlock, end: FileBlock) -> Option<Extent> {
 }
 
 /// Two extents as one, if the second continues the first and one is not too long.
-fn join(left: &Extent, right: &Extent) -> Option<Extent> {
+pub(super) fn join(left: &Extent, right: &Extent) -> Option<Extent> {
     let meets = left.end() == right.first
         && left.start.checked_add(u64::from(left.len)) == Some(right.start)
         && left.unwritten == right.unwritten;

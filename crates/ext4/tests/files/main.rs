@@ -13,5 +13,6 @@ mod maps;
 mod order;
 mod races;
 mod ranges;
+mod shift;
 mod support;
 mod traces;
