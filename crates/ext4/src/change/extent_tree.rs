@@ -478,7 +478,7 @@ impl ExtentTree<'_, '_> {
         edit_node(self.transaction, self.record, child, change)
     }
 
-    fn damaged(&self, what: &str) -> pagefence_vfs::Error {
+    pub(super) fn damaged(&self, what: &str) -> pagefence_vfs::Error {
         self.transaction
             .instance
             .damaged(self.record.ino(), None, what)
