@@ -28,6 +28,7 @@ pub(crate) mod shift_block_map;
 pub(crate) mod shift_extents;
 pub(crate) mod shorten_inline;
 pub(crate) mod space;
+mod split_extents;
 mod split_htree;
 pub(crate) mod transaction;
 

@@ -9,6 +9,7 @@ use pagefence_ext4_format::extent::{
 };
 use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::{BlockNo, Corruption, FileBlock};
+use pagefence_jbd2::Turn;
 use pagefence_vfs::Result;
 
 use crate::alloc::Reach;
@@ -27,7 +28,7 @@ pub(crate) struct ExtentTree<'a, 'b> {
 pub(super) struct Step {
     pub(super) child: Child,
     /// Its number in the node above.
-    at: usize,
+    pub(super) at: usize,
 }
 
 /// What a node says, copied out.
@@ -391,33 +392,6 @@ impl ExtentTree<'_, '_> {
         self.grow()
     }
 
-    fn split(&mut self, above: Option<&Step>, split: &Step, at_end: bool) -> Result<()> {
-        let (right, bytes) = self.new_node(split.child.depth, split.child.block)?;
-        let mut bytes = bytes;
-        let moved = self.edit(Some(split), |left| {
-            let mid = if at_end {
-                left.len().saturating_sub(1)
-            } else {
-                left.len() / 2
-            };
-            ExtentNodeMut::open(&mut bytes).is_ok_and(|mut right| left.move_tail(mid, &mut right))
-        })?;
-        let first = first_of(&bytes, split.child.depth);
-        let (true, Some(first)) = (moved, first) else {
-            return Err(self.damaged("a full node of its extent tree can't be split"));
-        };
-        self.put_node(right, &mut bytes)?;
-        let child = Child {
-            first,
-            end: split.child.end,
-            block: right,
-            depth: split.child.depth,
-        };
-        let done = self.edit(above, |node| node.insert_child(split.at + 1, &child))?;
-        debug_assert!(done, "the node above has room");
-        Ok(())
-    }
-
     /// Moves the root's entries into a node of their own, below the root.
     fn grow(&mut self) -> Result<()> {
         let goal = self.transaction.instance.superblock.first_data_block();
@@ -444,7 +418,7 @@ impl ExtentTree<'_, '_> {
         Ok(())
     }
 
-    fn new_node(&mut self, depth: u16, goal: BlockNo) -> Result<(BlockNo, Vec<u8>)> {
+    pub(super) fn new_node(&mut self, depth: u16, goal: BlockNo) -> Result<(BlockNo, Vec<u8>)> {
         let inode = self.record.ino();
         let block = self.transaction.allocate(inode, goal, Reach::Everywhere)?;
         let block_size = self.transaction.instance.superblock.block_size();
@@ -455,7 +429,7 @@ impl ExtentTree<'_, '_> {
         Ok((block, bytes))
     }
 
-    fn put_node(&mut self, block: BlockNo, bytes: &mut [u8]) -> Result<()> {
+    pub(super) fn put_node(&mut self, block: BlockNo, bytes: &mut [u8]) -> Result<()> {
         let instance = self.transaction.instance;
         if instance.checksums {
             extent::update_checksum(bytes, self.record.checksum_seed()).at(
@@ -475,7 +449,7 @@ impl ExtentTree<'_, '_> {
         change: impl FnOnce(&mut ExtentNodeMut<'_>) -> T,
     ) -> Result<T> {
         let child = node.map(|step| &step.child);
-        edit_node(self.transaction, self.record, child, change)
+        edit_node(self.transaction, self.record, child, change, Turn::Grows)
     }
 
     pub(super) fn damaged(&self, what: &str) -> pagefence_vfs::Error {
@@ -499,7 +473,9 @@ pub(crate) fn count_blocks(instance: &Instance, record: &mut InodeRecord, more: 
         .at(&instance.damage, Some(record.ino()), None)
 }
 
-/// Changes a node of an extent tree: the root, in `record`, or the one that `child` says.
+/// Changes a node of an extent tree: the root, in `record`, or the one that `child` says. `turn` is
+/// that of a node, as its inode says where the file ends: e2fsck drops every extent that reaches
+/// beyond, the part before the end included.
 ///
 /// # Errors
 /// `Corrupt`, `Io`.
@@ -508,6 +484,7 @@ pub(crate) fn edit_node<T>(
     record: &mut InodeRecord,
     child: Option<&Child>,
     change: impl FnOnce(&mut ExtentNodeMut<'_>) -> T,
+    turn: Turn,
 ) -> Result<T> {
     let instance = transaction.instance;
     let inode = record.ino();
@@ -517,7 +494,7 @@ pub(crate) fn edit_node<T>(
             .at(&instance.damage, Some(inode), None);
     };
     let seed = record.checksum_seed();
-    transaction.change(child.block, |bytes| {
+    let changed = transaction.change(child.block, |bytes| {
         ExtentNodeMut::open(bytes)
             .map(|mut node| change(&mut node))
             .and_then(|result| {
@@ -527,7 +504,9 @@ pub(crate) fn edit_node<T>(
                 Ok(result)
             })
             .at(&instance.damage, Some(inode), Some(child.block))
-    })
+    })?;
+    transaction.take_turn(child.block, turn);
+    Ok(changed)
 }
 
 fn step(node: &ExtentNode<'_>, block: FileBlock) -> Option<Step> {
@@ -550,7 +529,7 @@ pub(super) fn after(path: &[Step]) -> Option<FileBlock> {
 }
 
 /// The file block with which a node begins.
-fn first_of(bytes: &[u8], depth: u16) -> Option<FileBlock> {
+pub(super) fn first_of(bytes: &[u8], depth: u16) -> Option<FileBlock> {
     let place = Place::Block(Child {
         first: FileBlock(0),
         end: FILE_BLOCKS_END,
