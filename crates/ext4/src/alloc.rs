@@ -52,7 +52,7 @@ use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_lock_order::rank;
 use pagefence_vfs::{Error, Result};
 
-pub(crate) use block_alloc::{BusyRun, Reach};
+pub(crate) use block_alloc::{BusyRun, POINTERS_END, Reach};
 pub(crate) use counts::Claim;
 use counts::Counts;
 use group_state::{Group, GroupGuard};

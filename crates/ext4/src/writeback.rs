@@ -59,6 +59,15 @@ impl Unmapped {
     }
 }
 
+/// What a failure left of the file's map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// What it was before.
+    Whole,
+    /// Something in between.
+    HalfDone,
+}
+
 /// A run of a file that goes to a run of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Io {
@@ -304,8 +313,9 @@ impl FileData {
                 self.map_some(&mut transaction, &mut delayed, &mut record, bits, unmapped);
             let outcome = match failure {
                 // Blocks of the map were changed: what is left of that must not be written.
-                Some(error) if !transaction.is_empty() => Err(error),
+                Some((error, Left::HalfDone)) => Err(error),
                 failure => {
+                    let failure = failure.map(|(error, _)| error);
                     let mapped_to = if unmapped.is_empty() { size } else { mapped_to };
                     record.set_size(record.size().max(mapped_to.min(size)));
                     self.inode.adopt(&before.record, &record);
@@ -329,6 +339,8 @@ impl FileData {
     /// Maps as much as the transaction takes, in `record` and the blocks of the map; says up to
     /// which byte, 0 for nothing, and why it stopped if something failed. What is not mapped is
     /// left in `unmapped`, and `record` without it.
+    ///
+    /// Where the failure left nothing half done, the transaction can end with what is mapped.
     fn map_some(
         &self,
         transaction: &mut Transaction<'_>,
@@ -336,12 +348,18 @@ impl FileData {
         record: &mut Record,
         bits: u32,
         unmapped: &mut VecDeque<Unmapped>,
-    ) -> (u64, Option<Error>) {
+    ) -> (u64, Option<(Error, Left)>) {
         let mut mapped_to = 0;
         while let Some(next) = unmapped.front() {
             let mut changed = record.clone();
+            let before = transaction.changes();
             if let Err(error) = insert(transaction, &mut changed, next) {
-                return (mapped_to, Some(error));
+                let left = if transaction.changes() == before {
+                    Left::Whole
+                } else {
+                    Left::HalfDone
+                };
+                return (mapped_to, Some((error, left)));
             }
             *record = changed;
             mapped_to = next.end() << bits;

@@ -20,7 +20,7 @@ use crate::instance::Instance;
 const READS_MAX: u32 = 8;
 
 /// One past the last block that a block map can name.
-const POINTERS_END: u64 = 1 << 32;
+pub(crate) const POINTERS_END: u64 = 1 << 32;
 
 /// Flex groups of so many groups and more keep their first group for directories (Linux:
 /// `EXT4_FLEX_SIZE_DIR_ALLOC_SCHEME`).
@@ -245,28 +245,10 @@ impl Allocator {
         start: BlockNo,
         count: u32,
     ) -> Result<()> {
-        let refuse = |at: BlockNo, what: &str| Err(instance.damaged(inode, Some(at), what));
         if count == 0 {
             return Ok(());
         }
-        if !instance.limits.contains(start, count) {
-            return refuse(start, "it owns blocks outside the file system");
-        }
-        if self.zones.overlap(start, count) {
-            return refuse(start, "it owns blocks of the file system itself");
-        }
-        let pieces = pieces(instance, inode, start, count)?;
-        let mut guards = self.lock_pieces(instance, &pieces)?;
-        for (piece, guard) in pieces.iter().zip(&guards) {
-            if let Bits::Loaded(blocks) = &guard.blocks
-                && let Some(bit) = bitmap::next_zero(&blocks.bits, piece.first..piece.end)
-            {
-                let first = self.superblock.first_block_of_group(piece.group);
-                drop(guards);
-                let at = BlockNo(first.0 + u64::from(bit));
-                return refuse(at, "it owns a block that is free");
-            }
-        }
+        let (pieces, mut guards) = self.lock_used(instance, inode, start, count)?;
         let mut changed = Vec::with_capacity(pieces.len());
         for (piece, guard) in pieces.iter().zip(&mut guards) {
             let Some(blocks) = guard.blocks_mut() else {
@@ -288,6 +270,51 @@ impl Allocator {
             self.with_pending(|pending| pending.add_blocks(tx.tid(), run));
         }
         Ok(())
+    }
+
+    /// Makes sure that [`Self::free`] won't refuse these blocks.
+    ///
+    /// # Errors
+    /// As [`Self::free`].
+    pub(crate) fn check_free(
+        &self,
+        instance: &Instance,
+        inode: InodeNo,
+        start: BlockNo,
+        count: u32,
+    ) -> Result<()> {
+        self.lock_used(instance, inode, start, count).map(drop)
+    }
+
+    /// The pieces of a run of blocks that `inode` owns, and the locks of their groups; all of them
+    /// are in use.
+    fn lock_used(
+        &self,
+        instance: &Instance,
+        inode: InodeNo,
+        start: BlockNo,
+        count: u32,
+    ) -> Result<(Vec<Piece>, Vec<GroupGuard<'_>>)> {
+        let refuse = |at: BlockNo, what: &str| Err(instance.damaged(inode, Some(at), what));
+        if !instance.limits.contains(start, count) {
+            return refuse(start, "it owns blocks outside the file system");
+        }
+        if self.zones.overlap(start, count) {
+            return refuse(start, "it owns blocks of the file system itself");
+        }
+        let pieces = pieces(instance, inode, start, count)?;
+        let guards = self.lock_pieces(instance, &pieces)?;
+        for (piece, guard) in pieces.iter().zip(&guards) {
+            if let Bits::Loaded(blocks) = &guard.blocks
+                && let Some(bit) = bitmap::next_zero(&blocks.bits, piece.first..piece.end)
+            {
+                let first = self.superblock.first_block_of_group(piece.group);
+                drop(guards);
+                let at = BlockNo(first.0 + u64::from(bit));
+                return refuse(at, "it owns a block that is free");
+            }
+        }
+        Ok((pieces, guards))
     }
 
     /// The goal of a file's first block: the start of its inode's group, or with flex groups of

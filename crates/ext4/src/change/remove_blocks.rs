@@ -5,7 +5,7 @@
 
 use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock};
-use pagefence_vfs::Result;
+use pagefence_vfs::{Error, Result};
 
 use crate::change::extent_tree::ExtentTree;
 use crate::change::free_blocks::free_blocks;
@@ -27,7 +27,8 @@ pub(crate) enum Progress {
 /// Takes away the file's blocks from `from` on. `record` changes along; the caller writes it.
 ///
 /// # Errors
-/// `Corrupt`, `Io`; the transaction must then be dropped.
+/// `Corrupt`, `Io`. What goes wrong after blocks were freed is the end of this transaction, and the
+/// next one's error, before that changed anything.
 pub(crate) fn remove_blocks(
     transaction: &mut Transaction<'_>,
     record: &mut InodeRecord,
@@ -36,10 +37,7 @@ pub(crate) fn remove_blocks(
     if !maps_blocks(record) {
         return Ok(Progress::Done);
     }
-    let mut owner = Owner {
-        transaction,
-        record,
-    };
+    let mut owner = Owner::new(transaction, record);
     if owner.record.flags().contains(InodeFlags::EXTENTS) {
         remove_extents::remove(&mut owner, from)
     } else {
@@ -52,8 +50,7 @@ pub(crate) fn remove_blocks(
 /// along; the caller writes it.
 ///
 /// # Errors
-/// As [`remove_blocks`]. What goes wrong after blocks were freed is the end of this transaction, and
-/// the next one's error, before that changed anything.
+/// As [`remove_blocks`]; `NoSpace` if the transaction has no block for the tree.
 pub(crate) fn remove_range(
     transaction: &mut Transaction<'_>,
     record: &mut InodeRecord,
@@ -63,31 +60,22 @@ pub(crate) fn remove_range(
     if !maps_blocks(record) || from >= end {
         return Ok(Progress::Done);
     }
-    let mut owner = Owner {
-        transaction,
-        record,
-    };
+    let mut owner = Owner::new(transaction, record);
     if !owner.record.flags().contains(InodeFlags::EXTENTS) {
         return remove_block_map::remove(&mut owner, from, end.0.into());
     }
     let mut at = from;
-    let mut has_removed = false;
     while at < end {
         if owner.transaction.is_large() {
             return Ok(Progress::More);
         }
         let run = match owner.free_run(at, end) {
-            Err(_) if has_removed && owner.transaction.is_live() => return Ok(Progress::More),
-            freed => freed?,
+            Ok(run) => run,
+            Err(error) => return owner.stop(error),
         };
         let next = FileBlock(at.0.saturating_add(run.len));
         if run.target != Target::Hole {
-            has_removed = true;
-            let mut tree = ExtentTree {
-                transaction: &mut *owner.transaction,
-                record: &mut *owner.record,
-            };
-            tree.punch(at, next)?;
+            owner.tree().punch(at, next)?;
         }
         at = next;
     }
@@ -155,9 +143,37 @@ pub(crate) fn zero_tail(transaction: &mut Transaction<'_>, record: &InodeRecord)
 pub(crate) struct Owner<'a, 'b> {
     pub(crate) transaction: &'a mut Transaction<'b>,
     pub(crate) record: &'a mut InodeRecord,
+    /// What the transaction had changed before.
+    changes_before: u64,
 }
 
-impl Owner<'_, '_> {
+impl<'a, 'b> Owner<'a, 'b> {
+    fn new(transaction: &'a mut Transaction<'b>, record: &'a mut InodeRecord) -> Self {
+        Self {
+            changes_before: transaction.changes(),
+            transaction,
+            record,
+        }
+    }
+
+    /// What an error means where the file is sound as it is: if something was freed, the end of this
+    /// transaction. The next one meets it again, before it changes anything.
+    pub(crate) fn stop(&self, error: Error) -> Result<Progress> {
+        let is_live = self.transaction.is_live();
+        if is_live && self.transaction.changes() != self.changes_before {
+            Ok(Progress::More)
+        } else {
+            Err(error)
+        }
+    }
+
+    fn tree(&mut self) -> ExtentTree<'_, 'b> {
+        ExtentTree {
+            transaction: &mut *self.transaction,
+            record: &mut *self.record,
+        }
+    }
+
     /// What reads the file as it is now.
     fn disk(&self) -> Option<DiskInode> {
         Some(DiskInode {
@@ -169,7 +185,8 @@ impl Owner<'_, '_> {
     }
 
     /// Frees the blocks of the run of an extent tree that begins at `at`, as far as it lies before
-    /// `end`; a hole has none. The run, cut so, is to be taken out of the tree.
+    /// `end`; a hole has none. The run, cut so, is to be taken out of the tree, which can be done.
+    /// After an error nothing was freed.
     fn free_run(&mut self, at: FileBlock, end: FileBlock) -> Result<Run> {
         let left = end.0.saturating_sub(at.0);
         let Some(disk) = self.disk() else {
@@ -178,15 +195,28 @@ impl Owner<'_, '_> {
         let run = self.transaction.instance.map_blocks(&disk, at)?;
         let len = run.len.min(left);
         if let Target::Written(start) | Target::Unwritten(start) = run.target {
+            let end = FileBlock(at.0.saturating_add(len));
+            self.tree().check_punch(at, end)?;
             self.free(start, len)?;
         }
         Ok(Run { len, ..run })
     }
 
-    /// Frees blocks of the file, and counts them off.
+    /// Frees blocks of the file, and counts them off; after an error nothing changed.
     pub(crate) fn free(&mut self, start: BlockNo, count: u32) -> Result<()> {
         let inode = self.record.ino();
-        free_blocks(self.transaction, inode, start, count)?;
+        let instance = self.transaction.instance;
+        let before = self.record.sectors();
+        let sectors = u64::from(count) * u64::from(instance.superblock.block_size() / 512);
+        let left = before.saturating_sub(sectors);
+        self.record
+            .set_sectors(left)
+            .at(&instance.damage, Some(inode), None)?;
+        if let Err(error) = free_blocks(self.transaction, inode, start, count) {
+            let restored = self.record.set_sectors(before);
+            debug_assert!(restored.is_ok(), "as many as it had");
+            return Err(error);
+        }
         // What a directory or a symbolic link holds went through the journal: a replay must not
         // bring it back over whatever the blocks hold by then.
         if matches!(
@@ -197,12 +227,14 @@ impl Owner<'_, '_> {
                 self.transaction.forget(BlockNo(block));
             }
         }
-        let instance = self.transaction.instance;
-        let sectors = u64::from(count) * u64::from(instance.superblock.block_size() / 512);
-        let left = self.record.sectors().saturating_sub(sectors);
-        self.record
-            .set_sectors(left)
-            .at(&instance.damage, Some(inode), None)
+        Ok(())
+    }
+
+    /// Makes sure that [`Self::free_map_block`] won't fail.
+    pub(crate) fn check_map_block(&self, block: BlockNo) -> Result<()> {
+        let inode = self.record.ino();
+        self.transaction.check_owned(inode, block, 1)?;
+        self.transaction.check_release(inode, block)
     }
 
     /// Frees a block of the file's map.
