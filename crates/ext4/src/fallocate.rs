@@ -9,12 +9,13 @@ use std::ops::Range;
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_lock_order::Held;
-use pagefence_lock_order::levels;
+use pagefence_lock_order::levels::{self, Invalidate};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_page_cache::{Evict, PAGE_SIZE, WaitFor};
+use pagefence_page_cache::{Evict, Fence, PAGE_SIZE, WaitFor};
 use pagefence_vfs::{Error, FallocateMode, Result};
 
-use crate::alloc::{Claim, Reservation};
+use crate::alloc::{BusyRun, Claim, Reservation};
+use crate::backing::FileData;
 use crate::change::Transaction;
 use crate::change::insert_blocks::{NewRun, insert_blocks, mark};
 use crate::change::remove_blocks::{Progress, remove_range};
@@ -64,6 +65,10 @@ impl FileSystem {
             }
             if inode.disk().has_inline_data() {
                 self.make_inline_fit(&mut held, inode, PAGE_SIZE as u64 + 1)?;
+            }
+            if !mode.contains(FallocateMode::PUNCH_HOLE) {
+                // Before there is anything new behind the end.
+                self.finish_cut(&mut held, inode)?;
             }
             note_change(inode);
             {
@@ -203,28 +208,25 @@ impl FileSystem {
             .allocate(&self.instance, goal, want, &mut space)?;
         let (mut transaction, mut held) = self.instance.begin(held, need())?;
         let (mut delayed, _held) = inode.core.block_map.write(&mut held);
-        // The entry that comes may take the room that delayed blocks count on.
-        delayed.reserve_for_punch(&live.allocator, &shape)?;
-        transaction.lend(for_map);
-        let before = inode.disk();
-        let mut record = before.record.clone();
         let new = NewRun {
             first: FileBlock(at),
             start: run.start(),
             len: run.len(),
             unwritten: true,
         };
-        insert_blocks(&mut transaction, &mut record, &new)?;
-        if let Some((allocator, handle)) = transaction.allocation() {
-            allocator.use_run(handle, run);
+        transaction.lend(for_map);
+        // The entry that comes may take the room that delayed blocks count on.
+        let outcome = delayed
+            .reserve_for_punch(&live.allocator, &shape)
+            .and_then(|()| map_unwritten(&mut transaction, inode, &new, run));
+        if outcome.is_ok() {
+            // Nothing is dirty here: what is still delayed could not be written back some time.
+            delayed.forget(at..at + new.len);
         }
-        inode.core.adopt(&before.record, &record);
-        inode.core.write(&mut transaction, true)?;
-        // Nothing is dirty here: what is still delayed could not be written back some time.
-        delayed.forget(at..at + new.len);
-        transaction.end();
         let mapping = inode.mapping(&self.instance, &self.cache);
-        mapping.backing().settle(&mut delayed, None)?;
+        let settled = mapping.backing().settle(&mut delayed, None);
+        outcome.and(settled)?;
+        transaction.end();
         Ok(new.len)
     }
 
@@ -346,28 +348,43 @@ impl FileSystem {
         bytes: Range<u64>,
         how: Clearing,
     ) -> Result<()> {
-        let live = self.instance.live()?;
         let blocks = self.blocks_inside(&bytes)?;
         let shape = self.shape_to_change(held, inode, blocks.start)?;
         self.shape_to_change(held, inode, blocks.end.saturating_sub(1))?;
-        let mut space = self.reserve_all(held, inode, shape.worst_case_of_punch(), Claim::Map)?;
+        let space = self.reserve_all(held, inode, shape.worst_case_of_punch(), Claim::Map)?;
         let mapping = inode.mapping(&self.instance, &self.cache);
         let (mut fence, mut held) = mapping.fence(held, bytes.clone());
+        let outcome = self.clear_fenced(&mut held, inode, &mut fence, &blocks, (how, shape, space));
+        // What delayed blocks need is what it was, however far this came.
+        let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+        outcome.and(mapping.backing().settle(&mut delayed, None))
+    }
+
+    /// [`Self::clear`], with the fence; what it reserves is given back by the next settling.
+    fn clear_fenced(
+        &self,
+        held: &mut Held<'_, Invalidate>,
+        inode: &Arc<Inode>,
+        fence: &mut Fence<'_, FileData>,
+        blocks: &Range<u32>,
+        (how, shape, mut space): (Clearing, MapShapeNow, Reservation),
+    ) -> Result<()> {
+        let live = self.instance.live()?;
         {
-            let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+            let (mut delayed, _held) = inode.core.block_map.write(held);
             delayed.reserve_for_punch(&live.allocator, &shape)?;
         }
-        let evicted = fence.evict(&mut held, Evict::Discard)?;
+        // What was dropped will not raise the size on disk any more.
+        let covered = fence.range().end.min(inode.core.size());
+        let evicted = fence.evict(held, Evict::Discard)?;
         {
-            let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+            let (mut delayed, _held) = inode.core.block_map.write(held);
             delayed.forget(blocks.clone());
             evicted.mapping().backing().note_delayed(&delayed);
         }
-        let mut left = blocks;
-        // What was dropped will not raise the size on disk any more.
-        let covered = bytes.end.min(inode.core.size());
+        let mut left = blocks.clone();
         loop {
-            let (mut transaction, mut held) = self.instance.begin(&mut held, need())?;
+            let (mut transaction, mut held) = self.instance.begin(held, need())?;
             let (mut delayed, _held) = inode.core.block_map.write(&mut held);
             transaction.lend(space);
             let before = inode.disk();
@@ -386,7 +403,7 @@ impl FileSystem {
             inode.core.write(&mut transaction, true)?;
             let rest = transaction.take_rest();
             transaction.end();
-            mapping.backing().settle(&mut delayed, None)?;
+            evicted.mapping().backing().settle(&mut delayed, None)?;
             if progress == Progress::Done {
                 return Ok(());
             }
@@ -436,6 +453,23 @@ impl FileSystem {
         }
         Ok(Progress::Done)
     }
+}
+
+/// Puts a run of unwritten blocks, which are busy, into the map.
+fn map_unwritten(
+    transaction: &mut Transaction<'_>,
+    inode: &Inode,
+    new: &NewRun,
+    run: BusyRun,
+) -> Result<()> {
+    let before = inode.disk();
+    let mut record = before.record.clone();
+    insert_blocks(transaction, &mut record, new)?;
+    if let Some((allocator, handle)) = transaction.allocation() {
+        allocator.use_run(handle, run);
+    }
+    inode.core.adopt(&before.record, &record);
+    inode.core.write(transaction, true)
 }
 
 fn need() -> Need {

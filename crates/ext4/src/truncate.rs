@@ -151,11 +151,15 @@ impl FileSystem {
     }
 
     /// Takes away what a truncation that failed has left behind the end of a file, so that it does
-    /// not show when the file grows. The caller holds the inode lock exclusively.
+    /// not show when the file grows, nor takes with it what is put there. The caller holds the inode lock exclusively.
     ///
     /// # Errors
     /// `Corrupt`, `Io`, `ReadOnly`: the file can't grow.
-    fn finish_cut(&self, held: &mut Held<'_, levels::Inode>, inode: &Arc<Inode>) -> Result<()> {
+    pub(crate) fn finish_cut(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+    ) -> Result<()> {
         if inode.core.is_half_cut() {
             self.shrink(held, inode, inode.core.size())?;
         }
