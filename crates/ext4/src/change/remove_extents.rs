@@ -21,7 +21,7 @@ pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progr
             Ok(found) => found,
             Err(error) => return owner.stop(error),
         };
-        let Some((extent, is_only)) = last else {
+        let Some(Last { extent, is_only }) = last else {
             // An empty leaf below the root is no sound tree, but an old kernel may have left one.
             if path.is_empty() {
                 return Ok(Progress::Done);
@@ -72,9 +72,15 @@ pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progr
     }
 }
 
-/// The nodes below the root that lead to the last extent of the tree, the extent, and whether it is
-/// its leaf's only one.
-fn last_extent(owner: &Owner<'_, '_>) -> Result<(Vec<Child>, Option<(Extent, bool)>)> {
+/// The last extent of a tree.
+struct Last {
+    extent: Extent,
+    /// Whether it is its leaf's only one.
+    is_only: bool,
+}
+
+/// The nodes below the root that lead to the last extent of the tree, and that.
+fn last_extent(owner: &Owner<'_, '_>) -> Result<(Vec<Child>, Option<Last>)> {
     let instance = owner.transaction.instance;
     let inode = owner.record.ino();
     let root = ExtentNode::parse(owner.record.block_area(), &Place::Root, &instance.limits).at(
@@ -100,9 +106,10 @@ fn last_extent(owner: &Owner<'_, '_>) -> Result<(Vec<Child>, Option<(Extent, boo
     Ok((path, last))
 }
 
-fn last_of(node: &ExtentNode<'_>) -> Option<(Extent, bool)> {
-    let last = node.extents().next_back()?;
-    Some((last, node.len() == 1))
+fn last_of(node: &ExtentNode<'_>) -> Option<Last> {
+    let extent = node.extents().next_back()?;
+    let is_only = node.len() == 1;
+    Some(Last { extent, is_only })
 }
 
 /// Makes sure that [`prune`] won't fail to free a node.
