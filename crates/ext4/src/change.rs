@@ -4,6 +4,7 @@
 //! ```text
 //! transaction     blocks, inodes and counts that change together
 //! extent_tree  remove_extents  remove_block_map  remove_blocks     what maps a file's blocks
+//! cut                                                              who may take them away
 //! insert_blocks                                                    holes filled, blocks written
 //! append_block  change_dir  split_htree                            names put in and taken out
 //! free_blocks  free_inode  space                                   what is free, while mounting
@@ -12,6 +13,7 @@
 
 pub(crate) mod append_block;
 pub(crate) mod change_dir;
+pub(crate) mod cut;
 pub(crate) mod ea_inode;
 pub(crate) mod extent_tree;
 pub(crate) mod free_blocks;

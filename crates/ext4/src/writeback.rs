@@ -23,7 +23,7 @@ use pagefence_vfs::{Error, Result};
 use crate::alloc::{BusyRun, Reach, Reservation};
 use crate::backing::FileData;
 use crate::change::Transaction;
-use crate::change::insert_blocks::{NewRun, insert_blocks, mark};
+use crate::change::insert_blocks::{NewRun, insert_blocks, mark_written};
 use crate::delalloc::{Delayed, MapShapeNow};
 use crate::error::device;
 use crate::inode_data;
@@ -429,10 +429,7 @@ fn insert(transaction: &mut Transaction<'_>, record: &mut Record, next: &Unmappe
             };
             insert_blocks(transaction, record, &new)
         }
-        Unmapped::Unwritten(blocks) => {
-            let len = blocks.end - blocks.start;
-            mark(transaction, record, FileBlock(blocks.start), len, false)
-        }
+        Unmapped::Unwritten(blocks) => mark_written(transaction, record, blocks.clone()),
     }
 }
 

@@ -13,6 +13,7 @@ use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
 use crate::alloc::{POINTERS_END, Reach};
+use crate::change::cut::Cut;
 use crate::change::extent_tree::{ExtentTree, count_blocks};
 use crate::change::transaction::Transaction;
 use crate::error::At;
@@ -54,23 +55,38 @@ pub(crate) fn insert_blocks(
     }
 }
 
-/// Says of blocks of an extent tree that they are written now, or that they are not.
+/// Says of blocks of an extent tree that they are written now: their data is with the device, and
+/// their pages keep the mark of writeback.
 ///
 /// # Errors
 /// As [`insert_blocks`].
-pub(crate) fn mark(
+pub(crate) fn mark_written(
     transaction: &mut Transaction<'_>,
     record: &mut InodeRecord,
-    first: FileBlock,
-    len: u32,
-    unwritten: bool,
+    blocks: Range<u32>,
 ) -> Result<()> {
-    let end = FileBlock(first.0.saturating_add(len));
     let mut tree = ExtentTree {
         transaction,
         record,
     };
-    tree.mark(first, end, unwritten)
+    tree.mark(FileBlock(blocks.start), FileBlock(blocks.end), false)
+}
+
+/// Says of blocks of an extent tree that they are unwritten, whatever they hold.
+///
+/// # Errors
+/// As [`insert_blocks`].
+pub(crate) fn mark_unwritten(
+    transaction: &mut Transaction<'_>,
+    cut: &mut Cut<'_>,
+    blocks: Range<u32>,
+) -> Result<()> {
+    cut.check(blocks.start.into()..blocks.end.into())?;
+    let mut tree = ExtentTree {
+        transaction,
+        record: cut.record_mut(),
+    };
+    tree.mark(FileBlock(blocks.start), FileBlock(blocks.end), true)
 }
 
 fn insert_extents(

@@ -98,6 +98,7 @@ fn remove_from(
         if let Some(block) = root_pointer(owner, slot)? {
             owner.free(block, 1)?;
             clear(owner.record.block_area_mut(), slot);
+            owner.lowest = Some(slot);
         }
     }
     Ok(Progress::Done)
@@ -259,6 +260,10 @@ fn free_run(
     }
     // As many as a block has pointers, at most.
     owner.free(start, slots.len() as u32)?;
+    if let Some(lowest) = slots.last() {
+        // File blocks have 32 bits, and these were looked up by one.
+        owner.lowest = Some((level.base + u64::from(*lowest)) as u32);
+    }
     level.cleared.append(slots);
     Ok(())
 }

@@ -3,10 +3,13 @@
 //! At the end, blocks go from the last to the first, so that each state in between is a sound file
 //! that is shorter; a caller commits there and goes on ([`Progress::More`]).
 
+use std::ops::Range;
+
 use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::{Error, Result};
 
+use crate::change::cut::Cut;
 use crate::change::extent_tree::ExtentTree;
 use crate::change::free_blocks::free_blocks;
 use crate::change::transaction::Transaction;
@@ -24,16 +27,19 @@ pub(crate) enum Progress {
     More,
 }
 
-/// Takes away the file's blocks from `from` on. `record` changes along; the caller writes it.
+/// Takes away the file's blocks from `from` on. The record of `cut` changes along; the caller writes
+/// it.
 ///
 /// # Errors
 /// `Corrupt`, `Io`. What goes wrong after blocks were freed is the end of this transaction, and the
 /// next one's error, before that changed anything.
 pub(crate) fn remove_blocks(
     transaction: &mut Transaction<'_>,
-    record: &mut InodeRecord,
+    cut: &mut Cut<'_>,
     from: FileBlock,
 ) -> Result<Progress> {
+    cut.check(from.0.into()..u64::MAX)?;
+    let record = cut.record_mut();
     if !maps_blocks(record) {
         return Ok(Progress::Done);
     }
@@ -45,39 +51,50 @@ pub(crate) fn remove_blocks(
     }
 }
 
-/// Makes the file blocks from `from` up to (not including) `end` a hole. What an extent tree takes
-/// for two pieces of one extent, the transaction has ([`crate::delalloc`]). `record` changes
-/// along; the caller writes it.
+/// Makes the file blocks `range` a hole, and leaves in `range` those that another transaction has to
+/// take. What an extent tree takes for two pieces of one extent, the transaction has
+/// ([`crate::delalloc`]). The record of `cut` changes along; the caller writes it.
 ///
 /// # Errors
 /// As [`remove_blocks`]; `NoSpace` if the transaction has no block for the tree.
 pub(crate) fn remove_range(
     transaction: &mut Transaction<'_>,
-    record: &mut InodeRecord,
-    from: FileBlock,
-    end: FileBlock,
+    cut: &mut Cut<'_>,
+    range: &mut Range<u32>,
 ) -> Result<Progress> {
-    if !maps_blocks(record) || from >= end {
+    cut.check(range.start.into()..range.end.into())?;
+    let record = cut.record_mut();
+    if !maps_blocks(record) || range.start >= range.end {
         return Ok(Progress::Done);
     }
     let mut owner = Owner::new(transaction, record);
-    if !owner.record.flags().contains(InodeFlags::EXTENTS) {
-        return remove_block_map::remove(&mut owner, from, end.0.into());
+    if owner.record.flags().contains(InodeFlags::EXTENTS) {
+        return punch(&mut owner, range);
     }
-    let mut at = from;
-    while at < end {
+    let progress = remove_block_map::remove(&mut owner, FileBlock(range.start), range.end.into())?;
+    // From the last one to the first.
+    range.end = owner
+        .lowest
+        .map_or(range.end, |lowest| range.end.min(lowest));
+    Ok(progress)
+}
+
+/// Takes a range out of an extent tree, from the first block to the last.
+fn punch(owner: &mut Owner<'_, '_>, range: &mut Range<u32>) -> Result<Progress> {
+    while range.start < range.end {
         if owner.transaction.is_large() {
             return Ok(Progress::More);
         }
-        let run = match owner.free_run(at, end) {
+        let at = FileBlock(range.start);
+        let run = match owner.free_run(at, FileBlock(range.end)) {
             Ok(run) => run,
             Err(error) => return owner.stop(error),
         };
-        let next = FileBlock(at.0.saturating_add(run.len));
+        let next = at.0.saturating_add(run.len);
         if run.target != Target::Hole {
-            owner.tree().punch(at, next)?;
+            owner.tree().punch(at, FileBlock(next))?;
         }
-        at = next;
+        range.start = next;
     }
     Ok(Progress::Done)
 }
@@ -143,6 +160,8 @@ pub(crate) fn zero_tail(transaction: &mut Transaction<'_>, record: &InodeRecord)
 pub(crate) struct Owner<'a, 'b> {
     pub(crate) transaction: &'a mut Transaction<'b>,
     pub(crate) record: &'a mut InodeRecord,
+    /// The lowest file block that was taken out of a block map.
+    pub(crate) lowest: Option<u32>,
     /// What the transaction had changed before.
     changes_before: u64,
 }
@@ -150,6 +169,7 @@ pub(crate) struct Owner<'a, 'b> {
 impl<'a, 'b> Owner<'a, 'b> {
     fn new(transaction: &'a mut Transaction<'b>, record: &'a mut InodeRecord) -> Self {
         Self {
+            lowest: None,
             changes_before: transaction.changes(),
             transaction,
             record,

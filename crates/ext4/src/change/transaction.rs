@@ -5,6 +5,7 @@
 //! dropped takes its changes back; [`super::Store::commit`] makes them durable as a whole.
 
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 
 use hashbrown::{HashMap, HashSet};
 use pagefence_block_io::{Buffer, DeviceError};
@@ -77,6 +78,10 @@ impl Sink for Recording<'_> {
         self.handle.defer(block);
     }
 }
+
+/// Shows that the file system is not mounted yet: changes are gathered, and no file has pages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recovering<'a>(PhantomData<&'a Instance>);
 
 /// Credits below which a handle asks for more.
 const CREDITS_LOW: u32 = 32;
@@ -213,6 +218,14 @@ impl<'a> Transaction<'a> {
     /// Whether it is part of the journal's running transaction.
     pub(crate) fn is_live(&self) -> bool {
         matches!(self.backend, Backend::Running(_))
+    }
+
+    /// That the file system is not mounted yet, if this is a gathered one.
+    pub(crate) fn recovering(&self) -> Option<Recovering<'a>> {
+        match &self.backend {
+            Backend::Gathered(_) => Some(Recovering(PhantomData)),
+            Backend::Running(_) => None,
+        }
     }
 
     /// Whether it should end at the next sound state: there is room for a few more blocks only.

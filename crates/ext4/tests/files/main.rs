@@ -9,7 +9,10 @@
 
 mod crash;
 mod full;
+#[path = "../images/common/kernel.rs"]
+mod kernel;
 mod maps;
 mod ranges;
+mod rules;
 mod support;
 mod traces;
