@@ -15,7 +15,6 @@
 use std::ops::Range;
 
 use pagefence_ext4_format::FileBlock;
-use pagefence_ext4_format::inode::Inode as Record;
 use pagefence_lock_order::levels::{self, BlockMap, Invalidate, Level};
 use pagefence_lock_order::{After, Held};
 use pagefence_page_cache::{Evicted, WaitFor};
@@ -24,6 +23,7 @@ use pagefence_vfs::{Error, FallocateMode, Result};
 use crate::alloc::{Claim, Reservation};
 use crate::backing::FileData;
 use crate::change::Transaction;
+use crate::change::cut::Cut;
 use crate::change::remove_blocks::Progress;
 use crate::change::shift_block_map::{PointerShift, Way};
 use crate::change::shift_extents::{ShiftDown, ShiftUp};
@@ -74,7 +74,8 @@ pub(crate) enum Shift {
 }
 
 impl Shift {
-    /// Moves as much as the transaction takes, and as may get home in any order.
+    /// Moves as much as the transaction takes, and as may get home in any order: blocks from `first`
+    /// on, whose pages are gone, as `cut` says.
     ///
     /// # Errors
     /// `Corrupt`, `Io`, and then the transaction has changed nothing; but the journal is aborted if
@@ -82,8 +83,11 @@ impl Shift {
     pub(crate) fn step(
         &mut self,
         transaction: &mut Transaction<'_>,
-        record: &mut Record,
+        cut: &mut Cut<'_>,
+        first: u32,
     ) -> Result<Progress> {
+        cut.check(first.into()..u64::MAX)?;
+        let record = cut.record_mut();
         let instance = transaction.instance;
         let most = if instance.has_log() { LEAVES_MAX } else { 1 };
         match self {
@@ -259,7 +263,7 @@ impl FileSystem {
     }
 
     /// Goes through all transactions of a shift: `step` does as much as each of them takes, which
-    /// has what is left of `space`. `_evicted` says that no page can be in the way.
+    /// has what is left of `space`. `evicted` says that no page can be in the way.
     ///
     /// # Errors
     /// Those of `step`, and of the journal. The file is then in one of the states between, `sizes`
@@ -268,10 +272,10 @@ impl FileSystem {
         &self,
         held: &mut Held<'_, Invalidate>,
         inode: &Inode,
-        _evicted: &Evicted<'_, FileData>,
+        evicted: &Evicted<'_, FileData>,
         mut space: Reservation,
         sizes: Sizes,
-        mut step: impl FnMut(&mut Transaction<'_>, &mut Record) -> Result<Progress>,
+        mut step: impl FnMut(&mut Transaction<'_>, &mut Cut<'_>) -> Result<Progress>,
     ) -> Result<()> {
         let live = self.instance.live()?;
         loop {
@@ -281,15 +285,14 @@ impl FileSystem {
                 let (mut transaction, mut held) = self.instance.begin(held, STEP)?;
                 let (_map, _held) = inode.core.block_map.write(&mut held);
                 transaction.lend(space);
-                let before = inode.disk();
-                let mut record = before.record.clone();
-                progress = step(&mut transaction, &mut record)?;
+                let mut cut = Cut::of(evicted);
+                progress = step(&mut transaction, &mut cut)?;
                 let size = match progress {
                     Progress::More => sizes.meanwhile,
                     Progress::Done => sizes.after,
                 };
-                record.set_size(size);
-                inode.core.adopt(&before.record, &record);
+                cut.record_mut().set_size(size);
+                cut.adopt();
                 inode.core.write(&mut transaction, true)?;
                 inode.core.set_size(size);
                 space = transaction.take_rest().ok_or(Error::ReadOnly)?;

@@ -258,10 +258,7 @@ impl PointerShift {
             }
             let mut map = Map {
                 leaves: self.leaves,
-                owner: Owner {
-                    transaction: &mut *transaction,
-                    record: &mut *record,
-                },
+                owner: Owner::new(&mut *transaction, &mut *record),
             };
             let change = match map.change(leaf, &self.shift, self.has_log) {
                 Err(_) if written.is_some() || !map.owner.transaction.is_empty() => {

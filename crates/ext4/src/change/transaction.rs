@@ -4,6 +4,9 @@
 //! that reads metadata through the instance sees the change at once. A transaction that is
 //! dropped takes its changes back; [`super::Store::commit`] makes them durable as a whole.
 
+use std::collections::VecDeque;
+use std::marker::PhantomData;
+
 use hashbrown::{HashMap, HashSet};
 use pagefence_block_io::{Buffer, DeviceError};
 use pagefence_ext4_format::group_desc::GroupDesc;
@@ -14,7 +17,7 @@ use pagefence_jbd2::{Handle, Turn};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{Allocator, Claim, Reach, Reservation, Sink};
+use crate::alloc::{Allocator, BusyRun, Claim, Reach, Reservation, Sink};
 use crate::change::free_blocks::free_blocks;
 use crate::change::space::Space;
 use crate::error::{At, device};
@@ -42,6 +45,9 @@ struct Running<'a> {
     record: Recording<'a>,
     /// Blocks for metadata that it may take.
     reservation: Reservation,
+    /// Blocks for metadata that were found, and where they may lie ([`Transaction::prepare`]).
+    prepared: VecDeque<BusyRun>,
+    prepared_reach: Reach,
 }
 
 /// A journal handle that knows whether anything was changed through it. The allocator has a block
@@ -51,6 +57,15 @@ pub(crate) struct Recording<'a> {
     handle: Handle<'a>,
     /// Something was changed, and it has not ended well so far.
     is_half_done: bool,
+    /// Counts what was changed ([`Transaction::changes`]).
+    changes: u64,
+}
+
+impl Recording<'_> {
+    fn note_change(&mut self) {
+        self.is_half_done = true;
+        self.changes += 1;
+    }
 }
 
 impl Sink for Recording<'_> {
@@ -59,10 +74,14 @@ impl Sink for Recording<'_> {
     }
 
     fn defer(&mut self, block: BlockNo) {
-        self.is_half_done = true;
+        self.note_change();
         self.handle.defer(block);
     }
 }
+
+/// Shows that the file system is not mounted yet: changes are gathered, and no file has pages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recovering<'a>(PhantomData<&'a Instance>);
 
 /// Credits below which a handle asks for more.
 const CREDITS_LOW: u32 = 32;
@@ -127,8 +146,11 @@ impl<'a> Transaction<'a> {
                 record: Recording {
                     handle,
                     is_half_done: false,
+                    changes: 0,
                 },
                 reservation,
+                prepared: VecDeque::new(),
+                prepared_reach: Reach::Everywhere,
             }),
         }
     }
@@ -167,6 +189,7 @@ impl<'a> Transaction<'a> {
         match &mut self.backend {
             Backend::Gathered(_) => None,
             Backend::Running(running) => {
+                running.unprepare();
                 let blocks = running.reservation.blocks();
                 running.reservation.take(blocks)
             }
@@ -186,13 +209,23 @@ impl<'a> Transaction<'a> {
     pub(crate) fn blocks_left(&self) -> u64 {
         match &self.backend {
             Backend::Gathered(_) => 0,
-            Backend::Running(running) => running.reservation.blocks(),
+            Backend::Running(running) => {
+                running.reservation.blocks() + running.prepared.len() as u64
+            }
         }
     }
 
     /// Whether it is part of the journal's running transaction.
     pub(crate) fn is_live(&self) -> bool {
         matches!(self.backend, Backend::Running(_))
+    }
+
+    /// That the file system is not mounted yet, if this is a gathered one.
+    pub(crate) fn recovering(&self) -> Option<Recovering<'a>> {
+        match &self.backend {
+            Backend::Gathered(_) => Some(Recovering(PhantomData)),
+            Backend::Running(_) => None,
+        }
     }
 
     /// Whether it should end at the next sound state: there is room for a few more blocks only.
@@ -222,6 +255,15 @@ impl<'a> Transaction<'a> {
         }
     }
 
+    /// Counts what was changed so far: if it stays the same over a part of an operation that failed,
+    /// that part left nothing half done. 0 for a gathered one, which takes back all that it did.
+    pub(crate) fn changes(&self) -> u64 {
+        match &self.backend {
+            Backend::Gathered(_) => 0,
+            Backend::Running(running) => running.record.changes,
+        }
+    }
+
     /// Changes a block of metadata.
     ///
     /// # Errors
@@ -241,7 +283,7 @@ impl<'a> Transaction<'a> {
                     .handle
                     .change(block, |bytes| edit(bytes).map_err(EditError))
                     .map_err(|EditError(error)| error)?;
-                running.record.is_half_done = true;
+                running.record.note_change();
                 Ok(done)
             }
         }
@@ -255,7 +297,7 @@ impl<'a> Transaction<'a> {
                 gathered.changed.insert(block, buffer);
             }
             Backend::Running(running) => {
-                running.record.is_half_done = true;
+                running.record.note_change();
                 running.record.handle.set(block, bytes);
             }
         }
@@ -296,6 +338,29 @@ impl<'a> Transaction<'a> {
         }
     }
 
+    /// Finds the next `count` blocks that [`Self::allocate`] gives for `reach`, near `goal`, so that
+    /// it can't fail for so many; changes nothing. A gathered one, which can take everything back,
+    /// finds none.
+    ///
+    /// # Errors
+    /// `NoSpace` if a live one may not take so many, or has none within `reach`; `Io`.
+    pub(crate) fn prepare(&mut self, goal: BlockNo, reach: Reach, count: u64) -> Result<()> {
+        let Backend::Running(running) = &mut self.backend else {
+            return Ok(());
+        };
+        if running.prepared_reach != reach {
+            running.unprepare();
+            running.prepared_reach = reach;
+        }
+        let allocator = &running.live.allocator;
+        while (running.prepared.len() as u64) < count {
+            let space = &mut running.reservation;
+            let run = allocator.allocate_within(self.instance, goal, reach, 1, space)?;
+            running.prepared.push_back(run);
+        }
+        Ok(())
+    }
+
     /// Takes a free block for `inode`, near `goal`. A live one finds none outside `reach`; a
     /// gathered one may.
     ///
@@ -314,8 +379,17 @@ impl<'a> Transaction<'a> {
             }
             Backend::Running(running) => {
                 let allocator = &running.live.allocator;
-                let reservation = &mut running.reservation;
-                let run = allocator.allocate_within(self.instance, goal, reach, 1, reservation)?;
+                let prepared = match running.prepared_reach == reach {
+                    true => running.prepared.pop_front(),
+                    false => None,
+                };
+                let run = match prepared {
+                    Some(run) => run,
+                    None => {
+                        let space = &mut running.reservation;
+                        allocator.allocate_within(self.instance, goal, reach, 1, space)?
+                    }
+                };
                 let (block, _) = allocator.use_run(&mut running.record, run);
                 Ok(block)
             }
@@ -333,6 +407,21 @@ impl<'a> Transaction<'a> {
                 space.mark(self, inode, block, 1, false)
             }
             Backend::Running(_) => free_blocks(self, inode, block, 1),
+        }
+    }
+
+    /// Makes sure that [`Self::release`] of a block of `inode` won't fail; a gathered one, which can
+    /// take everything back, does not look.
+    ///
+    /// # Errors
+    /// As [`Self::release`].
+    pub(crate) fn check_release(&self, inode: InodeNo, block: BlockNo) -> Result<()> {
+        match &self.backend {
+            Backend::Gathered(_) => Ok(()),
+            Backend::Running(running) => {
+                let allocator = &running.live.allocator;
+                allocator.check_free(self.instance, inode, block, 1)
+            }
         }
     }
 
@@ -466,6 +555,15 @@ impl<'a> Transaction<'a> {
             allocation: std::mem::take(&mut gathered.allocation),
             superblock: gathered.superblock.clone(),
         })
+    }
+}
+
+impl Running<'_> {
+    /// Gives back the blocks that were found and not taken.
+    fn unprepare(&mut self) {
+        for run in self.prepared.drain(..) {
+            run.give_back(&mut self.reservation);
+        }
     }
 }
 

@@ -9,10 +9,13 @@
 
 mod crash;
 mod full;
+#[path = "../images/common/kernel.rs"]
+mod kernel;
 mod maps;
 mod order;
 mod races;
 mod ranges;
+mod rules;
 mod shift;
 mod support;
 mod traces;
