@@ -262,6 +262,15 @@ impl File {
         self.change_range(offset, length, FallocateMode::empty())
     }
 
+    /// As [`File::allocate`], with the size left as it is: what lies past the end has its space for
+    /// when the file grows.
+    ///
+    /// # Errors
+    /// As [`File::allocate`].
+    pub fn allocate_keeping_size(&self, offset: u64, length: u64) -> Result<()> {
+        self.change_range(offset, length, FallocateMode::KEEP_SIZE)
+    }
+
     /// Makes `length` bytes from `offset` on a hole, which reads as zeros; the size stays. Blocks that
     /// lie in the range as a whole are given up.
     ///
@@ -279,6 +288,15 @@ impl File {
     /// As [`File::allocate`].
     pub fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
         self.change_range(offset, length, FallocateMode::ZERO_RANGE)
+    }
+
+    /// As [`File::zero_range`], with the size left as it is.
+    ///
+    /// # Errors
+    /// As [`File::allocate`].
+    pub fn zero_range_keeping_size(&self, offset: u64, length: u64) -> Result<()> {
+        let mode = FallocateMode::ZERO_RANGE | FallocateMode::KEEP_SIZE;
+        self.change_range(offset, length, mode)
     }
 
     /// Takes `length` bytes from `offset` on out of the file: what follows moves there, and the file
