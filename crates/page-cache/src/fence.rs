@@ -74,7 +74,8 @@ use pagefence_lock_order::levels::{Invalidate, Level};
 use pagefence_lock_order::{After, Held, OrderedWriteGuard};
 
 use crate::backing::{Backing, WriteBacking};
-use crate::mapping::{LARGEST, Mapping, PAGE_BYTES};
+use crate::mapping::{LARGEST, Mapping, PAGE_BYTES, pages_in};
+use crate::rmap::Unmap;
 use crate::writeback::WaitFor;
 
 /// The invalidate lock of one file, held exclusively; released when dropped.
@@ -151,8 +152,10 @@ impl<B: Backing> Fence<'_, B> {
 }
 
 impl<B: WriteBacking> Fence<'_, B> {
-    /// Takes the pages of the range out of the cache, as `how` says. Waits for those being written
-    /// (under each page's lock, S4.16), so that no write is in flight to blocks that are taken away.
+    /// Takes the pages of the range out of the cache, and out of the mappings of who maps them, as
+    /// `how` says. Waits for those being written (under each page's lock, S4.16), so that no write
+    /// is in flight to blocks that are taken away. Private copies go if they lie past the end of the
+    /// file then, and stay otherwise.
     ///
     /// Takes page locks, ascending, waiting for them in a second pass only.
     ///
@@ -200,11 +203,38 @@ impl<B: WriteBacking> Fence<'_, B> {
             };
         }
         shorten();
-        self.mapping.pages().drop_range(held, pages);
+        self.unmap_and_drop(held, pages);
         Ok(Evicted {
             mapping: self.mapping,
             range: self.range.clone(),
         })
+    }
+}
+
+impl<B: WriteBacking> Fence<'_, B> {
+    /// Takes `pages` out of the cache and out of everybody's mappings. Those past the end of the
+    /// file are unmapped twice with private copies included: at first, so that most go at once;
+    /// and when the pages are gone, because a fault that had its page locked meanwhile may have
+    /// mapped a copy of it (S4.14). From then on faults find no page, and are past the end.
+    ///
+    /// Elsewhere private copies stay, and each page is unmapped under its lock (S4.15).
+    fn unmap_and_drop(&self, held: &mut Held<'_, Invalidate>, pages: Range<u64>) {
+        if pages.is_empty() {
+            return;
+        }
+        let all = self.mapping.pages();
+        let beyond = pages.start.max(pages_in(self.mapping.size()))..pages.end;
+        if !beyond.is_empty() {
+            all.rmap().unmap(&beyond, Unmap::EvenPrivate);
+        }
+        all.drop_range(held, pages);
+        #[cfg(test)]
+        if self.mapping.shared().mutants.unmap_once {
+            return;
+        }
+        if !beyond.is_empty() {
+            all.rmap().unmap(&beyond, Unmap::EvenPrivate);
+        }
     }
 }
 

@@ -75,6 +75,7 @@ pub mod backing;
 mod cache;
 mod dirty;
 mod error_cursor;
+mod fault;
 mod fence;
 mod fill;
 mod flusher;
@@ -84,10 +85,14 @@ mod mapping;
 #[cfg(test)]
 mod mutants;
 mod pages;
+mod punch_delalloc;
 mod read;
 mod readahead;
 mod readahead_worker;
 mod reclaim;
+mod rmap;
+#[cfg(any(test, feature = "simulated"))]
+pub mod simulated;
 mod truncate;
 mod wait;
 mod write;
@@ -97,12 +102,14 @@ mod writeback;
 pub use backing::{Backing, PAGE_SIZE, Segment, WriteBacking};
 pub use cache::{Config, PageCache, Usage};
 pub use error_cursor::ErrorCursor;
+pub use fault::{FaultError, FaultKind};
 pub use fence::{Evict, Evicted, Fence};
 pub use flusher::CanFlush;
 pub use mapping::Mapping;
 pub use pagefence_host_memory::FrameMut;
 pub use read::ReadError;
 pub use readahead::{Hint, Readahead};
+pub use rmap::{Access, CannotMap, MapTarget, MappedPage, MappedRange, Unmap};
 pub use write_batch::WriteBatch;
 pub use writeback::WaitFor;
 

@@ -1,7 +1,7 @@
 //! Writing dirty pages back.
 //!
-//! Consecutive dirty pages are locked, marked as under writeback, unlocked, copied, and handed to
-//! the file system in one piece. The mark goes when the file system is done, the mapping of new
+//! Consecutive dirty pages are locked, write-protected for who maps them, marked as under writeback,
+//! unlocked, copied, and handed to the file system in one piece. The mark goes when the file system is done, the mapping of new
 //! blocks included, and its going takes no page lock; so whoever waits for it may hold one.
 //!
 //! Only the first page of a piece is waited for, its lock and its writeback by others, while no
@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use pagefence_host_memory::PageBuffer;
 use pagefence_lock_order::levels::{Entry, Inode, Level, PageLock, Writepages};
+use pagefence_lock_order::primitives::atomic::Ordering;
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_lock_order::{After, Held};
 
@@ -136,6 +137,7 @@ impl<B: WriteBacking> Mapping<B> {
         let pages = marked.pages();
         let result = self.write_marked(held, &marked);
         if let Err(error) = &result {
+            self.unwritten.store(true, Ordering::Release);
             self.errors.note(error.clone());
             self.shared().errors.note(());
         }
@@ -179,6 +181,9 @@ impl<B: WriteBacking> Mapping<B> {
             }
             guards.push(guard);
         }
+        // Before the bytes are sampled, and before the pages are clean: a store after this faults,
+        // and makes its page dirty again (RACES 4.3.6).
+        self.protect(&guards);
         let masks: Vec<Mask> = guards
             .iter()
             .map(|guard| guard.folio().state.begin_writeback())
@@ -196,6 +201,18 @@ impl<B: WriteBacking> Mapping<B> {
             #[cfg(test)]
             ended: false,
         })
+    }
+
+    fn protect(&self, guards: &[PageLockGuard<'_>]) {
+        #[cfg(test)]
+        if self.shared().mutants.write_unprotected {
+            for guard in guards {
+                guard.folio().state.take_writable();
+            }
+            return;
+        }
+        let folios = guards.iter().map(PageLockGuard::folio);
+        self.pages().write_protect_locked(folios);
     }
 
     /// Copies the pages of `marked` and has them written.
