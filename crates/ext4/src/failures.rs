@@ -3,6 +3,7 @@
 
 mod device;
 mod extents;
+mod mapped;
 mod space;
 mod sync;
 mod truncate;

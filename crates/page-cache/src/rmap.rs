@@ -337,7 +337,7 @@ mod tests {
             runs
         };
         assert_eq!(runs(&[]), []);
-        assert_eq!(runs(&[7]), [7..8]);
+        assert_eq!(runs(&[7, 9]), [7..8, 9..10]);
         assert_eq!(runs(&[1, 2, 3, 5, 8, 9]), [1..4, 5..6, 8..10]);
     }
 }

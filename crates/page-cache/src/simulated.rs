@@ -36,6 +36,20 @@ enum Pte {
     Private(Box<[u8]>),
 }
 
+impl Pte {
+    fn find_wrong(&self) -> Option<String> {
+        let Self::Shared { page, writable } = self else {
+            return None;
+        };
+        let index = page.index();
+        if !page.is_current() {
+            return Some(format!("page {index} is mapped and has left the cache"));
+        }
+        (*writable && !page.is_dirty())
+            .then(|| format!("page {index} is clean and can be stored to"))
+    }
+}
+
 /// The page table.
 #[derive(Default)]
 struct Mmu {
@@ -78,24 +92,24 @@ impl MapTarget for Mmu {
     fn map(&self, page: &MappedPage, access: Access) -> Result<(), CannotMap> {
         self.enter()?;
         let allowed = access == Access::Store;
-        let table = &mut self.state.lock().table;
-        match table.get_mut(&page.index()) {
-            Some(Pte::Shared {
-                page: old,
-                writable,
-            }) => {
-                assert!(old.is_same(page), "stale: two pages mapped at one place");
-                *writable |= allowed;
+        let is_other = {
+            let table = &mut self.state.lock().table;
+            let entry = table.entry(page.index()).or_insert_with(|| Pte::Shared {
+                page: page.clone(),
+                writable: false,
+            });
+            match entry {
+                Pte::Shared {
+                    page: old,
+                    writable,
+                } => {
+                    *writable |= allowed;
+                    !old.is_same(page)
+                }
+                Pte::Private(_) => false,
             }
-            Some(Pte::Private(_)) => {}
-            None => {
-                let pte = Pte::Shared {
-                    page: page.clone(),
-                    writable: allowed,
-                };
-                table.insert(page.index(), pte);
-            }
-        }
+        };
+        assert!(!is_other, "stale: two pages mapped at one place");
         Ok(())
     }
 
@@ -287,15 +301,14 @@ impl<B: WriteBacking> AddressSpace<B> {
     /// If that is not so.
     pub fn check(&self) {
         // An entry goes under this lock before its page leaves the cache or becomes clean.
-        let state = self.mmu.state.lock();
-        for (index, pte) in &state.table {
-            if let Pte::Shared { page, writable } = pte {
-                assert!(page.is_current(), "stale: page {index} is not the file's");
-                assert!(
-                    !writable || page.is_dirty(),
-                    "stale: page {index} is clean and can be stored to"
-                );
-            }
+        let wrong = {
+            let state = self.mmu.state.lock();
+            let wrong = state.table.values().find_map(Pte::find_wrong);
+            wrong
+        };
+        // With the lock given up: who unwinds takes it.
+        if let Some(wrong) = wrong {
+            panic!("stale: {wrong}");
         }
     }
 

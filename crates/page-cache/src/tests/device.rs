@@ -115,14 +115,6 @@ impl Device {
         Self::of(state)
     }
 
-    /// A file of `pages` pages of zeros that have blocks.
-    #[cfg(shuttle)]
-    pub(super) fn zeros(pages: usize, block_size: usize) -> Self {
-        let device = Self::stamped(pages, block_size);
-        device.state().bytes.fill(0);
-        device
-    }
-
     /// A file of `size` bytes without a block.
     pub(super) fn hole(size: u64, block_size: usize) -> Self {
         let mut state = State {
