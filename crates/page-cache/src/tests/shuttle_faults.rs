@@ -57,7 +57,9 @@ fn faults_against(mutants: Mutants, device: Device, others: &[Other]) {
     private.check();
     drop((shared, private));
     if others.contains(&(give_back as Other)) {
-        // What could not be written is clean, and lost: the device gets something newer.
+        // What is dirty has its space. What could not be written is clean, and lost: the device
+        // gets something newer.
+        world.write_back(WaitFor::All);
         world.write_at(0, &[1; 2 * PAGE_SIZE]);
     }
     world.end(Vec::new());
