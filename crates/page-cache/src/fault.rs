@@ -1,10 +1,10 @@
 //! Faults: a page is brought into the cache and mapped, under its page lock (S4).
 //!
 //! ```text
-//! load, copy   cached?  –  else: invalidate lock (s) over "look up → I/O → up to date", given up
-//!              page lock → still in the index? inside the file? → mapped → unlocked
+//! load, copy   missing: invalidate lock (s) over "look up → I/O → up to date", given up
+//!              page lock → still in the index? inside the file? → mapped
 //! store        invalidate lock (s) over all of it: the page as above
-//!              → page lock → still in the index? inside the file? → space → dirty → mapped → unlocked
+//!              → page lock → still in the index? inside the file? → space → dirty → mapped
 //! ```
 //!
 //! An invalidator takes mappings away and removes the page under the same page lock, so it comes
@@ -64,7 +64,8 @@ pub enum FaultError<E> {
     /// The page could not be read (SIGBUS).
     #[error("the page could not be read: {0:?}")]
     Read(E),
-    /// There is no space for what would be stored; the page is as dirty as it was (SIGBUS).
+    /// There is no space for what would be stored, or the file can't be given any; the page is as
+    /// dirty as it was (SIGBUS).
     #[error("no space for the page: {0:?}")]
     NoSpace(E),
     /// The mapper could not map the page (out of memory).
@@ -123,6 +124,7 @@ impl<B: WriteBacking> MappedRange<B> {
                 Tried::Changed => {}
                 Tried::Busy(folio) => mapping.shared().page_queues.wait_unlocked(&folio),
                 Tried::NoFrame => mapping.shared().wait_for_frame(),
+                Tried::Full(_) if mapping.give_back_unwritten(held) => {}
                 Tried::Full(error) => {
                     let made_room = room_tries < ROOM_TRIES
                         && mapping.backing().make_room_for_fault(held, &error);

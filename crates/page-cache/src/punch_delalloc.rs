@@ -14,10 +14,10 @@
 use std::iter::once;
 use std::ops::Range;
 
-use pagefence_lock_order::Held;
-use pagefence_lock_order::levels::{Inode, Invalidate, PageLock};
+use pagefence_lock_order::levels::{Invalidate, Level, PageLock};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::Ordering;
+use pagefence_lock_order::{After, Held};
 
 use crate::backing::WriteBacking;
 use crate::fence::Fence;
@@ -135,10 +135,13 @@ impl<B: WriteBacking> Mapping<B> {
     /// Gives back what is reserved for blocks that could not be written back and that nobody wrote
     /// to again, if there may be such; true if so.
     ///
-    /// The caller holds the inode lock exclusively; takes the invalidate lock exclusively, and page
-    /// locks. A write that finds no space does this first; a file system does it when it has told
-    /// of the failure.
-    pub fn give_back_unwritten(&self, held: &mut Held<'_, Inode>) -> bool {
+    /// Takes the invalidate lock exclusively, and page locks. A write or a store that finds no space
+    /// does this first; a file system may do it when it has told of the failure. Not for who writes
+    /// pages back for others: a fence may wait for a frame, that is, for them.
+    pub fn give_back_unwritten<P: Level>(&self, held: &mut Held<'_, P>) -> bool
+    where
+        Invalidate: After<P>,
+    {
         // Taken off first: what fails from now on is for the next time.
         let may_have = self.unwritten.swap(false, Ordering::AcqRel);
         if may_have {

@@ -11,8 +11,9 @@
 //!
 //! Pages that are dirty or under writeback stay; whoever finds no frame has the flusher write some.
 //!
-//! Reclaim only ever tries locks (a [`crate::MapTarget`] ends by itself). So it may run wherever memory is needed, whatever is held, and
-//! a fence, a filler or a reader that holds a page is never waited for.
+//! Reclaim only ever tries locks, and a [`crate::MapTarget`] ends by itself. So it may run wherever
+//! memory is needed, whatever is held, and a fence, a filler or a reader that holds a page is never
+//! waited for.
 
 use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex, Weak};

@@ -301,11 +301,8 @@ impl<B: WriteBacking> AddressSpace<B> {
     /// If that is not so.
     pub fn check(&self) {
         // An entry goes under this lock before its page leaves the cache or becomes clean.
-        let wrong = {
-            let state = self.mmu.state.lock();
-            let wrong = state.table.values().find_map(Pte::find_wrong);
-            wrong
-        };
+        let find = |state: &State| state.table.values().find_map(Pte::find_wrong);
+        let wrong = find(&self.mmu.state.lock());
         // With the lock given up: who unwinds takes it.
         if let Some(wrong) = wrong {
             panic!("stale: {wrong}");

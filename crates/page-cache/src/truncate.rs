@@ -21,9 +21,9 @@ const BATCH: usize = 64;
 impl Pages {
     /// Takes every page of `range` out of the cache, in two passes (S4.16): the first takes what
     /// it can lock at once, the second waits for the rest. Each page is unmapped under its lock, and
-    /// removed before it is unlocked (S4.1). The invalidate lock is held
-    /// exclusively, so nobody brings a page back, and only those hold page locks who never wait
-    /// for this thread. What is dirty is forgotten; what is being written is waited for.
+    /// removed before it is unlocked (S4.1). The invalidate lock is held exclusively, so nobody
+    /// brings a page back, and only those hold page locks who never wait for this thread. What is
+    /// dirty is forgotten; what is being written is waited for.
     pub(crate) fn drop_range(&self, held: &mut Held<'_, Invalidate>, range: Range<u64>) {
         self.assert_fenced();
         self.drop_unlocked(range.clone());

@@ -221,9 +221,9 @@ impl<B: WriteBacking> Mapping<B> {
         Ok(Chunk::Written(written))
     }
 
-    /// Makes what is cached of the last page past the end of the file, `size`, zeros: it may have been
-    /// stored to, and is about to be inside. Whoever stores to it from now on has to ask, which the
-    /// invalidate lock, held exclusively, keeps them from until the file is longer.
+    /// Makes what the last page has past the end of the file, which is `size`, zeros: it may have been
+    /// stored to, and is about to be inside. Whoever stores to it from now on has to ask, and the
+    /// invalidate lock, held exclusively, keeps them waiting until the file is longer.
     fn zero_stores_past_end(&self, held: &mut Held<'_, Invalidate>, size: u64) {
         #[cfg(test)]
         if self.shared().mutants.tail_unprotected {

@@ -1,8 +1,9 @@
 //! Writing dirty pages back.
 //!
 //! Consecutive dirty pages are locked, write-protected for who maps them, marked as under writeback,
-//! unlocked, copied, and handed to the file system in one piece. The mark goes when the file system is done, the mapping of new
-//! blocks included, and its going takes no page lock; so whoever waits for it may hold one.
+//! unlocked, copied, and handed to the file system in one piece. The mark goes when the file system
+//! is done, the mapping of new blocks included, and its going takes no page lock; so whoever waits
+//! for it may hold one.
 //!
 //! Only the first page of a piece is waited for, its lock and its writeback by others, while no
 //! other is gathered (docs/adr/0008): the rest is taken if it can be had at once. Neither the inode
@@ -137,12 +138,15 @@ impl<B: WriteBacking> Mapping<B> {
         let pages = marked.pages();
         let result = self.write_marked(held, &marked);
         if let Err(error) = &result {
-            self.unwritten.store(true, Ordering::Release);
             self.errors.note(error.clone());
             self.shared().errors.note(());
         }
         // Noted before the mark goes: who waited for it asks for errors next.
         drop(marked);
+        if result.is_err() {
+            // After it: who finds the mark leaves the space to the next one who looks.
+            self.unwritten.store(true, Ordering::Release);
+        }
         Written::Pages(pages, result)
     }
 

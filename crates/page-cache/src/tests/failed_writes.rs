@@ -241,6 +241,19 @@ fn a_write_without_space_takes_back_what_failed_writes_keep() {
 }
 
 #[test]
+fn a_store_without_space_takes_back_what_failed_writes_keep() {
+    let (_cache, mapping, space) = hole(PAGE_SIZE);
+    mapping.backing().limit_space(4, &[]);
+    unwritten(&mapping);
+    space.store(5 * PAGE, &[2; 10]).expect("stored");
+    assert_eq!(
+        (mapping.dirty_pages(), mapping.backing().reserved()),
+        (1, 1)
+    );
+    space.check();
+}
+
+#[test]
 fn t15_a_page_written_and_evicted_while_a_write_waits_keeps_its_bytes() {
     let (cache, mapping, _space) = hole(PAGE_SIZE);
     write(&mapping, 5 * PAGE, &stamped(5, 4)).expect("written");
