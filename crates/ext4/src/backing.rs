@@ -14,6 +14,7 @@ use pagefence_page_cache::{
 };
 use pagefence_vfs::{Error, Result};
 
+use crate::clock;
 use crate::delalloc::{Delayed, MapShapeNow};
 use crate::error::{FillError, device};
 use crate::inode::InodeCore;
@@ -260,6 +261,14 @@ impl WriteBacking for FileData {
 
     fn make_room_for_fault(&self, held: &mut Held<'_, Entry>, error: &FillError) -> bool {
         error.is_no_space() && self.find_space(held)
+    }
+
+    fn note_store(&self, _held: &mut Held<'_, PageLock>) {
+        let now = clock::now();
+        self.inode.update(|record| {
+            record.set_mtime(now);
+            record.set_ctime(now);
+        });
     }
 
     fn release(&self, held: &mut Held<'_, PageLock>, range: Range<u64>) {

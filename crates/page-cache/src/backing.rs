@@ -85,6 +85,12 @@ pub trait WriteBacking: Backing {
         false
     }
 
+    /// A page of the file becomes mapped for stores: its data changes about now. For the file's
+    /// times, and for nothing that can fail or wait.
+    fn note_store(&self, held: &mut Held<'_, PageLock>) {
+        let _ = held;
+    }
+
     /// Undoes [`Self::reserve`] for bytes `range`, whole blocks that are neither dirty nor under
     /// writeback: gives back the space of those that have some and no place yet, and leaves the
     /// others alone (S3.13). The invalidate lock is held exclusively, and the page of the blocks is

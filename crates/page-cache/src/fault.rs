@@ -213,6 +213,7 @@ impl<B: WriteBacking> Mapping<B> {
             let blocks = blocks_touched(0..inside, block_size);
             self.pages().set_dirty(std::iter::once((&folio, blocks)));
             // Should this fail, the page is dirty, with its space, and written back for nothing.
+            self.backing().note_store(&mut held);
             let page = self.page_to_map(guard, true);
             target.map(page.page(), Access::Store)
         };

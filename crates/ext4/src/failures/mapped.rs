@@ -3,6 +3,7 @@
 
 use pagefence_block_io::MemoryDevice;
 use pagefence_block_io::device::Operation;
+use pagefence_ext4_format::inode::{Inode as Record, Timestamp};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, thread};
@@ -64,9 +65,20 @@ fn stores_to_holes_are_given_space_and_written_back() {
     fs.sync_file(&file, false).expect("it is written");
     assert_eq!(extents(&fs, id).len(), 3);
     assert_eq!(unreserved(&fs), before - 3, "the blocks, and no more");
+    let times = |record: &Record| (record.mtime(), record.ctime());
+    let past = Timestamp {
+        seconds: 1,
+        nanoseconds: 0,
+    };
+    file.inode.core.update(|record| {
+        record.set_mtime(past);
+        record.set_ctime(past);
+    });
     space.store(5 * BLOCK, &[8; 5]).expect("stored");
     space.check();
     drop(space);
+    let stored = times(&file.inode.disk().record);
+    assert!(stored.0 != past && stored.1 != past, "a store counts");
     fs.sync_file(&file, false).expect("it is written");
     drop_cache(&fs);
     let page = read(&fs, &file, 5 * BLOCK..5 * BLOCK + 40).expect("read");
