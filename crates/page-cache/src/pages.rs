@@ -50,6 +50,8 @@ pub(crate) struct Pages {
     count: AtomicU64,
     dirty: DirtyIndex,
     rmap: Rmap,
+    /// [`crate::Backing::IS_STORAGE`].
+    is_storage: bool,
     /// The invalidate lock is held exclusively; for assertions (S1.11).
     #[cfg(debug_assertions)]
     fenced: AtomicBool,
@@ -62,7 +64,7 @@ struct Chunk {
 }
 
 impl Pages {
-    pub(crate) fn new(shared: Arc<Shared>, number: u64) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, number: u64, is_storage: bool) -> Self {
         Self {
             shared,
             number,
@@ -70,6 +72,7 @@ impl Pages {
             count: AtomicU64::new(0),
             dirty: DirtyIndex::default(),
             rmap: Rmap::default(),
+            is_storage,
             #[cfg(debug_assertions)]
             fenced: AtomicBool::new(false),
         }
@@ -77,6 +80,11 @@ impl Pages {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Whether dirty pages stay dirty: there is nowhere to write them.
+    pub(crate) fn is_storage(&self) -> bool {
+        self.is_storage
     }
 
     /// The file's number.
@@ -103,7 +111,9 @@ impl Pages {
             folio.state.set_dirty(blocks).then_some(folio.index)
         });
         self.dirty.add(new.inspect(|_| count += 1));
-        self.shared.flusher.note_dirtied(count);
+        if !self.is_storage {
+            self.shared.flusher.note_dirtied(count);
+        }
     }
 
     /// Forgets that `blocks` of the page under `guard` are dirty: their bytes are not wanted.
@@ -111,7 +121,13 @@ impl Pages {
         let folio = guard.folio();
         if folio.state.clear_dirty(blocks) {
             self.dirty.remove(folio.index);
-            self.shared.flusher.note_discarded(1);
+            self.note_discarded(1);
+        }
+    }
+
+    fn note_discarded(&self, pages: usize) {
+        if !self.is_storage {
+            self.shared.flusher.note_discarded(pages);
         }
     }
 
@@ -240,7 +256,7 @@ impl Pages {
         self.count.store(0, Ordering::Relaxed);
         let unclean = self.dirty.clear();
         debug_assert_eq!(unclean.writeback, 0, "who writes keeps the mapping");
-        self.shared.flusher.note_discarded(unclean.dirty);
+        self.note_discarded(unclean.dirty);
         for folio in tree.values().flat_map(|chunk| chunk.slots.iter().flatten()) {
             // Who maps a range keeps the mapping, but the bit may be older than that.
             folio.state.take_mapped();

@@ -25,6 +25,8 @@ mod shuttle_faults;
 #[cfg(shuttle)]
 mod shuttle_writes;
 #[cfg(not(shuttle))]
+mod storage;
+#[cfg(not(shuttle))]
 mod streams;
 #[cfg(not(shuttle))]
 mod writeback;
