@@ -88,6 +88,8 @@ use crate::writeback::WaitFor;
 pub struct Fence<'a, B: Backing> {
     mapping: &'a Mapping<B>,
     range: Range<u64>,
+    /// Pages of the file when this was made.
+    pages_before: u64,
     _guard: OrderedWriteGuard<'a, ()>,
 }
 
@@ -131,6 +133,7 @@ impl<B: Backing> Mapping<B> {
         let fence = Fence {
             mapping: self,
             range,
+            pages_before: pages_in(self.size()),
             _guard: guard,
         };
         (fence, held)
@@ -138,6 +141,14 @@ impl<B: Backing> Mapping<B> {
 }
 
 impl<B: Backing> Fence<'_, B> {
+    /// The mutant: private copies that were made after the first pass stay.
+    fn unmaps_once(&self) -> bool {
+        #[cfg(test)]
+        return self.mapping.shared().mutants.unmap_once;
+        #[cfg(not(test))]
+        false
+    }
+
     /// The file.
     #[must_use]
     pub fn mapping(&self) -> &Mapping<B> {
@@ -229,11 +240,7 @@ impl<B: WriteBacking> Fence<'_, B> {
             all.rmap().unmap(&beyond, Unmap::EvenPrivate);
         }
         all.drop_range(held, pages);
-        #[cfg(test)]
-        if self.mapping.shared().mutants.unmap_once {
-            return;
-        }
-        if !beyond.is_empty() {
+        if !beyond.is_empty() && !self.unmaps_once() {
             all.rmap().unmap(&beyond, Unmap::EvenPrivate);
         }
     }
@@ -251,7 +258,14 @@ fn edges(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
 }
 
 impl<B: Backing> Drop for Fence<'_, B> {
+    /// Private copies of what the file has lost go, should it have become shorter after the
+    /// eviction (a collapse). Nobody can have made one past the new end since it did.
     fn drop(&mut self) {
+        let end = pages_in(self.mapping.size());
+        if end < self.pages_before && !self.unmaps_once() {
+            let rmap = self.mapping.pages().rmap();
+            rmap.unmap(&(end..u64::MAX), Unmap::EvenPrivate);
+        }
         self.mapping.pages().set_fenced(false);
     }
 }
