@@ -41,6 +41,9 @@ const STEP: Need = Need {
     privileged: true,
 };
 
+/// Leaves that one handle moves at most, so that no commit waits long for it.
+const LEAVES_MAX: usize = 4;
+
 /// How large the file is, in bytes, while its blocks move, and when all have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
@@ -82,12 +85,12 @@ impl Shift {
         record: &mut Record,
     ) -> Result<Progress> {
         let instance = transaction.instance;
-        let one_leaf = !instance.has_log();
+        let most = if instance.has_log() { LEAVES_MAX } else { 1 };
         match self {
-            Self::Down(shift) => shift.step(transaction, record, one_leaf),
-            Self::Up(shift) => shift.step(transaction, record, one_leaf),
+            Self::Down(shift) => shift.step(transaction, record, most),
+            Self::Up(shift) => shift.step(transaction, record, most),
             Self::Pointers(shift) => {
-                let outcome = shift.step(transaction, record);
+                let outcome = shift.step(transaction, record, LEAVES_MAX);
                 if outcome.is_err() && shift.is_doubled() {
                     instance.live()?.abort_half_done();
                 }
@@ -212,7 +215,10 @@ impl FileSystem {
                 MapShapeNow::to_change(instance, &disk, FileBlock(gap.end() - 1))?;
                 Shift::Down(ShiftDown::new(FileBlock(gap.end()), gap.len))
             }
-            Way::Up => Shift::Up(ShiftUp::new(FileBlock(gap.first), gap.len)),
+            Way::Up => {
+                let from = FileBlock(gap.first);
+                Shift::Up(ShiftUp::plan(instance, &disk, from, gap.len)?)
+            }
         };
         Ok((shift, shape.worst_case_of_punch()))
     }

@@ -233,8 +233,8 @@ impl PointerShift {
         self.is_doubled
     }
 
-    /// Writes as many leaves as the transaction takes, which has [`Self::blocks`]; without a log,
-    /// as many as may be durable in any order. `record` changes along; the caller writes it.
+    /// Writes as many leaves as the transaction takes, which has [`Self::blocks`], `most` at most;
+    /// without a log, as many as may be durable in any order. `record` changes along; the caller writes it.
     ///
     /// # Errors
     /// `Corrupt`, `Io`; those met after something was changed are the next transaction's, before
@@ -243,7 +243,9 @@ impl PointerShift {
         &mut self,
         transaction: &mut Transaction<'_>,
         record: &mut InodeRecord,
+        most: usize,
     ) -> Result<Progress> {
+        let mut left = most;
         let mut written: Option<Range<u64>> = None;
         while let Some(leaf) = self.left.last().copied() {
             let blocks = self.leaves.blocks(leaf);
@@ -251,7 +253,7 @@ impl PointerShift {
                 written.start.min(blocks.start)..written.end.max(blocks.end)
             });
             let is_too_much = !self.has_log && all.end - all.start > self.shift.len;
-            if transaction.is_large() || (written.is_some() && is_too_much) {
+            if transaction.is_large() || left == 0 || (written.is_some() && is_too_much) {
                 return Ok(Progress::More);
             }
             let mut map = Map {
@@ -271,6 +273,7 @@ impl PointerShift {
             map.apply(&change)?;
             self.left.pop();
             written = Some(all);
+            left -= 1;
         }
         self.is_doubled = false;
         Ok(Progress::Done)

@@ -19,7 +19,9 @@ use pagefence_vfs::{Error, Result};
 use crate::change::extent_tree::{ExtentTree, Leaf, Step, after, join, part};
 use crate::change::remove_blocks::Progress;
 use crate::change::transaction::Transaction;
+use crate::disk_inode::DiskInode;
 use crate::error::At;
+use crate::instance::Instance;
 
 /// Extents on their way down, from the first to the last.
 #[derive(Debug)]
@@ -48,7 +50,7 @@ impl ShiftDown {
         Self { next: from, by }
     }
 
-    /// Moves as many leaves as the transaction takes; one, if `one_leaf`. `record` changes along;
+    /// Moves as many leaves as the transaction takes, `most` at most. `record` changes along;
     /// the caller writes it.
     ///
     /// # Errors
@@ -58,11 +60,11 @@ impl ShiftDown {
         &mut self,
         transaction: &mut Transaction<'_>,
         record: &mut InodeRecord,
-        one_leaf: bool,
+        most: usize,
     ) -> Result<Progress> {
-        let mut has_moved = false;
+        let mut moved = 0;
         while self.next < FILE_BLOCKS_END {
-            if transaction.is_large() || (has_moved && one_leaf) {
+            if transaction.is_large() || moved >= most {
                 return Ok(Progress::More);
             }
             let mut tree = ExtentTree {
@@ -70,10 +72,10 @@ impl ShiftDown {
                 record: &mut *record,
             };
             let (path, leaf) = match tree.checked_leaf(self.next) {
-                Err(_) if has_moved || !tree.transaction.is_empty() => return Ok(Progress::More),
+                Err(_) if moved > 0 || !tree.transaction.is_empty() => return Ok(Progress::More),
                 found => found?,
             };
-            has_moved |= tree.move_down(&path, &leaf, self.next, self.by)?;
+            moved += usize::from(tree.move_down(&path, &leaf, self.next, self.by)?);
             self.next = after(&path).unwrap_or(FILE_BLOCKS_END);
         }
         Ok(Progress::Done)
@@ -81,31 +83,43 @@ impl ShiftDown {
 }
 
 impl ShiftUp {
-    /// Moves what lies from `from` on by `by` blocks up.
-    pub(crate) fn new(from: FileBlock, by: u32) -> Self {
+    /// Moves what the tree of an inode maps from `from` on by `by` blocks up.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the last extent would come to lie past the last block that a file can
+    /// have; `Corrupt`, `Io`.
+    pub(crate) fn plan(
+        instance: &Instance,
+        disk: &DiskInode,
+        from: FileBlock,
+        by: u32,
+    ) -> Result<Self> {
         debug_assert!(by > 0, "a hole of some blocks");
-        Self {
+        let end = instance.last_extent(disk)?.map_or(from, |last| last.end());
+        if end > from && FILE_BLOCKS_END.0 - end.0 < by {
+            return Err(Error::InvalidArgument);
+        }
+        Ok(Self {
             end: FILE_BLOCKS_END,
             from,
             by,
-        }
+        })
     }
 
     /// As [`ShiftDown::step`]. The transaction has blocks for cutting an extent in two
     /// ([`MapShapeNow::worst_case_of_punch`](crate::delalloc::MapShapeNow::worst_case_of_punch)).
     ///
     /// # Errors
-    /// As [`ShiftDown::step`]; `InvalidArgument`, and nothing changed, if the last extent would come
-    /// to lie past the last block that a file can have.
+    /// As [`ShiftDown::step`].
     pub(crate) fn step(
         &mut self,
         transaction: &mut Transaction<'_>,
         record: &mut InodeRecord,
-        one_leaf: bool,
+        most: usize,
     ) -> Result<Progress> {
-        let mut has_moved = false;
+        let mut moved = 0;
         while self.end > self.from {
-            if transaction.is_large() || (has_moved && one_leaf) {
+            if transaction.is_large() || moved >= most {
                 return Ok(Progress::More);
             }
             let mut tree = ExtentTree {
@@ -113,7 +127,7 @@ impl ShiftUp {
                 record: &mut *record,
             };
             let (path, leaf) = match tree.checked_leaf(FileBlock(self.end.0 - 1)) {
-                Err(_) if has_moved || !tree.transaction.is_empty() => return Ok(Progress::More),
+                Err(_) if moved > 0 || !tree.transaction.is_empty() => return Ok(Progress::More),
                 found => found?,
             };
             let key = path.last().map_or(FileBlock(0), |step| step.child.first);
@@ -123,7 +137,7 @@ impl ShiftUp {
             }
             let reach = leaf.extents.last().map_or(key, Extent::end);
             if reach > self.from && FILE_BLOCKS_END.0 - reach.0 < self.by {
-                return Err(Error::InvalidArgument);
+                return Err(tree.damaged("an extent that is not the last ends behind it"));
             }
             let is_cut = leaf
                 .extents
@@ -135,16 +149,42 @@ impl ShiftUp {
                     return Ok(Progress::More);
                 }
                 tree.make_room(&path, false)?;
-                has_moved = true;
+                moved += 1;
                 continue;
             }
             if reach > self.from || key >= self.from {
                 tree.move_up(&path, &leaf, self.from, self.by)?;
-                has_moved = true;
+                moved += 1;
             }
             self.end = key;
         }
         Ok(Progress::Done)
+    }
+}
+
+impl Instance {
+    /// The last extent of an inode's tree.
+    fn last_extent(&self, disk: &DiskInode) -> Result<Option<Extent>> {
+        let root = ExtentNode::parse(disk.i_block(), &Place::Root, &self.limits).at(
+            &self.damage,
+            Some(disk.number),
+            None,
+        )?;
+        let mut last = root.extents().next_back();
+        let mut next = root.children().last();
+        // Depths fall by one a level, so this ends.
+        while let Some(child) = next {
+            let bytes = self.extent_node(disk.number, disk.seed, &child)?;
+            let place = Place::Block(child);
+            let node = ExtentNode::parse(&bytes, &place, &self.limits).at(
+                &self.damage,
+                Some(disk.number),
+                Some(child.block),
+            )?;
+            last = node.extents().next_back();
+            next = node.children().last();
+        }
+        Ok(last)
     }
 }
 

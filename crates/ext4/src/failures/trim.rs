@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pagefence_block_io::Device as _;
 use pagefence_block_io::device::Operation;
+use pagefence_lock_order::primitives::thread;
 use pagefence_vfs::{FileSystem as _, WriteMode};
 
 use super::{BLOCK, create, formatted, open, read};
@@ -21,7 +22,7 @@ fn what_the_device_is_told_of_can_be_promised_and_is_waited_for() {
     let live = fs.instance.live().expect("it is written to");
     let free = fs.stat_fs().expect("it is known").blocks_available;
     device.hold(Operation::Discard, 0..device.size());
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let trimmer = scope.spawn(|| fs.trim(0, u64::MAX, 0));
         device.wait_held();
         let all = live.allocator.reserve(free, Claim::Everybody).map(drop);

@@ -7,6 +7,7 @@ mod deep;
 mod failures;
 mod kernel;
 mod kit;
+mod rules;
 
 use pagefence_ext4::{File, FileSystem};
 use pagefence_vfs::{Error, FallocateMode, FileSystem as _, InodeId, Result, Whence};

@@ -1,5 +1,7 @@
 //! Free runs, for the device to be told of.
 
+use pagefence_lock_order::primitives::thread;
+
 use super::*;
 
 impl World {
@@ -77,7 +79,7 @@ fn what_is_told_of_stays_promised() {
     let mut all = world.reserve(free);
     let told: u64 = world.trim(1).iter().map(|(_, len)| u64::from(*len)).sum();
     assert_eq!(told, free);
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let mut at = world.superblock().first_data_block();
         let lent = loop {
             let run = world

@@ -18,14 +18,7 @@ fn cut(case: &Case, collapses: bool, first: usize, blocks: usize) -> [usize; 3] 
     let (before, bytes, block) = with_file(case);
     let between = Between::new(&bytes, (first, blocks), block, collapses, case.has_log);
     let device = Arc::new(FaultDevice::new(&before, 1));
-    if case.has_log {
-        device.set_atomic(1024..2048);
-    } else {
-        // Without a log nothing helps against a block of the map that tears.
-        for at in (1024..16 << 20).step_by(block.max(1024)) {
-            device.set_atomic(at as u64..at as u64 + 1024);
-        }
-    }
+    case.set_atomic(&device);
     device.start_trace();
     let fs = open(device.clone());
     let file = fs.open(find(&fs, "file"), true).unwrap();

@@ -22,6 +22,7 @@ fn fail(
     let (mut bytes, block) = (bytes.clone(), *block);
     let what = format!("{}, {operation:?} {late}, collapse {collapses}", case.name);
     let device = Arc::new(FaultDevice::new(image, 1));
+    case.set_atomic(&device);
     let fs = open(device.clone());
     let file = fs.open(find(&fs, "file"), true).unwrap();
     let of = |bytes: &[u8]| Between::new(bytes, (5, 300), block, collapses, case.has_log);

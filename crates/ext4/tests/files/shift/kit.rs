@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::process::Command;
 
+use pagefence_block_io::fault_device::FaultDevice;
 use pagefence_block_io::memory_device::MemoryDevice;
 use pagefence_ext4::{File, FileSystem, MountOptions};
 use pagefence_lock_order::primitives::Arc;
@@ -10,6 +11,9 @@ use pagefence_vfs::{FileSystem as _, Result};
 
 use super::{COLLAPSE, INSERT};
 use crate::support::{Image, create, find, set_size, write_all};
+
+/// Bytes of an image.
+const SIZE: u64 = 16 << 20;
 
 /// A kind of file system, and how a file is laid out in it.
 pub(crate) struct Case {
@@ -19,6 +23,19 @@ pub(crate) struct Case {
     /// Blocks of the file, and every how many of them has data.
     blocks: u64,
     every: u64,
+}
+
+impl Case {
+    /// What the device writes as a whole: without a log nothing helps against a block of metadata
+    /// that tears.
+    pub(crate) fn set_atomic(&self, device: &FaultDevice) {
+        if self.has_log {
+            return device.set_atomic(1024..2048);
+        }
+        for at in (1024..SIZE).step_by(1024) {
+            device.set_atomic(at..at + 1024);
+        }
+    }
 }
 
 pub(crate) const CASES: [Case; 5] = [
