@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::demo::DemoArguments;
+use crate::fallocate::FallocateArguments;
 use crate::info::InfoArguments;
 use crate::mkfs::MkfsArguments;
+use crate::truncate::TruncateArguments;
 
 /// ext2, ext3 and ext4 file systems in user space.
 #[derive(Debug, Parser)]
@@ -32,6 +34,10 @@ pub(crate) enum Command {
     Mkfs(MkfsArguments),
     /// Tell what an image is: type, features, journal, usage
     Info(InfoArguments),
+    /// Give a range of a file space, or take it away: punch, zero, collapse, insert
+    Fallocate(FallocateArguments),
+    /// Give a file another size
+    Truncate(TruncateArguments),
     /// Make a small image, mount it, show it, and clean up
     Demo(DemoArguments),
     /// Print completions for a shell

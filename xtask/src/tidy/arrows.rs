@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("memfs", &["vfs", "page-cache", "posix-acl", "lock-order"]),
-    ("fuse-front", &["vfs", "lock-order"]),
+    ("fuse-front", &["vfs", "host-memory", "lock-order"]),
     ("pagefence", &["ext4", "block-io", "vfs", "lock-order"]),
     (
         "cli",

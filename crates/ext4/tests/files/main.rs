@@ -10,7 +10,9 @@
 mod crash;
 mod full;
 mod maps;
+mod order;
 mod races;
 mod ranges;
+mod shift;
 mod support;
 mod traces;
