@@ -44,6 +44,7 @@ impl FileSystem {
             let mut entry = Held::at_entry();
             let (_alone, mut held) = inode.lock.write(&mut entry);
             let end = check(&self.instance, inode, offset, length, mode)?;
+            self.instance.check_shift(inode, &(offset..end), mode)?;
             if inode.disk().has_inline_data() {
                 self.make_inline_fit(&mut held, inode, PAGE_SIZE as u64 + 1)?;
             }
@@ -60,6 +61,10 @@ impl FileSystem {
                 self.punch(&mut held, inode, offset..end)?;
             } else if mode.contains(FallocateMode::ZERO_RANGE) {
                 self.zero_range(&mut held, inode, offset..end, mode)?;
+            } else if mode.contains(FallocateMode::COLLAPSE_RANGE) {
+                self.collapse_range(&mut held, inode, offset..end)?;
+            } else if mode.contains(FallocateMode::INSERT_RANGE) {
+                self.insert_range(&mut held, inode, offset..end)?;
             } else {
                 self.preallocate(&mut held, inode, offset..end, mode)?;
             }
@@ -359,24 +364,26 @@ fn check(
     let punches = mode.contains(FallocateMode::PUNCH_HOLE);
     let zeroes = mode.contains(FallocateMode::ZERO_RANGE);
     let keeps = mode.contains(FallocateMode::KEEP_SIZE);
+    let shifts = FallocateMode::COLLAPSE_RANGE | FallocateMode::INSERT_RANGE;
+    let is_shift = mode.intersects(shifts);
+    let is_shift_alone = (mode & !FallocateMode::USE_RESERVE)
+        .bits()
+        .is_power_of_two();
     if i64::try_from(offset).is_err() || i64::try_from(length).is_err() || length == 0 {
         return Err(Error::InvalidArgument);
     }
-    if mode.intersects(FallocateMode::COLLAPSE_RANGE | FallocateMode::INSERT_RANGE) {
-        return Err(Error::Unsupported("moving what follows a range"));
-    }
-    if punches && (zeroes || !keeps) {
+    if (punches && (zeroes || !keeps)) || (is_shift && !is_shift_alone) {
         return Err(Error::Unsupported("that mode of fallocate"));
     }
     let disk = inode.disk();
     let flags = disk.record.flags();
-    let only_grows = flags.contains(InodeFlags::APPEND) && (punches || zeroes);
+    let only_grows = flags.contains(InodeFlags::APPEND) && (punches || zeroes || is_shift);
     if only_grows || flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::VERITY) {
         return Err(Error::NotPermitted);
     }
     let end = offset.saturating_add(length);
     // A block map is asked for nothing past the end of its file, which has its own limit.
-    let is_put = !punches && !is_block_map(&disk);
+    let is_put = !punches && !is_shift && !is_block_map(&disk);
     if end > instance.max_offset() || (is_put && end > instance.max_file_size(&disk)) {
         return Err(Error::FileTooLarge);
     }

@@ -53,24 +53,61 @@ fn stores_against_each_other() {
     ));
 }
 
-#[test]
-fn each_protection_is_needed() {
+/// Leaves a protection out, and sees that what it is there for breaks.
+fn needed(mutant: Mutant, broken: &'static str) {
     let faulters = [Load, Store, PrivateStore];
-    for (mutant, broken) in [
-        (Mutant::ReadWithoutLock, property::ACCESSES_ARE_CURRENT),
-        (Mutant::FaultWithoutLock, property::ACCESSES_ARE_CURRENT),
-        (Mutant::CutWithoutLock, property::ACCESSES_ARE_CURRENT),
-        (Mutant::MapAfterUnlock, property::MAPS_ARE_CACHED),
-        (Mutant::NoSizeCheck, property::MAPS_ARE_INSIDE),
-        (Mutant::NoUnmapAtRemoval, property::MAPS_ARE_CACHED),
-        (Mutant::NoSecondUnmap, property::MAPS_ARE_INSIDE),
-        (Mutant::RemoveDuringWriteback, property::WRITES_ARE_OWNED),
-        (Mutant::ReclaimKeepsMaps, property::MAPS_ARE_CACHED),
-        (Mutant::NoWriteProtect, property::CLEAN_IS_ON_DISK),
-    ] {
-        let world = scenario("a mutant", 1, &faulters, &[Truncate, Punch]).with(mutant);
-        let (run, states) = find(world, broken);
-        println!("{mutant:?}: {states} states, {run:?}");
-        assert!(run.is_some(), "{mutant:?} does not break: {broken}");
-    }
+    let world = scenario("a mutant", 1, &faulters, &[Truncate, Punch]).with(mutant);
+    let (run, states) = find(world, broken);
+    println!("{mutant:?}: {states} states, {run:?}");
+    assert!(run.is_some(), "{mutant:?} does not break: {broken}");
+}
+
+#[test]
+fn a_read_without_the_lock() {
+    needed(Mutant::ReadWithoutLock, property::ACCESSES_ARE_CURRENT);
+}
+
+#[test]
+fn a_fault_without_the_lock() {
+    needed(Mutant::FaultWithoutLock, property::ACCESSES_ARE_CURRENT);
+}
+
+#[test]
+fn a_cut_without_the_lock() {
+    needed(Mutant::CutWithoutLock, property::ACCESSES_ARE_CURRENT);
+}
+
+#[test]
+fn mapping_after_unlocking() {
+    needed(Mutant::MapAfterUnlock, property::MAPS_ARE_CACHED);
+}
+
+#[test]
+fn no_look_at_the_size() {
+    needed(Mutant::NoSizeCheck, property::MAPS_ARE_INSIDE);
+}
+
+#[test]
+fn no_unmapping_at_removal() {
+    needed(Mutant::NoUnmapAtRemoval, property::MAPS_ARE_CACHED);
+}
+
+#[test]
+fn no_second_unmapping() {
+    needed(Mutant::NoSecondUnmap, property::MAPS_ARE_INSIDE);
+}
+
+#[test]
+fn removing_during_writeback() {
+    needed(Mutant::RemoveDuringWriteback, property::WRITES_ARE_OWNED);
+}
+
+#[test]
+fn reclaim_without_unmapping() {
+    needed(Mutant::ReclaimKeepsMaps, property::MAPS_ARE_CACHED);
+}
+
+#[test]
+fn writeback_without_protecting() {
+    needed(Mutant::NoWriteProtect, property::CLEAN_IS_ON_DISK);
 }

@@ -6,14 +6,14 @@ use pagefence_ext4_format::group_desc::GroupFlags;
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
-use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::{Arc, MutexGuard};
 use pagefence_vfs::{Error, Result};
 
 use crate::alloc::free_runs::FreeRuns;
 use crate::alloc::group_state::{Bits, GroupGuard};
 use crate::alloc::low_blocks::LowBlocks;
 use crate::alloc::reservation::Reservation;
-use crate::alloc::{Allocator, Claim, Sink};
+use crate::alloc::{Allocator, Sink};
 use crate::change::free_blocks::{Piece, pieces};
 use crate::instance::Instance;
 
@@ -110,6 +110,33 @@ impl Drop for BusyRun {
     }
 }
 
+/// Free blocks in a row that nobody gets while the device is told of them. They are not taken off
+/// what can be promised.
+#[derive(Debug)]
+pub(crate) struct LentRun<'a> {
+    run: BusyRun,
+    /// Given up when the blocks are back: who waits for it finds them.
+    _alone: MutexGuard<'a, ()>,
+}
+
+impl LentRun<'_> {
+    /// First block.
+    pub(crate) fn start(&self) -> BlockNo {
+        self.run.start
+    }
+
+    /// Blocks, at least one.
+    pub(crate) fn len(&self) -> u32 {
+        self.run.len
+    }
+}
+
+impl Drop for LentRun<'_> {
+    fn drop(&mut self) {
+        self.run.release();
+    }
+}
+
 /// How many groups have blocks that 32 bits can name, and no others.
 pub(super) fn low_groups(superblock: &Superblock) -> u32 {
     match superblock.group_of_block(BlockNo(POINTERS_END)) {
@@ -185,6 +212,10 @@ impl Allocator {
             // What came back to a group that was passed already is missed; whatever is promised
             // is somewhere.
             let failure = search.failure;
+            if returns == self.returns() {
+                // Unless it is lent, which comes back before the lock does.
+                drop(self.lending.lock());
+            }
             if returns == self.returns() {
                 return Err(failure.unwrap_or(Error::NoSpace));
             }
@@ -350,20 +381,20 @@ impl Allocator {
     }
 
     /// The first run of free blocks at `from` or behind it in its group, of at least `least`
-    /// blocks, for the device to be told that it is free: busy until it is dropped. Nothing if
+    /// blocks, for the device to be told that it is free: nobody's until it is dropped. Nothing if
     /// there is no more in the group.
     ///
-    /// It takes half of what nobody is promised, at most, so that writers find space meanwhile; a
-    /// longer run comes in several.
+    /// The blocks stay promised to whoever they are promised to: an allocation that finds no others
+    /// waits for them. One run is lent at a time; no group may be locked.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn next_free_run(
-        self: &Arc<Self>,
+    pub(crate) fn next_free_run<'a>(
+        self: &'a Arc<Self>,
         instance: &Instance,
         from: BlockNo,
         least: u32,
-    ) -> Result<Option<BusyRun>> {
+    ) -> Result<Option<LentRun<'a>>> {
         let Ok((number, bit)) = self.superblock.group_of_block(from) else {
             return Ok(None);
         };
@@ -371,11 +402,7 @@ impl Allocator {
         if self.summary(number).longest() < least {
             return Ok(None);
         }
-        let most = u32::try_from(self.counts.left() / 2).unwrap_or(u32::MAX);
-        let size = most.min(self.superblock.blocks_per_group());
-        let Ok(mut promised) = self.reserve(size.into(), Claim::Map) else {
-            return Ok(None);
-        };
+        let alone = self.lending.lock();
         let mut guard = self.lock_with_blocks(instance, number)?;
         let Some(blocks) = guard.blocks_mut() else {
             return Ok(None);
@@ -383,23 +410,11 @@ impl Allocator {
         let run = blocks
             .index
             .first_fit(bit, least)
-            .and_then(|found| blocks.index.next_run(found.start))
-            .map(|run| run.start..run.end.min(run.start.saturating_add(size)))
-            .filter(|run| !run.is_empty());
-        let Some(mut run) = run else {
-            return Ok(None);
-        };
-        let low = self.low_blocks(number);
-        if let Some(low) = low {
-            let had = low.take_some((run.end - run.start).into());
-            run.end = run.start + had as u32;
-            if had == 0 {
-                return Ok(None);
-            }
-        }
-        let run = self.make_busy(&mut guard, number, run);
-        promised.spend(run.len, 0, low.is_some());
-        Ok(Some(run))
+            .and_then(|found| blocks.index.next_run(found.start));
+        Ok(run.map(|run| LentRun {
+            run: self.make_busy(&mut guard, number, run),
+            _alone: alone,
+        }))
     }
 
     /// Marks a run of a group as busy. It is in the index.

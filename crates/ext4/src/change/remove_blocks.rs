@@ -167,7 +167,7 @@ pub(crate) struct Owner<'a, 'b> {
 }
 
 impl<'a, 'b> Owner<'a, 'b> {
-    fn new(transaction: &'a mut Transaction<'b>, record: &'a mut InodeRecord) -> Self {
+    pub(crate) fn new(transaction: &'a mut Transaction<'b>, record: &'a mut InodeRecord) -> Self {
         Self {
             lowest: None,
             changes_before: transaction.changes(),

@@ -5,6 +5,7 @@
 use pagefence_ext4_format::dir_entry::{self, EntryName, FileKind, Role};
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo, htree};
+use pagefence_jbd2::Turn;
 use pagefence_vfs::Result;
 
 use crate::change::append_block::append_block;
@@ -193,7 +194,9 @@ pub(super) fn make_index(directory: &mut Directory<'_, '_>) -> Result<()> {
     change_index(directory, new.at, |block| {
         block.copy_from_slice(&new.root);
         true
-    })
+    })?;
+    directory.transaction.take_turn(new.at, Turn::Yields);
+    Ok(())
 }
 
 /// Puts a name into a hashed directory, in whose block for it there may be no room; returns the
@@ -287,6 +290,7 @@ fn split_leaf(
     let (new, new_at) = append_block(directory.transaction, directory.record)?;
     directory.set_entries(new_at, &mut halves.right)?;
     directory.change_entries(halves.at, &halves.left)?;
+    directory.transaction.take_turn(halves.at, Turn::Yields);
     Ok(((halves.hash, new), halves.is_right))
 }
 

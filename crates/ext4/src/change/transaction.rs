@@ -13,16 +13,18 @@ use pagefence_ext4_format::group_desc::GroupDesc;
 use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::superblock::{SUPERBLOCK_OFFSET, Superblock};
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo};
-use pagefence_jbd2::Handle;
+use pagefence_jbd2::{Handle, Turn};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{Allocator, BusyRun, Reach, Reservation, Sink};
+use crate::alloc::{Allocator, BusyRun, Claim, Reach, Reservation, Sink};
 use crate::change::free_blocks::free_blocks;
 use crate::change::space::Space;
 use crate::error::{At, device};
 use crate::instance::Instance;
 use crate::live::Live;
+
+mod prepare;
 
 /// Changes that belong together. See the module's documentation.
 #[derive(Debug)]
@@ -255,15 +257,6 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Counts what was changed so far: if it stays the same over a part of an operation that failed,
-    /// that part left nothing half done. 0 for a gathered one, which takes back all that it did.
-    pub(crate) fn changes(&self) -> u64 {
-        match &self.backend {
-            Backend::Gathered(_) => 0,
-            Backend::Running(running) => running.record.changes,
-        }
-    }
-
     /// Changes a block of metadata.
     ///
     /// # Errors
@@ -303,6 +296,29 @@ impl<'a> Transaction<'a> {
         }
     }
 
+    /// Says when a block that was changed is written where there is no log
+    /// ([`Handle::take_turn`]).
+    pub(crate) fn take_turn(&mut self, block: BlockNo, turn: Turn) {
+        if let Backend::Running(running) = &mut self.backend {
+            running.record.handle.take_turn(block, turn);
+        }
+    }
+
+    /// A free block to be written instead of `block`, of `inode`, half of whose contents move: where
+    /// a crash may show what it is now beside what is made of others. Nothing if it may as well be
+    /// changed; or if there is no free block, not even of those that are kept for maps.
+    pub(crate) fn replacement(&mut self, inode: InodeNo, block: BlockNo) -> Option<BlockNo> {
+        let Backend::Running(running) = &mut self.backend else {
+            return None;
+        };
+        if !running.record.handle.may_come_back(block) {
+            return None;
+        }
+        let spare = running.live.allocator.reserve(1, Claim::Map).ok()?;
+        running.reservation.join(spare);
+        self.allocate(inode, block, Reach::Everywhere).ok()
+    }
+
     /// Lets go of a block that became free: its contents need not be written.
     pub(crate) fn forget(&mut self, block: BlockNo) {
         match &mut self.backend {
@@ -313,29 +329,6 @@ impl<'a> Transaction<'a> {
             }
             Backend::Running(running) => running.record.handle.forget(block),
         }
-    }
-
-    /// Finds the next `count` blocks that [`Self::allocate`] gives for `reach`, near `goal`, so that
-    /// it can't fail for so many; changes nothing. A gathered one, which can take everything back,
-    /// finds none.
-    ///
-    /// # Errors
-    /// `NoSpace` if a live one may not take so many, or has none within `reach`; `Io`.
-    pub(crate) fn prepare(&mut self, goal: BlockNo, reach: Reach, count: u64) -> Result<()> {
-        let Backend::Running(running) = &mut self.backend else {
-            return Ok(());
-        };
-        if running.prepared_reach != reach {
-            running.unprepare();
-            running.prepared_reach = reach;
-        }
-        let allocator = &running.live.allocator;
-        while (running.prepared.len() as u64) < count {
-            let space = &mut running.reservation;
-            let run = allocator.allocate_within(self.instance, goal, reach, 1, space)?;
-            running.prepared.push_back(run);
-        }
-        Ok(())
     }
 
     /// Takes a free block for `inode`, near `goal`. A live one finds none outside `reach`; a
@@ -384,21 +377,6 @@ impl<'a> Transaction<'a> {
                 space.mark(self, inode, block, 1, false)
             }
             Backend::Running(_) => free_blocks(self, inode, block, 1),
-        }
-    }
-
-    /// Makes sure that [`Self::release`] of a block of `inode` won't fail; a gathered one, which can
-    /// take everything back, does not look.
-    ///
-    /// # Errors
-    /// As [`Self::release`].
-    pub(crate) fn check_release(&self, inode: InodeNo, block: BlockNo) -> Result<()> {
-        match &self.backend {
-            Backend::Gathered(_) => Ok(()),
-            Backend::Running(running) => {
-                let allocator = &running.live.allocator;
-                allocator.check_free(self.instance, inode, block, 1)
-            }
         }
     }
 
@@ -532,15 +510,6 @@ impl<'a> Transaction<'a> {
             allocation: std::mem::take(&mut gathered.allocation),
             superblock: gathered.superblock.clone(),
         })
-    }
-}
-
-impl Running<'_> {
-    /// Gives back the blocks that were found and not taken.
-    fn unprepare(&mut self) {
-        for run in self.prepared.drain(..) {
-            run.give_back(&mut self.reservation);
-        }
     }
 }
 

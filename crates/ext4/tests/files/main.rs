@@ -12,7 +12,10 @@ mod full;
 #[path = "../images/common/kernel.rs"]
 mod kernel;
 mod maps;
+mod order;
+mod races;
 mod ranges;
 mod rules;
+mod shift;
 mod support;
 mod traces;
