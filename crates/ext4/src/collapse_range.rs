@@ -52,15 +52,15 @@ impl FileSystem {
         let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, Way::Down)?;
         self.top_up(&mut space, blocks)?;
         let mut phase = Phase::Punch;
-        let mut hole = gap.first..gap.end();
+        let mut left = gap.first..gap.end();
         let step = |transaction: &mut Transaction<'_>, cut: &mut Cut<'_>| {
             loop {
                 let (progress, next) = match phase {
                     Phase::Punch => {
-                        let progress = remove_range(transaction, cut, &mut hole)?;
+                        let progress = remove_range(transaction, cut, &mut left)?;
                         (progress, Phase::Move)
                     }
-                    Phase::Move => (shift.step(transaction, cut, gap.first)?, Phase::Shrink),
+                    Phase::Move => (shift.step(transaction, cut)?, Phase::Shrink),
                     Phase::Shrink => return Ok(Progress::Done),
                 };
                 if progress == Progress::More {

@@ -44,6 +44,7 @@ impl FileSystem {
             let mut entry = Held::at_entry();
             let (_alone, mut held) = inode.lock.write(&mut entry);
             let end = check(&self.instance, inode, offset, length, mode)?;
+            self.instance.check_shift(inode, &(offset..end), mode)?;
             if inode.disk().has_inline_data() {
                 self.make_inline_fit(&mut held, inode, PAGE_SIZE as u64 + 1)?;
             }
@@ -382,10 +383,9 @@ fn check(
     }
     let end = offset.saturating_add(length);
     // A block map is asked for nothing past the end of its file, which has its own limit.
-    let is_put = !punches && !is_block_map(&disk);
+    let is_put = !punches && !is_shift && !is_block_map(&disk);
     if end > instance.max_offset() || (is_put && end > instance.max_file_size(&disk)) {
         return Err(Error::FileTooLarge);
     }
-    instance.check_shift(inode, &(offset..end), mode)?;
     Ok(end)
 }

@@ -57,7 +57,7 @@ impl FileSystem {
         let mut is_longer = self.instance.has_log();
         let step = |transaction: &mut Transaction<'_>, cut: &mut Cut<'_>| {
             if is_longer {
-                shift.step(transaction, cut, gap.first)
+                shift.step(transaction, cut)
             } else {
                 is_longer = true;
                 Ok(Progress::More)

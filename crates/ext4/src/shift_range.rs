@@ -74,8 +74,7 @@ pub(crate) enum Shift {
 }
 
 impl Shift {
-    /// Moves as much as the transaction takes, and as may get home in any order: blocks from `first`
-    /// on, whose pages are gone, as `cut` says.
+    /// Moves as much as the transaction takes, and as may get home in any order.
     ///
     /// # Errors
     /// `Corrupt`, `Io`, and then the transaction has changed nothing; but the journal is aborted if
@@ -84,17 +83,14 @@ impl Shift {
         &mut self,
         transaction: &mut Transaction<'_>,
         cut: &mut Cut<'_>,
-        first: u32,
     ) -> Result<Progress> {
-        cut.check(first.into()..u64::MAX)?;
-        let record = cut.record_mut();
         let instance = transaction.instance;
         let most = if instance.has_log() { LEAVES_MAX } else { 1 };
         match self {
-            Self::Down(shift) => shift.step(transaction, record, most),
-            Self::Up(shift) => shift.step(transaction, record, most),
+            Self::Down(shift) => shift.step(transaction, cut, most),
+            Self::Up(shift) => shift.step(transaction, cut, most),
             Self::Pointers(shift) => {
-                let outcome = shift.step(transaction, record, LEAVES_MAX);
+                let outcome = shift.step(transaction, cut, LEAVES_MAX);
                 if outcome.is_err() && shift.is_doubled() {
                     instance.live()?.abort_half_done();
                 }

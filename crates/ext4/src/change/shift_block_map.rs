@@ -20,10 +20,10 @@ use std::ops::Range;
 
 use hashbrown::HashSet;
 use pagefence_ext4_format::indirect::{DIRECT_SLOTS, Pointers, set_pointer};
-use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::{Error, Result};
 
+use crate::change::cut::Cut;
 use crate::change::insert_blocks::holder;
 use crate::change::remove_blocks::{Owner, Progress};
 use crate::change::transaction::Transaction;
@@ -234,7 +234,7 @@ impl PointerShift {
     }
 
     /// Writes as many leaves as the transaction takes, which has [`Self::blocks`], `most` at most;
-    /// without a log, as many as may be durable in any order. `record` changes along; the caller writes it.
+    /// without a log, as many as may be durable in any order. The record of `cut` changes along.
     ///
     /// # Errors
     /// `Corrupt`, `Io`; those met after something was changed are the next transaction's, before
@@ -242,7 +242,7 @@ impl PointerShift {
     pub(crate) fn step(
         &mut self,
         transaction: &mut Transaction<'_>,
-        record: &mut InodeRecord,
+        cut: &mut Cut<'_>,
         most: usize,
     ) -> Result<Progress> {
         let mut left = most;
@@ -258,7 +258,7 @@ impl PointerShift {
             }
             let mut map = Map {
                 leaves: self.leaves,
-                owner: Owner::new(&mut *transaction, &mut *record),
+                owner: Owner::new(&mut *transaction, cut.record_mut()),
             };
             let change = match map.change(leaf, &self.shift, self.has_log) {
                 Err(_) if written.is_some() || !map.owner.transaction.is_empty() => {

@@ -24,6 +24,8 @@ use crate::error::{At, device};
 use crate::instance::Instance;
 use crate::live::Live;
 
+mod prepare;
+
 /// Changes that belong together. See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Transaction<'a> {
@@ -255,15 +257,6 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Counts what was changed so far: if it stays the same over a part of an operation that failed,
-    /// that part left nothing half done. 0 for a gathered one, which takes back all that it did.
-    pub(crate) fn changes(&self) -> u64 {
-        match &self.backend {
-            Backend::Gathered(_) => 0,
-            Backend::Running(running) => running.record.changes,
-        }
-    }
-
     /// Changes a block of metadata.
     ///
     /// # Errors
@@ -338,29 +331,6 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Finds the next `count` blocks that [`Self::allocate`] gives for `reach`, near `goal`, so that
-    /// it can't fail for so many; changes nothing. A gathered one, which can take everything back,
-    /// finds none.
-    ///
-    /// # Errors
-    /// `NoSpace` if a live one may not take so many, or has none within `reach`; `Io`.
-    pub(crate) fn prepare(&mut self, goal: BlockNo, reach: Reach, count: u64) -> Result<()> {
-        let Backend::Running(running) = &mut self.backend else {
-            return Ok(());
-        };
-        if running.prepared_reach != reach {
-            running.unprepare();
-            running.prepared_reach = reach;
-        }
-        let allocator = &running.live.allocator;
-        while (running.prepared.len() as u64) < count {
-            let space = &mut running.reservation;
-            let run = allocator.allocate_within(self.instance, goal, reach, 1, space)?;
-            running.prepared.push_back(run);
-        }
-        Ok(())
-    }
-
     /// Takes a free block for `inode`, near `goal`. A live one finds none outside `reach`; a
     /// gathered one may.
     ///
@@ -407,21 +377,6 @@ impl<'a> Transaction<'a> {
                 space.mark(self, inode, block, 1, false)
             }
             Backend::Running(_) => free_blocks(self, inode, block, 1),
-        }
-    }
-
-    /// Makes sure that [`Self::release`] of a block of `inode` won't fail; a gathered one, which can
-    /// take everything back, does not look.
-    ///
-    /// # Errors
-    /// As [`Self::release`].
-    pub(crate) fn check_release(&self, inode: InodeNo, block: BlockNo) -> Result<()> {
-        match &self.backend {
-            Backend::Gathered(_) => Ok(()),
-            Backend::Running(running) => {
-                let allocator = &running.live.allocator;
-                allocator.check_free(self.instance, inode, block, 1)
-            }
         }
     }
 
@@ -555,15 +510,6 @@ impl<'a> Transaction<'a> {
             allocation: std::mem::take(&mut gathered.allocation),
             superblock: gathered.superblock.clone(),
         })
-    }
-}
-
-impl Running<'_> {
-    /// Gives back the blocks that were found and not taken.
-    fn unprepare(&mut self) {
-        for run in self.prepared.drain(..) {
-            run.give_back(&mut self.reservation);
-        }
     }
 }
 
