@@ -414,6 +414,13 @@ impl Delayed {
         }
     }
 
+    /// As [`Self::forget`], for blocks that failed to be written back. With none of them left,
+    /// nothing may be reserved again ([`Self::assert_settled`]).
+    pub(crate) fn release(&mut self, blocks: Range<u32>) {
+        self.forget(blocks);
+        self.has_failed &= !self.is_empty();
+    }
+
     /// The blocks have no dirty data any more: their space is given up. None of them is under
     /// writeback. [`Self::settle`] follows, when the blocks are taken away.
     pub(crate) fn forget(&mut self, blocks: Range<u32>) {

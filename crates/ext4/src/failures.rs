@@ -4,6 +4,7 @@
 mod damage;
 mod device;
 mod extents;
+mod mapped;
 mod space;
 mod sync;
 mod trim;
