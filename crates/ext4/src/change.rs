@@ -7,6 +7,7 @@
 //! cut                                                              who may take them away
 //! insert_blocks                                                    holes filled, blocks written
 //! shift_extents  shift_block_map                                   what lies behind a range moved
+//! exchange_blocks                                                  ranges that change places
 //! append_block  change_dir  split_htree                            names put in and taken out
 //! free_blocks  free_inode  space                                   what is free, while mounting
 //! set_xattr  release_xattrs  ea_inode  shorten_inline              attributes, data in the inode
@@ -16,6 +17,7 @@ pub(crate) mod append_block;
 pub(crate) mod change_dir;
 pub(crate) mod cut;
 pub(crate) mod ea_inode;
+pub(crate) mod exchange_blocks;
 pub(crate) mod extent_tree;
 pub(crate) mod free_blocks;
 pub(crate) mod free_inode;

@@ -465,6 +465,28 @@ impl pagefence_vfs::FileSystem for FileSystem {
         self.copy_file_range((from, from_offset), (to, to_offset), length, mode)
     }
 
+    fn exchange_range(
+        &self,
+        first: &File,
+        first_offset: u64,
+        second: &File,
+        second_offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        self.exchange_files((first, first_offset), (second, second_offset), length)
+    }
+
+    fn move_blocks(
+        &self,
+        file: &File,
+        offset: u64,
+        donor: &File,
+        donor_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        self.move_to_donor((file, offset), (donor, donor_offset), length)
+    }
+
     fn sync_file(&self, file: &File, data_only: bool) -> Result<()> {
         self.fsync(file, data_only)
     }

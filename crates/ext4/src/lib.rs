@@ -39,6 +39,7 @@ mod dir;
 mod dir_lock;
 mod disk_inode;
 mod error;
+mod exchange;
 mod extents;
 #[cfg(all(test, not(shuttle)))]
 mod failures;

@@ -249,7 +249,7 @@ impl FileSystem {
         evicted: &Evicted<'_, FileData>,
     ) -> Result<()> {
         let mapping = evicted.mapping();
-        mapping.write_back(held, 0..evicted.range().start, WaitFor::All)?;
+        mapping.write_back(held, 0..u64::MAX, WaitFor::All)?;
         debug_assert_eq!(mapping.next_dirty(0), None, "nobody can dirty a page now");
         let (mut delayed, _held) = inode.core.block_map.write(held);
         delayed.forget(0..u32::MAX);

@@ -71,7 +71,7 @@
 use std::ops::Range;
 
 use pagefence_lock_order::levels::{Invalidate, Level};
-use pagefence_lock_order::{After, Held, OrderedWriteGuard};
+use pagefence_lock_order::{After, Held, OrderedWriteGuard, pair};
 
 use crate::backing::{Backing, WriteBacking};
 use crate::mapping::{LARGEST, Mapping, PAGE_BYTES, pages_in};
@@ -129,14 +129,48 @@ impl<B: Backing> Mapping<B> {
         Invalidate: After<P>,
     {
         let (guard, held) = self.invalidate_lock().write(held);
-        self.pages().set_fenced(true);
-        let fence = Fence {
-            mapping: self,
+        (Fence::taken(self, range, guard), held)
+    }
+}
+
+/// Takes the invalidate locks of two files exclusively, the lower number first, for a change that
+/// moves blocks between bytes of the one and bytes of the other. If both are the same file, takes its
+/// lock once: there is one fence then, over all from the first of these bytes to the last.
+///
+/// As [`Mapping::fence`]; the fences come in the order of the arguments.
+///
+/// # Panics
+///
+/// If two different files of the cache carry the same number.
+pub fn fence_both<'a, B: Backing, P: Level>(
+    first: (&'a Mapping<B>, Range<u64>),
+    second: (&'a Mapping<B>, Range<u64>),
+    held: &'a mut Held<'_, P>,
+) -> (Fence<'a, B>, Option<Fence<'a, B>>, Held<'a, Invalidate>)
+where
+    Invalidate: After<P>,
+{
+    let ((first, range), (second, other)) = (first, second);
+    let (lock, other_lock) = (first.invalidate_lock(), second.invalidate_lock());
+    let (guard, other_guard, held) = pair::write_both(lock, other_lock, held);
+    let range = match other_guard {
+        Some(_) => range,
+        None => range.start.min(other.start)..range.end.max(other.end),
+    };
+    let fence = Fence::taken(first, range, guard);
+    let other = other_guard.map(|guard| Fence::taken(second, other, guard));
+    (fence, other, held)
+}
+
+impl<'a, B: Backing> Fence<'a, B> {
+    fn taken(mapping: &'a Mapping<B>, range: Range<u64>, guard: OrderedWriteGuard<'a, ()>) -> Self {
+        mapping.pages().set_fenced(true);
+        Self {
+            mapping,
             range,
-            pages_before: pages_in(self.size()),
+            pages_before: pages_in(mapping.size()),
             _guard: guard,
-        };
-        (fence, held)
+        }
     }
 }
 

@@ -116,7 +116,7 @@ pub use backing::{Backing, PAGE_SIZE, Segment, WriteBacking};
 pub use cache::{Config, PageCache, Usage};
 pub use error_cursor::ErrorCursor;
 pub use fault::{FaultError, FaultKind};
-pub use fence::{Evict, Evicted, Fence};
+pub use fence::{Evict, Evicted, Fence, fence_both};
 pub use flusher::CanFlush;
 pub use mapping::Mapping;
 pub use pagefence_host_memory::FrameMut;

@@ -337,6 +337,49 @@ pub trait FileSystem: Send + Sync + 'static {
         Err(Error::ReadOnly)
     }
 
+    /// What the bytes `first_offset .. first_offset + length` of one file hold, and as many from
+    /// `second_offset` on of another one, change places: data, holes and unwritten blocks. Offsets
+    /// and length are multiples of the block size; the length may be less where a file ends. Both
+    /// ranges lie within the last blocks of their files, and are apart if it is one file. What would
+    /// come to lie behind the end of a file must be zeros. Sizes stay. Where it fails half-way, some
+    /// from the beginning of the ranges has changed places.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for other ranges, `Unsupported` for files that can't have each other's
+    /// blocks, `NotPermitted` (also if one of them is not open for writing), `NoSpace`, `ReadOnly`.
+    fn exchange_range(
+        &self,
+        first: &Self::File,
+        first_offset: u64,
+        second: &Self::File,
+        second_offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        let _ = (first, first_offset, second, second_offset, length);
+        Err(Error::Unsupported("exchanging ranges"))
+    }
+
+    /// Moves the data of a range of a file to the blocks that `donor` has there, which gets the
+    /// file's blocks for them and reads as zeros where they are (EXT4_IOC_MOVE_EXT). Where one of
+    /// them has a hole, all stays as it is. What lies behind the last block of either file is left
+    /// out; returns how many bytes were gone through, fewer also if something failed behind them.
+    /// Nobody who reads or writes the file sees that something happens to it.
+    ///
+    /// # Errors
+    /// As [`Self::exchange_range`]; `InvalidArgument` also if no block of the ranges is left, and if
+    /// it is one file.
+    fn move_blocks(
+        &self,
+        file: &Self::File,
+        offset: u64,
+        donor: &Self::File,
+        donor_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        let _ = (file, offset, donor, donor_offset, length);
+        Err(Error::Unsupported("moving data to other blocks"))
+    }
+
     /// Makes a file durable; with `data_only` without those attributes that are not needed to
     /// find its data. An error of writing back is told once to each open file.
     ///

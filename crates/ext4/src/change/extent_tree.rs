@@ -47,7 +47,7 @@ pub(super) struct Leaf {
 
 impl Leaf {
     /// The first extent that reaches past `block`, and its number.
-    fn first_past(&self, block: FileBlock) -> Option<(usize, Extent)> {
+    pub(super) fn first_past(&self, block: FileBlock) -> Option<(usize, Extent)> {
         self.extents
             .iter()
             .copied()
@@ -235,7 +235,7 @@ impl ExtentTree<'_, '_> {
 
     /// Puts up to three extents in the place of extent number `at`: `middle`, and what is left of
     /// the old one before and behind it. `middle` joins its neighbours where it meets them.
-    fn replace(
+    pub(super) fn replace(
         &mut self,
         path: &[Step],
         leaf: &Leaf,

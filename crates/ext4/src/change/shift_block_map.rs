@@ -91,14 +91,14 @@ impl Move {
 
 /// The leaves of a map, numbered in order: 0 for the direct pointers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Leaves {
+pub(super) struct Leaves {
     per_block: u64,
     /// One past the last block that the map reaches.
     end: u64,
 }
 
 impl Leaves {
-    fn of(instance: &Instance) -> Self {
+    pub(super) fn of(instance: &Instance) -> Self {
         Self {
             per_block: instance.map_shape.per_block().into(),
             end: instance.map_shape.end().0.into(),
@@ -106,7 +106,7 @@ impl Leaves {
     }
 
     /// The file blocks of a leaf.
-    fn blocks(&self, leaf: u32) -> Range<u64> {
+    pub(super) fn blocks(&self, leaf: u32) -> Range<u64> {
         let direct = u64::from(DIRECT_SLOTS);
         match leaf.checked_sub(1) {
             None => 0..direct,
@@ -118,7 +118,7 @@ impl Leaves {
     }
 
     /// The leaf of a file block that the map reaches.
-    fn holding(&self, block: u64) -> u32 {
+    pub(super) fn holding(&self, block: u64) -> u32 {
         let behind = block.min(self.end - 1).checked_sub(DIRECT_SLOTS.into());
         behind.map_or(0, |at| (at / self.per_block) as u32 + 1)
     }
@@ -347,14 +347,14 @@ impl Survey<'_> {
 }
 
 /// A block map that is being changed.
-struct Map<'a, 'b> {
-    leaves: Leaves,
-    owner: Owner<'a, 'b>,
+pub(super) struct Map<'a, 'b> {
+    pub(super) leaves: Leaves,
+    pub(super) owner: Owner<'a, 'b>,
 }
 
 impl Map<'_, '_> {
     /// The indirect blocks that lead to a leaf, itself the last; none if one is missing.
-    fn way(&self, leaf: u32) -> Result<Option<Vec<BlockNo>>> {
+    pub(super) fn way(&self, leaf: u32) -> Result<Option<Vec<BlockNo>>> {
         let instance = self.owner.transaction.instance;
         let inode = self.owner.record.ino();
         let first = u32::try_from(self.leaves.blocks(leaf).start).map(FileBlock);
@@ -380,7 +380,7 @@ impl Map<'_, '_> {
     }
 
     /// The pointers of file blocks.
-    fn pointers(&self, blocks: Range<u64>) -> Result<Vec<Option<BlockNo>>> {
+    pub(super) fn pointers(&self, blocks: Range<u64>) -> Result<Vec<Option<BlockNo>>> {
         let instance = self.owner.transaction.instance;
         let inode = self.owner.record.ino();
         let mut found = Vec::with_capacity((blocks.end - blocks.start) as usize);
@@ -469,7 +469,7 @@ impl Map<'_, '_> {
     }
 
     /// Gives a leaf its pointers: it is made if it is missing, and goes if it has none.
-    fn write(&mut self, leaf: u32, pointers: &[Option<BlockNo>]) -> Result<()> {
+    pub(super) fn write(&mut self, leaf: u32, pointers: &[Option<BlockNo>]) -> Result<()> {
         let instance = self.owner.transaction.instance;
         let inode = self.owner.record.ino();
         let set = |bytes: &mut [u8], block| -> Result<()> {

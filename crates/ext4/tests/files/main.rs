@@ -8,6 +8,7 @@
 )]
 
 mod crash;
+mod exchange;
 mod full;
 #[path = "../images/common/kernel.rs"]
 mod kernel;

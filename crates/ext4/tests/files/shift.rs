@@ -6,7 +6,7 @@ mod damage;
 mod deep;
 mod failures;
 mod kernel;
-mod kit;
+pub(crate) mod kit;
 mod rules;
 
 use pagefence_ext4::{File, FileSystem};

@@ -62,7 +62,12 @@ impl ExtentTree<'_, '_> {
 
     /// How many nodes come to the tree when `more` entries are put into that leaf: it splits if it
     /// is too full, and so does each full node above it; if they all are, the root grows.
-    fn nodes_for(&self, path: &[Step], leaf: &Leaf, more: usize) -> Result<i64> {
+    pub(in crate::change) fn nodes_for(
+        &self,
+        path: &[Step],
+        leaf: &Leaf,
+        more: usize,
+    ) -> Result<i64> {
         if leaf.extents.len() + more <= leaf.max {
             return Ok(0);
         }
