@@ -183,7 +183,10 @@ impl FileSystem {
         }
         let is_whole = length > 0
             && length.is_multiple_of(unit)
-            && ranges.offsets.iter().all(|offset| offset.is_multiple_of(unit));
+            && ranges
+                .offsets
+                .iter()
+                .all(|offset| offset.is_multiple_of(unit));
         let is_inside = (0..2).all(|side| {
             let end = ranges.offsets[side].checked_add(length);
             end.is_some_and(|end| end <= sizes[side].next_multiple_of(unit))
@@ -216,11 +219,16 @@ impl FileSystem {
         let inodes = files.map(|file| &file.inode);
         for side in [0, 1] {
             // What is past the end of the one file must not show in the other one.
-            if self.partial_end(inodes[side], &ranges.bytes(side)).is_some() {
+            if self
+                .partial_end(inodes[side], &ranges.bytes(side))
+                .is_some()
+            {
                 self.zero_tail(held, inodes[side])?;
             }
             // Most of it while faults can still be served.
-            files[side].mapping.write_back(held, 0..u64::MAX, WaitFor::All)?;
+            files[side]
+                .mapping
+                .write_back(held, 0..u64::MAX, WaitFor::All)?;
         }
         let exchange = self.exchange_of(ranges, manner)?;
         let blocks = self.survey(held, inodes, &exchange)?;

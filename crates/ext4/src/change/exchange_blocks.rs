@@ -39,6 +39,9 @@ const NODES_MAX: u64 = MAX_DEPTH as u64 + 1;
 /// Extents that fit into an inode.
 const ROOT_EXTENTS: u64 = 4;
 
+/// Runs that one handle exchanges at most, so that no commit waits long for it.
+const RUNS_MAX: usize = 128;
+
 /// What becomes of the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
@@ -216,9 +219,13 @@ impl Exchange {
             Some(second) => second.check(range(self.first[1]))?,
             None => first.check(range(self.first[1]))?,
         }
-        let mut has_changed = false;
+        let most = match transaction.instance.has_log() {
+            true => RUNS_MAX,
+            false => 1,
+        };
+        let mut runs = 0;
         while self.done < self.len {
-            if transaction.is_large() || (has_changed && !transaction.instance.has_log()) {
+            if transaction.is_large() || runs >= most {
                 return Ok(Progress::More);
             }
             let changes = transaction.changes();
@@ -230,9 +237,9 @@ impl Exchange {
             match both.run(self) {
                 Ok((len, changed)) => {
                     self.done += len;
-                    has_changed |= changed;
+                    runs += usize::from(changed);
                 }
-                Err(_) if has_changed && transaction.changes() == changes => {
+                Err(_) if runs > 0 && transaction.changes() == changes => {
                     return Ok(Progress::More);
                 }
                 Err(error) => return Err(error),
@@ -400,7 +407,7 @@ impl Both<'_, '_> {
         // What the other end of it makes of the tree is not known yet.
         match tree.nodes_for(&path, &leaf, 4)? {
             0 => Ok(0),
-            _ => Ok(2 * NODES_MAX),
+            _ => Ok(NODES_MAX),
         }
     }
 

@@ -95,9 +95,7 @@ impl Trace<'_> {
                 let start = self.random.below(SPAN);
                 let len = 1 + self.random.below(most * block);
                 self.log.push(format!("punch {side} {start} {len}"));
-                self.fs()
-                    .allocate(&files[side], start, len, PUNCH)
-                    .unwrap();
+                self.fs().allocate(&files[side], start, len, PUNCH).unwrap();
                 let end = ((start + len) as usize).min(self.model[side].len());
                 if (start as usize) < end {
                     self.model[side][start as usize..end].fill(0);
@@ -120,10 +118,7 @@ impl Trace<'_> {
     }
 
     fn exchange(&mut self, files: &[File; 2], most: u64) {
-        let sides = [
-            self.random.below(2) as usize,
-            self.random.below(2) as usize,
-        ];
+        let sides = [self.random.below(2) as usize, self.random.below(2) as usize];
         let blocks = sides.map(|side| self.model[side].len().div_ceil(self.block) as u64);
         let at = blocks.map(|blocks| self.random.below(blocks + 1));
         let room = (blocks[0] - at[0]).min(blocks[1] - at[1]);

@@ -6,7 +6,7 @@ use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::thread::scope;
 use pagefence_vfs::{FileSystem as _, WriteMode};
 
-use crate::support::{Image, KINDS, Random, create, read_all, write_all};
+use crate::support::{Image, KINDS, Random, create, find, read_all, write_all};
 
 const BLOCKS: u64 = 48;
 /// Blocks that change places at a time.
@@ -18,10 +18,12 @@ const RUN: u64 = 12;
 fn exchanges_beside_each_other_and_beside_writers_lose_nothing() {
     for kind in [KINDS[0], KINDS[2], KINDS[3], KINDS[5]] {
         let image = Image::new(kind.options, "12M");
-        let fs = image.open();
+        let system = image.open();
+        let fs = &system;
         let block = u64::from(fs.stat_fs().unwrap().block_size);
-        let ids = [create(&fs, "first"), create(&fs, "second")];
-        let files = ids.map(|id| fs.open(id, true).unwrap());
+        let ids = [create(fs, "first"), create(fs, "second")];
+        let opened = ids.map(|id| fs.open(id, true).unwrap());
+        let files = &opened;
         let stamp = |at: u64, number: u64| {
             let mut bytes = vec![1 + (at % RUN) as u8; block as usize];
             bytes[..8].copy_from_slice(&number.to_le_bytes());
@@ -32,14 +34,13 @@ fn exchanges_beside_each_other_and_beside_writers_lose_nothing() {
             let is_whole = bytes[8..].iter().all(|byte| *byte == due);
             assert!(is_whole, "{}: {:?} at {at}", kind.name, &bytes[..10]);
         };
-        for file in &files {
+        for file in files {
             for at in 0..BLOCKS {
-                write_all(&fs, file, at * block, &stamp(at, at));
+                write_all(fs, file, at * block, &stamp(at, at));
             }
         }
         let is_over = AtomicBool::new(false);
         let start = Instant::now();
-        let (fs, files) = (&fs, &files);
         let (stamp, check, is_over) = (&stamp, &check, &is_over);
         scope(|scope| {
             // Whoever waits for ever does so loudly.
@@ -109,9 +110,11 @@ fn exchanges_beside_each_other_and_beside_writers_lose_nothing() {
         fs.sync().unwrap();
         let left = ids.map(|id| read_all(fs, id));
         fs.shut_down().unwrap();
+        drop(opened);
+        drop(system);
         image.assert_clean(kind.name);
         let again = image.open();
-        let found = ["first", "second"].map(|name| read_all(&again, crate::support::find(&again, name)));
+        let found = ["first", "second"].map(|name| read_all(&again, find(&again, name)));
         assert!(found == left, "{}", kind.name);
     }
 }

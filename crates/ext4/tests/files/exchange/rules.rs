@@ -48,7 +48,8 @@ fn exchanges_that_make_no_sense_are_refused() {
         refuse(&file, 0, &read_only, 0, block, &Error::NotPermitted);
         let flags = fs.attr(other_id).unwrap().flags;
         for flag in [InodeFlags::IMMUTABLE, InodeFlags::APPEND] {
-            fs.set_flags(other_id, flags | flag.bits(), &root()).unwrap();
+            fs.set_flags(other_id, flags | flag.bits(), &root())
+                .unwrap();
             refuse(&file, 0, &other, 0, block, &Error::NotPermitted);
             refuse(&other, 0, &file, 0, block, &Error::NotPermitted);
             fs.set_flags(other_id, flags, &root()).unwrap();
@@ -84,7 +85,9 @@ fn trees_of_many_leaves_change_places_with_short_ones() {
             write_all(&fs, &file, piece.start as u64, &pieces[piece]);
         }
         set_size(&fs, id, pieces.len() as u64).unwrap();
-        let whole: Vec<u8> = (0..blocks * block).map(|at| 1 + (at / 7 % 255) as u8).collect();
+        let whole: Vec<u8> = (0..blocks * block)
+            .map(|at| 1 + (at / 7 % 255) as u8)
+            .collect();
         let (other_id, other) = made(&fs, "whole", &whole);
         let runs = runs_of(&fs, &file);
         let length = (blocks * block) as u64;
