@@ -349,6 +349,49 @@ impl File {
         self.change_range(offset, length, FallocateMode::INSERT_RANGE)
     }
 
+    /// What `length` bytes from `offset` on hold and as many from `other_offset` on of `other`, which
+    /// may be this file, change places, holes as well. No data is copied, and sizes stay. All is in
+    /// whole blocks; the length may be less if it ends where one of the files does.
+    ///
+    /// ```
+    /// # let image = pagefence::doc_image();
+    /// use pagefence::{OpenOptions, Options, Volume};
+    /// let volume = Volume::open(&image, Options::new().write(true))?;
+    /// let mut options = OpenOptions::new();
+    /// options.read(true).write(true).create(true);
+    /// let (old, new) = (options.open(&volume, "/old")?, options.open(&volume, "/new")?);
+    /// old.write_all_at(0, b"before")?;
+    /// new.write_all_at(0, b"behind")?;
+    /// old.exchange_range(0, &new, 0, 6)?;
+    /// assert_eq!(old.read_all()?, b"behind");
+    /// assert_eq!(new.read_all()?, b"before");
+    /// # Ok::<(), pagefence::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] unless both ranges begin and end with a block, lie within the
+    /// last blocks of their files, and are apart if it is one file, or if other bytes than zeros
+    /// would come to lie behind the end of a file; files of two volumes; one that is not opened for
+    /// writing, or can't have the other one's blocks; no space for the maps; a file is damaged; the
+    /// device fails. After the last two some from the beginning may have changed places.
+    pub fn exchange_range(
+        &self,
+        offset: u64,
+        other: &File,
+        other_offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        if !self.rights.write || !other.rights.write {
+            return Err(self.fail(pagefence_vfs::Error::PermissionDenied));
+        }
+        if !Arc::ptr_eq(&self.fs, &other.fs) {
+            return Err(self.fail(pagefence_vfs::Error::CrossesDevices));
+        }
+        self.fs
+            .exchange_range(&self.file, offset, &other.file, other_offset, length)
+            .map_err(|error| self.fail(error))
+    }
+
     fn change_range(&self, offset: u64, length: u64, mode: FallocateMode) -> Result<()> {
         if !self.rights.write {
             return Err(self.fail(pagefence_vfs::Error::PermissionDenied));

@@ -2,6 +2,7 @@
 //! and no sync between, for every kind of file system.
 
 mod crash;
+mod failures;
 mod races;
 mod rules;
 

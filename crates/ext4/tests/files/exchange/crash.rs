@@ -19,14 +19,14 @@ const BLOCKS: usize = 1000;
 const EVERY: usize = 3;
 
 /// Two files, of which each block is another.
-struct Files {
-    image: MemoryDevice,
+pub(super) struct Files {
+    pub(super) image: MemoryDevice,
     bytes: [Vec<u8>; 2],
-    block: usize,
+    pub(super) block: usize,
 }
 
 impl Files {
-    fn new(case: &Case) -> Self {
+    pub(super) fn new(case: &Case) -> Self {
         let (image, first, block) = with_file(case);
         let image = Image::of(&image.to_vec());
         let fs = image.open();
@@ -66,7 +66,7 @@ impl Files {
     }
 
     /// With a log: some from the beginning has changed places, in both files as much.
-    fn judge(&self, found: &[Vec<u8>; 2], at: [usize; 2], len: usize) -> Option<State> {
+    pub(super) fn judge(&self, found: &[Vec<u8>; 2], at: [usize; 2], len: usize) -> Option<State> {
         let after = self.exchanged(at, len);
         if *found == self.bytes {
             return Some(State::Before);
@@ -85,7 +85,12 @@ impl Files {
     }
 
     /// Without a log: each block of the ranges is one of the two; all else is as it was.
-    fn judge_mended(&self, found: &[Vec<u8>; 2], at: [usize; 2], len: usize) -> Option<State> {
+    pub(super) fn judge_mended(
+        &self,
+        found: &[Vec<u8>; 2],
+        at: [usize; 2],
+        len: usize,
+    ) -> Option<State> {
         let after = self.exchanged(at, len);
         if *found == self.bytes {
             return Some(State::Before);
@@ -108,7 +113,7 @@ impl Files {
     }
 }
 
-fn read_both(fs: &FileSystem) -> [Vec<u8>; 2] {
+pub(super) fn read_both(fs: &FileSystem) -> [Vec<u8>; 2] {
     ["file", "other"].map(|name| read_all(fs, find(fs, name)))
 }
 
