@@ -361,6 +361,31 @@ impl Delayed {
         Ok(())
     }
 
+    /// Reserves what a map of another shape may take more than the one there is, until all that is
+    /// delayed is mapped ([`Self::settle`] gives back what it takes less).
+    ///
+    /// # Errors
+    /// `NoSpace`, and then nothing changed.
+    pub(crate) fn reserve_for_shape(
+        &mut self,
+        allocator: &Allocator,
+        shape: &MapShapeNow,
+    ) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let needed = shape.worst_case(&self.amount());
+        let is_short = matches!(shape, MapShapeNow::Pointers { .. })
+            && !allocator.has_within(Reach::Pointers, self.holes.len() + needed);
+        if is_short {
+            return Err(Error::NoSpace);
+        }
+        let more = needed.saturating_sub(blocks_of(self.map_space.as_ref()));
+        let more = allocator.reserve(more, Claim::Map)?;
+        join(&mut self.map_space, more);
+        Ok(())
+    }
+
     /// The space of `count` blocks, for which writeback is about to choose a place.
     pub(crate) fn choose(&mut self, count: u64) -> Option<Reservation> {
         let space = self.space.as_mut()?.take(count)?;

@@ -344,6 +344,7 @@ impl FileData {
                 return (mapped_to, Some(error));
             }
             *record = changed;
+            self.inode.note_map_change();
             mapped_to = next.end() << bits;
             match unmapped.pop_front() {
                 Some(Unmapped::New { first, run }) => {
