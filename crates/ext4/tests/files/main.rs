@@ -10,6 +10,8 @@
 mod crash;
 mod full;
 mod maps;
+mod migrate;
+mod migrate_crash;
 mod ranges;
 mod support;
 mod traces;
