@@ -8,6 +8,7 @@ mod images;
 mod kill;
 mod memory;
 mod mounts;
+mod mutants;
 mod random;
 mod scratch;
 mod sparse;
@@ -45,6 +46,8 @@ enum Chore {
     KillWriter(kill::WriterArguments),
     /// Let git, tar, SQLite, Python, fsx and pjdfstest loose on mounts (root, /dev/fuse).
     Workloads(workloads::Arguments),
+    /// Leave each protection out in turn, and see a test notice (docs/MUTANTS.md).
+    Mutants(mutants::Arguments),
     /// Show that the server's memory stays within its budget (root, loop devices, /dev/fuse).
     ProveMemory(memory::Arguments),
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Chore::Kill(arguments) => kill::run(&arguments),
         Chore::KillWriter(arguments) => kill::writer(&arguments),
         Chore::Workloads(arguments) => workloads::run(&arguments),
+        Chore::Mutants(arguments) => mutants::run(&arguments),
         Chore::ProveMemory(arguments) => memory::run(&arguments),
     };
     match outcome {

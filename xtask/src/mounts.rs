@@ -148,6 +148,21 @@ impl ServedMount {
         directory: &Path,
         options: &str,
     ) -> Result<Self> {
+        Self::of(server, &[image.into()], directory, options)
+    }
+
+    /// Mounts a file system in memory that holds `mib` MiB, by pagefence.
+    pub(crate) fn tmpfs(
+        server: &Server,
+        mib: u64,
+        directory: &Path,
+        options: &str,
+    ) -> Result<Self> {
+        let what = ["--tmpfs".into(), format!("{mib}M").into()];
+        Self::of(server, &what, directory, options)
+    }
+
+    fn of(server: &Server, what: &[OsString], directory: &Path, options: &str) -> Result<Self> {
         let log = directory.with_extension("log");
         let log_file =
             File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
@@ -159,13 +174,8 @@ impl ServedMount {
             }
             Server::Fuse2fs => "fuse2fs".into(),
         };
-        arguments.extend([
-            image.into(),
-            directory.into(),
-            "-o".into(),
-            options.into(),
-            "-f".into(),
-        ]);
+        arguments.extend_from_slice(what);
+        arguments.extend([directory.into(), "-o".into(), options.into(), "-f".into()]);
         let device_before = device_of(directory)?;
         let child = command(&program, arguments)
             .stdout(Stdio::from(log_file.try_clone()?))

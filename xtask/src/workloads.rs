@@ -22,10 +22,10 @@ pub(crate) struct Arguments {
     /// The binary to try; built in the release profile unless given.
     #[arg(long)]
     binary: Option<PathBuf>,
-    /// Types of file system, separated by commas.
-    #[arg(long, value_delimiter = ',', default_value = "ext2,ext3,ext4")]
+    /// Types of file system, separated by commas; tmpfs is that of `mount --tmpfs`.
+    #[arg(long, value_delimiter = ',', default_value = "ext2,ext3,ext4,tmpfs")]
     types: Vec<String>,
-    /// Block sizes, separated by commas.
+    /// Block sizes of images, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "1024,4096")]
     block_sizes: Vec<u32>,
     /// Only these, separated by commas: git, tar, sqlite, python, dpkg, fsx,
@@ -44,7 +44,9 @@ pub(crate) struct Arguments {
     seed: u64,
 }
 
-/// Size of an image, in MiB.
+/// The type that has no image.
+const TMPFS: &str = "tmpfs";
+/// Size of an image, or of a file system in memory, in MiB.
 const IMAGE_MIB: u64 = 512;
 /// Small files of the tree that is committed and packed.
 const FILES: u64 = 600;
@@ -101,30 +103,38 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let mount_point = scratch.directory("mnt")?;
     let (mut done, mut skipped, mut failed) = (0, 0, 0);
     for kind in &arguments.types {
-        for block_size in &arguments.block_sizes {
+        let is_image = kind != TMPFS;
+        let block_sizes = if is_image {
+            &arguments.block_sizes[..]
+        } else {
+            &[4096]
+        };
+        for block_size in block_sizes {
             let image = scratch.join(&format!("{kind}-{block_size}.img"));
-            make_image(&image, kind, *block_size)?;
+            if is_image {
+                make_image(&image, kind, *block_size)?;
+            }
             for (name, workload) in WORKLOADS {
                 if !arguments.only.is_empty() && !arguments.only.iter().any(|only| only == name) {
                     continue;
                 }
                 let elsewhere = scratch.directory(&format!("{kind}-{block_size}-{name}"))?;
                 let start = Instant::now();
-                let outcome = on_a_mount(
-                    &server,
-                    &image,
-                    &mount_point,
-                    (name, kind != "ext2"),
-                    |directory| {
-                        workload(&Place {
-                            directory,
-                            elsewhere: &elsewhere,
-                            source: &source,
-                            tools: &tools,
-                            arguments,
-                        })
-                    },
-                );
+                let work = |directory: &Path| {
+                    workload(&Place {
+                        directory,
+                        elsewhere: &elsewhere,
+                        source: &source,
+                        tools: &tools,
+                        arguments,
+                    })
+                };
+                let outcome = if is_image {
+                    let how = (name, kind != "ext2");
+                    on_a_mount(&server, &image, &mount_point, how, work)
+                } else {
+                    on_a_tmpfs(&server, &mount_point, name, work)
+                };
                 let seconds = start.elapsed().as_secs_f64();
                 let what = format!("{kind} {block_size} {name}");
                 match outcome {
@@ -140,12 +150,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
                         failed += 1;
                         println!("FAILED   {what}: {error:#}");
                         // What comes next does not suffer from it.
-                        make_image(&image, kind, *block_size)?;
+                        if is_image {
+                            make_image(&image, kind, *block_size)?;
+                        }
                     }
                 }
                 std::fs::remove_dir_all(&elsewhere)?;
             }
-            std::fs::remove_file(&image)?;
+            if is_image {
+                std::fs::remove_file(&image)?;
+            }
         }
     }
     println!("{done} workloads done, {skipped} skipped, {failed} failed");
@@ -196,6 +210,22 @@ fn on_a_mount(
         None => Ok(outcome),
         Some(complaints) => bail!("e2fsck: {complaints}"),
     }
+}
+
+/// Mounts a file system in memory and lets the program loose in a directory of its own.
+fn on_a_tmpfs(
+    server: &Server,
+    mount_point: &Path,
+    name: &str,
+    workload: impl FnOnce(&Path) -> Result<Outcome>,
+) -> Result<Outcome> {
+    let mount = ServedMount::tmpfs(server, IMAGE_MIB, mount_point, "rw,allow_other")?;
+    let directory = mount_point.join(name);
+    let outcome = std::fs::create_dir(&directory)
+        .context("mkdir")
+        .and_then(|()| workload(&directory));
+    mount.unmount()?;
+    outcome
 }
 
 /// A tree of many small files, some large ones, links of both sorts, modes and attributes.

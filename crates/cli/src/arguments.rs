@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::demo::DemoArguments;
+use crate::fallocate::FallocateArguments;
 use crate::info::InfoArguments;
+use crate::migrate::MigrateArguments;
 use crate::mkfs::MkfsArguments;
+use crate::truncate::TruncateArguments;
 
 /// ext2, ext3 and ext4 file systems in user space.
 #[derive(Debug, Parser)]
@@ -32,6 +35,12 @@ pub(crate) enum Command {
     Mkfs(MkfsArguments),
     /// Tell what an image is: type, features, journal, usage
     Info(InfoArguments),
+    /// Give a range of a file space, or take it away: punch, zero, collapse, insert
+    Fallocate(FallocateArguments),
+    /// Give a file another size
+    Truncate(TruncateArguments),
+    /// Give a file's blocks another kind of map: extents, or blocks as in ext2 and ext3
+    Migrate(MigrateArguments),
     /// Make a small image, mount it, show it, and clean up
     Demo(DemoArguments),
     /// Print completions for a shell
@@ -51,15 +60,23 @@ pub(crate) enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = OPTIONS_HELP)]
 pub(crate) struct MountArguments {
-    /// The image, or a block device; left out with --memory
+    /// The image, or a block device; left out with --memory and --tmpfs
     #[arg(value_name = "IMAGE", required = true)]
     first: PathBuf,
     /// An empty directory
-    #[arg(value_name = "MOUNTPOINT", required_unless_present = "memory")]
+    #[arg(value_name = "MOUNTPOINT", required_unless_present_any = ["memory", "tmpfs"])]
     second: Option<PathBuf>,
     /// Mount a fresh ext4 file system of this size that is kept in memory, and gone with the mount
     #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_size)]
     pub(crate) memory: Option<u64>,
+    /// Mount a file system in memory that holds up to so much, and takes memory as it is used
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_parser = crate::size::parse_size,
+        conflicts_with = "memory"
+    )]
+    pub(crate) tmpfs: Option<u64>,
     /// Mount options, separated by commas
     #[arg(short = 'o', value_name = "OPTIONS", action = ArgAction::Append)]
     pub(crate) options: Vec<OsString>,
@@ -78,12 +95,15 @@ impl MountArguments {
     /// The image (a name for what is in memory) and the mount point.
     ///
     /// # Errors
-    /// An image was given along with --memory.
+    /// An image was given along with --memory or --tmpfs.
     pub(crate) fn places(&self) -> anyhow::Result<(&Path, &Path)> {
-        match (&self.second, self.memory) {
-            (Some(mountpoint), None) => Ok((&self.first, mountpoint)),
-            (None, Some(_)) => Ok((Path::new("memory"), &self.first)),
-            _ => anyhow::bail!("with --memory give the mount point alone, without an image"),
+        match (&self.second, self.memory, self.tmpfs) {
+            (Some(mountpoint), None, None) => Ok((&self.first, mountpoint)),
+            (None, Some(_), None) => Ok((Path::new("memory"), &self.first)),
+            (None, None, Some(_)) => Ok((Path::new("tmpfs"), &self.first)),
+            _ => anyhow::bail!(
+                "with --memory or --tmpfs give the mount point alone, without an image"
+            ),
         }
     }
 }
@@ -96,6 +116,7 @@ Mount options:
   cache=SIZE           memory for cached data: bytes, K, M, G, T, or % of memory
   commit=SECONDS       make changes durable after so long at the latest (5)
   noatime              do not keep the time of access (relatime is what is kept)
+  nr_inodes=N          inodes of --tmpfs (one for each 4 KiB of its size)
   discard              tell the device of space that became free
   noload, norecovery   do not change the image, not even to replay its journal
   allow_other          let other users in, and have permissions checked, also with fakeroot
@@ -160,6 +181,7 @@ pub(crate) fn parse(argv: &[OsString]) -> Result<Command, clap::Error> {
             first: compatible.image,
             second: Some(compatible.mountpoint),
             memory: None,
+            tmpfs: None,
             options: compatible.options,
             foreground: compatible.foreground,
             debug: compatible.debug,
@@ -221,6 +243,21 @@ mod tests {
             assert!(got.foreground && !got.debug && !got.single_thread, "{line}");
         }
         assert!(mount("fuse2fs -s -d /i /m").single_thread);
+    }
+
+    #[test]
+    fn what_is_in_memory_has_no_image() {
+        for (line, name) in [
+            ("pagefence mount --tmpfs 1G /m", "tmpfs"),
+            ("pagefence mount /m --memory 1G", "memory"),
+        ] {
+            let got = mount(line);
+            let places = got.places().expect("a mount point");
+            assert_eq!(places, (Path::new(name), Path::new("/m")), "{line}");
+        }
+        assert_eq!(mount("pagefence mount --tmpfs 1G /m").tmpfs, Some(1 << 30));
+        assert!(mount("pagefence mount --tmpfs 1G /i /m").places().is_err());
+        assert!(arguments("pagefence mount --tmpfs 1G --memory 1G /m").is_err());
     }
 
     #[test]

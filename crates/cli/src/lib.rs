@@ -1,7 +1,8 @@
 //! The command `pagefence`, but for the file system that it mounts.
 //!
-//! A file a command: `mount` and `umount` with what they are made of, `mkfs`, `info`, `demo`,
-//! `completions` and `man`. Which file system is behind a mount is the caller's: [`run`] takes a
+//! A file a command: `mount` and `umount` with what they are made of, `mkfs`, `info`, `fallocate`,
+//! `truncate`, `demo`, `completions` and `man`; `tmpfs` is the one file system that needs no image.
+//! Which file system is behind a mount is the caller's: [`run`] takes a
 //! function that opens it, so that the command is tested with a file system in memory.
 //!
 //! How a mount comes to be:
@@ -22,10 +23,12 @@
 mod arguments;
 mod completions;
 mod demo;
+mod fallocate;
 mod handoff;
 mod info;
 mod log;
 mod man;
+mod migrate;
 mod mkfs;
 mod mount;
 mod mount_options;
@@ -35,6 +38,8 @@ mod server;
 mod signals;
 mod size;
 mod target;
+mod tmpfs;
+mod truncate;
 mod umount;
 
 use std::ffi::OsString;
@@ -69,10 +74,16 @@ where
         }
     };
     let done = match command {
-        Command::Mount(arguments) => mount::run(&argv, &arguments, open),
+        Command::Mount(arguments) => match arguments.tmpfs {
+            Some(bytes) => mount::run(&argv, &arguments, |options| tmpfs::open(bytes, options)),
+            None => mount::run(&argv, &arguments, open),
+        },
         Command::Umount { mountpoint } => umount::run(&mountpoint),
         Command::Mkfs(arguments) => mkfs::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
+        Command::Fallocate(arguments) => fallocate::run(&arguments),
+        Command::Truncate(arguments) => truncate::run(&arguments),
+        Command::Migrate(arguments) => migrate::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Completions { shell } => completions::run(shell),
         Command::Man { directory } => man::run(&directory),

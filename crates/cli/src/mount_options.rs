@@ -22,6 +22,8 @@ pub struct VolumeOptions {
     pub read_only: bool,
     /// A fresh file system of this many bytes, in memory; `image` is then only a name.
     pub memory_bytes: Option<u64>,
+    /// Inodes of a file system that has no image at all; `None`: as many as fit its size.
+    pub inodes: Option<u64>,
     /// Seconds after which changes are committed; `None`: the library's default.
     pub commit_seconds: Option<u32>,
     /// Whether the device is told of space that became free.
@@ -166,6 +168,7 @@ impl MountOptions {
             ("cache" | "cache_size", Some(value)) => {
                 self.volume.cache_bytes = Some(size(name, value)?);
             }
+            ("nr_inodes", Some(value)) => self.volume.inodes = Some(number(name, value)?),
             ("commit", Some(value)) => self.volume.commit_seconds = Some(number(name, value)?),
             ("atime", None) => self.volume.no_access_times = false,
             ("noatime", None) => self.volume.no_access_times = true,

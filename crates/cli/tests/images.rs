@@ -1,46 +1,11 @@
 //! `mkfs`, `info` and `demo`, run as a user runs them.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod common;
 
-struct Bench(tempfile::TempDir);
+use std::path::Path;
+use std::process::Command;
 
-impl Bench {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a directory can be made"))
-    }
-
-    fn join(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pagefence"));
-        command
-            .args(line.split_whitespace())
-            .current_dir(self.0.path())
-            .env("TMPDIR", self.0.path())
-            .env_remove("SOURCE_DATE_EPOCH");
-        command
-    }
-
-    fn run(&self, line: &str) -> String {
-        let output = self.command(line).output().expect("the program can be run");
-        assert!(output.status.success(), "{line}: {}", said(&output));
-        String::from_utf8(output.stdout).expect("it prints text")
-    }
-
-    /// Runs what must fail, and returns what it says.
-    fn fail(&self, line: &str) -> String {
-        let output = self.command(line).output().expect("the program can be run");
-        assert_eq!(output.status.code(), Some(1), "{line}");
-        said(&output)
-    }
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use common::{Bench, can_mount, said};
 
 #[test]
 fn what_mkfs_makes_info_tells() {
@@ -180,7 +145,7 @@ fn the_demo_shows_what_it_made_and_leaves_nothing() {
             said(&output)
         );
     }
-    let left: Vec<_> = std::fs::read_dir(bench.0.path())
+    let left: Vec<_> = std::fs::read_dir(bench.join(""))
         .expect("it is there")
         .collect();
     assert!(left.is_empty(), "{left:?}");
@@ -195,7 +160,7 @@ fn the_demo_without_fuse_shows_the_same_through_the_library() {
     let output = Command::new("unshare")
         .args(["-m", "sh", "-c", line])
         .arg(demo.get_program())
-        .env("TMPDIR", bench.0.path())
+        .env("TMPDIR", bench.join(""))
         .output();
     let Ok(output) = output else {
         eprintln!("skipped: there is no unshare");
@@ -221,15 +186,6 @@ fn the_demo_without_fuse_shows_the_same_through_the_library() {
         let mounted = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(tail(&hidden), tail(&mounted));
     }
-}
-
-/// Whether this machine can mount; says so if not.
-fn can_mount() -> bool {
-    let can = Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root();
-    if !can {
-        eprintln!("skipped: this test mounts, which needs root and /dev/fuse");
-    }
-    can
 }
 
 #[test]
@@ -270,6 +226,84 @@ fn what_is_in_memory_is_mounted_and_gone() {
     assert_eq!(std::fs::read_dir(&mnt).expect("it is there").count(), 0);
     let said = bench.fail("mount --memory 32M a.img mnt");
     assert!(said.contains("give the mount point alone"), "{said}");
+}
+
+/// Everything that needs no image: filled to its last byte, emptied, limits, holes, names.
+#[test]
+fn a_tmpfs_is_mounted_and_gone() {
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new();
+    let mnt = bench.join("mnt");
+    std::fs::create_dir(&mnt).expect("a directory can be made");
+    bench.run("mount --tmpfs 8M -o nr_inodes=100 mnt");
+    let used = || -> std::io::Result<()> {
+        let root = std::fs::metadata(&mnt)?;
+        assert_eq!(root.mode() & 0o7777, 0o1777);
+        let stat = rustix::fs::statvfs(&mnt)?;
+        assert_eq!(
+            (stat.f_blocks * stat.f_frsize, stat.f_files),
+            (8 << 20, 100)
+        );
+        let path = mnt.join("d/f");
+        std::fs::create_dir(mnt.join("d"))?;
+        let full = std::fs::write(&path, vec![7; 9 << 20]).map_err(|error| error.kind());
+        assert_eq!(full, Err(std::io::ErrorKind::StorageFull));
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&path)?;
+        assert_eq!(file.metadata()?.len(), 8 << 20, "to the last byte");
+        rustix::fs::fallocate(
+            &file,
+            rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE,
+            100,
+            1 << 20,
+        )?;
+        let mut bytes = [1; 200];
+        file.read_exact_at(&mut bytes, 0)?;
+        assert_eq!(
+            (&bytes[..100], &bytes[100..]),
+            (&[7; 100][..], &[0; 100][..])
+        );
+        assert_eq!(file.metadata()?.blocks(), (8 << 11) - (255 << 3));
+        // It lives on without a name, and its space comes back with its end.
+        std::fs::remove_file(&path)?;
+        file.read_exact_at(&mut bytes, 2 << 20)?;
+        assert_eq!(bytes, [7; 200]);
+        drop(file);
+        // The kernel tells of a last close, and that it forgot an inode, when it gets to it.
+        let start = std::time::Instant::now();
+        let is_empty = |stat: rustix::fs::StatVfs| {
+            (stat.f_bfree, stat.f_ffree) == (stat.f_blocks, stat.f_files - 2)
+        };
+        while !is_empty(rustix::fs::statvfs(&mnt)?) {
+            assert!(
+                start.elapsed().as_secs() < 20,
+                "its space does not come back"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        std::os::unix::fs::symlink("d", mnt.join("l"))?;
+        std::fs::hard_link(mnt.join("l"), mnt.join("d/l"))?;
+        let names = (0..200).map(|number| mnt.join(format!("l/{number}")));
+        let made = names.take_while(|name| std::fs::write(name, b"x").is_ok());
+        assert_eq!(made.count(), 100 - 4, "but for the root, d, l and its name");
+        assert_eq!(std::fs::read_dir(mnt.join("d"))?.count(), 97);
+        Ok(())
+    };
+    let used = std::panic::catch_unwind(std::panic::AssertUnwindSafe(used));
+    bench.run("umount mnt");
+    match used {
+        Ok(result) => result.expect("nothing fails but what should"),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+    assert_eq!(std::fs::read_dir(&mnt).expect("it is there").count(), 0);
+    let said = bench.fail("mount --tmpfs 8M a.img mnt");
+    assert!(said.contains("give the mount point alone"), "{said}");
+    bench.fail("mount --tmpfs 100 mnt");
 }
 
 #[test]

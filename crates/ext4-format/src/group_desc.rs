@@ -486,7 +486,7 @@ impl GroupDesc {
             }
             let hit = taken
                 .iter()
-                .find(|(_, other)| zone.start < other.end && other.start < zone.end);
+                .find(|(_, other)| zone.start.max(other.start) < zone.end.min(other.end));
             if let Some((other, _)) = hit {
                 return Err(Corruption::GroupBlockOverlap {
                     what,

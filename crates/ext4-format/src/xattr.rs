@@ -4,7 +4,6 @@
 //! Both places hold entries from the front, four zero bytes, and values from the back. They are
 //! checked as a whole when opened; what is handed out then are views of the bytes.
 
-pub mod acl;
 mod corruption;
 mod hash;
 pub mod name;
@@ -25,6 +24,7 @@ use crate::{BlockNo, Corruption, InodeNo};
 
 pub use corruption::XattrCorruption;
 pub use hash::{block_hash, ea_inode_hash};
+pub use pagefence_posix_acl as acl;
 pub use write::{NewValue, NoRoom, XattrSet, least_large_value};
 
 /// `h_magic` of both places.

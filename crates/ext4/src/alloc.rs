@@ -123,6 +123,9 @@ pub(crate) struct Allocator {
     returns: AtomicU64,
     generation: AtomicU32,
     averages: Averages,
+    /// Held while blocks are lent ([`block_alloc::LentRun`]). Groups are locked below it, and the
+    /// device is told of the blocks under it; waited for with no group locked.
+    lending: Mutex<()>,
 }
 
 impl Allocator {
@@ -194,6 +197,7 @@ impl Allocator {
             // they differ from mount to mount keeps old handles from naming new files.
             generation: AtomicU32::new(RandomState::new().hash_one(0) as u32),
             averages: Averages::default(),
+            lending: Mutex::new(()),
         };
         allocator.renew_averages();
         Ok(Arc::new(allocator))

@@ -5,6 +5,7 @@
 //! transaction     blocks, inodes and counts that change together
 //! extent_tree  remove_extents  remove_block_map  remove_blocks     what maps a file's blocks
 //! insert_blocks                                                    holes filled, blocks written
+//! shift_extents  shift_block_map                                   what lies behind a range moved
 //! append_block  change_dir  split_htree                            names put in and taken out
 //! free_blocks  free_inode  space                                   what is free, while mounting
 //! set_xattr  release_xattrs  ea_inode  shorten_inline              attributes, data in the inode
@@ -23,8 +24,11 @@ mod remove_block_map;
 pub(crate) mod remove_blocks;
 mod remove_extents;
 pub(crate) mod set_xattr;
+pub(crate) mod shift_block_map;
+pub(crate) mod shift_extents;
 pub(crate) mod shorten_inline;
 pub(crate) mod space;
+mod split_extents;
 mod split_htree;
 pub(crate) mod transaction;
 

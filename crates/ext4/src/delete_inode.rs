@@ -1,4 +1,4 @@
-//! The end of an inode without names: its pages, blocks and attributes go, then the inode, in as
+//! The end of an inode without names: its pages, attributes and blocks go, then the inode, in as
 //! many transactions as it takes. It is an orphan until the last of them.
 
 use pagefence_ext4_format::FileBlock;
@@ -75,14 +75,19 @@ impl FileSystem {
         let mut entry = Held::at_entry();
         let (_alone, mut held) = inode.lock.write(&mut entry);
         self.drop_pages(inode, &mut held)?;
+        // What could fail is looked at before anything changes: a transaction that fails half way
+        // ends all writing.
+        live.allocator.check_inode(instance, inode.core.number)?;
         loop {
             let (mut transaction, mut held) = instance.begin(&mut held, STEP)?;
             let (_map, _held) = inode.core.block_map.write(&mut held);
             let before = inode.core.disk();
             let mut record = before.record.clone();
             let deleted_at = clock::seconds();
-            let progress = match remove_blocks(&mut transaction, &mut record, FileBlock(0))? {
-                Progress::Done => release_xattrs(&mut transaction, &mut record, deleted_at)?,
+            // Attributes go first: nothing is changed yet if they are damaged. Blocks end the
+            // transaction where they are.
+            let progress = match release_xattrs(&mut transaction, &mut record, deleted_at)? {
+                Progress::Done => remove_blocks(&mut transaction, &mut record, FileBlock(0))?,
                 Progress::More => Progress::More,
             };
             if progress == Progress::Done && !transaction.is_large() {

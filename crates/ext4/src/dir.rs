@@ -6,6 +6,7 @@ use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo, htree};
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::{Error, FileKind, Result};
 
+use crate::change::inline_dir;
 use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::inode::Inode;
@@ -199,6 +200,41 @@ impl Instance {
             .dots()
             .map(|(_, parent)| parent)
             .at(&self.damage, Some(inode.number), Some(block_no(&buffer)))
+    }
+
+    /// Makes sure that an entry that was found can be taken out or pointed elsewhere: who does
+    /// so walks over its whole block.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn check_entry_changeable(&self, inode: &DiskInode, named: &Named) -> Result<()> {
+        let Some(block) = named.block else {
+            return inline_dir::has_room(self, &inode.record, usize::MAX).map(drop);
+        };
+        let buffer = self.dir_block(inode, block)?;
+        self.gap(inode, block, &buffer).map(drop)
+    }
+
+    /// Makes sure that ".." can be pointed elsewhere.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn check_parent_changeable(&self, inode: &DiskInode) -> Result<()> {
+        self.dot_dot(inode)?;
+        if inode.has_inline_data() {
+            return Ok(());
+        }
+        let first = FileBlock(0);
+        let buffer = self.dir_block(inode, first)?;
+        let format = DirFormat {
+            checksums: self.checksums && !is_index_block(inode, first, &buffer),
+            ..self.dir_format
+        };
+        dir_entry::largest_gap(&buffer, &format).map(drop).at(
+            &self.damage,
+            Some(inode.number),
+            Some(block_no(&buffer)),
+        )
     }
 
     /// Whether the directory has an index on disk that we can use.

@@ -1,10 +1,12 @@
 //! What is left when a device fails in the middle of something: the space that is counted, the
 //! data that was promised, and who is told.
 
+mod damage;
 mod device;
 mod extents;
 mod space;
 mod sync;
+mod trim;
 mod truncate;
 
 use std::ops::Range;
@@ -29,8 +31,14 @@ const BLOCK: u64 = 4096;
 
 /// A new file system of blocks of 4 KiB.
 fn formatted() -> Arc<TestDevice> {
+    formatted_with("")
+}
+
+/// The same, with some features more or less.
+fn formatted_with(features: &str) -> Arc<TestDevice> {
     let device = MemoryDevice::new(64 << 20);
     let mut parameters = Parameters::new(Kind::Ext4);
+    parameters.features.edit(features).expect("known features");
     parameters.block_size = Some(4096);
     parameters.contents = Contents::Zeros;
     format(&device, &parameters, &Tree::new()).expect("a new file system");

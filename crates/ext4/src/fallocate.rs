@@ -62,6 +62,7 @@ impl FileSystem {
             if end > self.instance.max_file_size(&inode.disk()) {
                 return Err(Error::FileTooLarge);
             }
+            self.instance.check_shift(inode, &(offset..end), mode)?;
             if inode.disk().has_inline_data() {
                 self.make_inline_fit(&mut held, inode, PAGE_SIZE as u64 + 1)?;
             }
@@ -74,6 +75,10 @@ impl FileSystem {
                 self.punch(&mut held, inode, offset..end)?;
             } else if mode.contains(FallocateMode::ZERO_RANGE) {
                 self.zero_range(&mut held, inode, offset..end, mode)?;
+            } else if mode.contains(FallocateMode::COLLAPSE_RANGE) {
+                self.collapse_range(&mut held, inode, offset..end)?;
+            } else if mode.contains(FallocateMode::INSERT_RANGE) {
+                self.insert_range(&mut held, inode, offset..end)?;
             } else {
                 self.preallocate(&mut held, inode, offset..end, mode)?;
             }
@@ -457,10 +462,12 @@ fn check(
     let punches = mode.contains(FallocateMode::PUNCH_HOLE);
     let zeroes = mode.contains(FallocateMode::ZERO_RANGE);
     let keeps = mode.contains(FallocateMode::KEEP_SIZE);
-    if mode.intersects(FallocateMode::COLLAPSE_RANGE | FallocateMode::INSERT_RANGE) {
-        return Err(Error::Unsupported("moving what follows a range"));
-    }
-    if punches && (zeroes || !keeps) {
+    let shifts = FallocateMode::COLLAPSE_RANGE | FallocateMode::INSERT_RANGE;
+    let is_shift = mode.intersects(shifts);
+    let is_shift_alone = (mode & !FallocateMode::USE_RESERVE)
+        .bits()
+        .is_power_of_two();
+    if (punches && (zeroes || !keeps)) || (is_shift && !is_shift_alone) {
         return Err(Error::Unsupported("that mode of fallocate"));
     }
     let end = offset
@@ -474,7 +481,7 @@ fn check(
         return Err(Error::NotPermitted);
     }
     let grows = !keeps && end > inode.core.size();
-    if flags.contains(InodeFlags::APPEND) && (punches || zeroes || !grows) {
+    if flags.contains(InodeFlags::APPEND) && (punches || zeroes || is_shift || !grows) {
         return Err(Error::NotPermitted);
     }
     Ok(end)

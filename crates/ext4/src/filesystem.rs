@@ -1,6 +1,8 @@
 //! The file system as the interface sees it.
 
 use pagefence_ext4_format::dir_entry::MAX_NAME_LEN;
+use pagefence_ext4_format::features::RoCompat;
+use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::{FileBlock, InodeNo};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, Mutex};
@@ -88,6 +90,7 @@ impl FileSystem {
             .map(InodeNo)
             .filter(|&number| number == InodeNo::ROOT || number >= superblock.first_inode())
             .filter(|number| number.0 <= superblock.inodes_count())
+            .filter(|&number| !is_own(superblock, number))
             .ok_or(Error::Stale)
     }
 
@@ -95,6 +98,10 @@ impl FileSystem {
         let number = self.user_inode(id)?;
         self.inodes.get_or_load(number, || {
             let disk = DiskInode::read(&self.instance, number)?;
+            if disk.is_ea_inode() {
+                // It belongs to attributes, whatever a directory says.
+                return Err(Error::Stale);
+            }
             // After the read: what changed it until then is in this transaction or an older one.
             let live = self.instance.live.as_ref();
             let running = live.map_or(0, |live| live.journal.running().0);
@@ -196,6 +203,15 @@ impl FileSystem {
         }
         Ok(extents)
     }
+}
+
+/// Whether an inode is the file system's own although its number is one for files.
+fn is_own(superblock: &Superblock, number: InodeNo) -> bool {
+    let number = Some(number);
+    number == superblock.journal_inode()
+        || number == superblock.orphan_file_inode()
+        || (superblock.has_ro_compat(RoCompat::QUOTA)
+            && superblock.quota_inodes().contains(&number))
 }
 
 impl Drop for FileSystem {

@@ -50,7 +50,7 @@ impl FileSystem {
         data_only: bool,
     ) -> Result<()> {
         let live = self.instance.live()?;
-        if !data_only && inode.core.is_dirty() {
+        if !data_only && inode.core.is_dirty_after_writing() {
             self.instance.write_inode(held, &inode.core)?;
         }
         live.sync(inode.core.sync_tid(data_only))
@@ -66,10 +66,12 @@ impl FileSystem {
         self.cache.sync_all(&mut held);
         let mut records = Ok(());
         for inode in self.inodes.all() {
-            if inode.core.is_dirty() {
+            if inode.core.is_dirty_after_writing() {
                 records = records.and(self.instance.write_inode(&mut held, &inode.core));
             }
         }
+        // Who has an inode for a moment, as this loop had all of them, keeps it from being deleted.
+        self.delete_due();
         live.commit(live.journal.running().0)?;
         live.journal.flush_data().map_err(journal_error)?;
         records?;

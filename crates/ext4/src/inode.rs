@@ -253,6 +253,13 @@ impl InodeCore {
         self.dirty.load(Ordering::Acquire)
     }
 
+    /// The same, once who writes it to the table just now is done: it looks clean meanwhile, and is
+    /// not if that fails. Called with no handle.
+    pub(crate) fn is_dirty_after_writing(&self) -> bool {
+        let _written = self.writing.lock();
+        self.is_dirty()
+    }
+
     /// Writes the record into the inode table. `data` says that it has what the data needs
     /// (the map, or the size), so that fdatasync waits for this transaction.
     ///

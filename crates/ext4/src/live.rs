@@ -81,7 +81,35 @@ struct Keeper {
     was_valid: bool,
     /// The superblock as it is written next. A leaf.
     superblock: Mutex<Superblock>,
+    /// What it said of the transaction that was sealed last, and of the last that is durable. A
+    /// leaf.
+    versions: Mutex<Versions>,
     aborted: AtomicBool,
+}
+
+/// What the superblock says of one transaction.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    first_orphan: Option<InodeNo>,
+    free_blocks: u64,
+    free_inodes: u32,
+}
+
+impl Said {
+    fn by(superblock: &Superblock) -> Self {
+        Self {
+            first_orphan: superblock.last_orphan(),
+            free_blocks: superblock.free_blocks_count(),
+            free_inodes: superblock.free_inodes_count(),
+        }
+    }
+}
+
+/// What the superblock says as of several transactions.
+#[derive(Debug)]
+struct Versions {
+    sealed: Said,
+    durable: Said,
 }
 
 impl Live {
@@ -96,7 +124,15 @@ impl Live {
         commit_interval: Option<Duration>,
         discard: bool,
     ) -> Result<Self, MountError> {
-        let damaged = |error: Error| MountError::Damaged(error.to_string());
+        let damaged = |error: Error| match error {
+            // Nothing is wrong with it.
+            Error::OutOfMemory => MountError::ReadOnly(
+                "it has more groups, or its metadata lies in more pieces, than can be kept in \
+                 memory"
+                    .to_owned(),
+            ),
+            other => MountError::Damaged(other.to_string()),
+        };
         let own = journal.as_ref().map(blocks_of).unwrap_or_default();
         let allocator = Allocator::new(instance, own).map_err(damaged)?;
         let orphans = Orphans::open(instance).map_err(damaged)?;
@@ -117,14 +153,16 @@ impl Live {
         let raw = superblock.raw_mut();
         raw.s_mnt_count = raw.s_mnt_count.get().saturating_add(1).into();
         let device = Arc::clone(instance.device());
-        write_superblock(&*device, &mut superblock)?;
-        instance.buffers.invalidate(superblock.superblock_block().0);
         let keeper = Arc::new(Keeper {
             allocator: Arc::clone(&allocator),
             device,
             block_size: superblock.block_size(),
             discard,
             was_valid,
+            versions: Mutex::new(Versions {
+                sealed: Said::by(&superblock),
+                durable: Said::by(&superblock),
+            }),
             superblock: Mutex::new(superblock),
             aborted: AtomicBool::new(false),
         });
@@ -140,6 +178,13 @@ impl Live {
             None => Journal::without_log(buffers, client, options),
         }
         .map_err(|error| MountError::Damaged(error.to_string()))?;
+        // The journal writes nothing before it commits. One that can't be opened leaves the image as
+        // it was: nobody could do the recovery that it would ask for.
+        {
+            let mut superblock = keeper.superblock.lock();
+            write_superblock(&*keeper.device, &mut superblock)?;
+            instance.buffers.invalidate(superblock.superblock_block().0);
+        }
         Ok(Self {
             journal,
             allocator,
@@ -239,6 +284,7 @@ impl Client for Keeper {
             superblock.set_free_inodes_count(inodes);
             let now = clock::seconds();
             superblock.set_write_time(now.into());
+            self.versions.lock().sealed = Said::by(&superblock);
             superblock.clone()
         });
         // A block then has no contents, which aborts the journal.
@@ -248,6 +294,10 @@ impl Client for Keeper {
     }
 
     fn committed(&self, tid: Tid) {
+        {
+            let mut versions = self.versions.lock();
+            versions.durable = versions.sealed;
+        }
         self.allocator.committed(tid.0, |start, count| {
             if !self.discard {
                 return;
@@ -263,9 +313,13 @@ impl Client for Keeper {
     fn aborted(&self, error: &JournalError) {
         self.aborted.store(true, Ordering::Release);
         tracing::error!(%error, "the file system is read-only from now on: run e2fsck");
+        let durable = self.versions.lock().durable;
         let mut superblock = self.superblock.lock();
         mark_error(&mut superblock, "journal", 0);
-        // As read by recovery: with the counts of the last transaction that is whole.
+        // As recovery leaves it: of the last transaction that is whole.
+        superblock.set_last_orphan(durable.first_orphan);
+        superblock.set_free_blocks_count(durable.free_blocks);
+        superblock.set_free_inodes_count(durable.free_inodes);
         if let Err(error) = write_superblock(&*self.device, &mut superblock) {
             tracing::error!(%error, "the error can't be recorded in the superblock");
         }
@@ -318,3 +372,6 @@ pub(crate) fn journal_error(error: JournalError) -> Error {
         other => Error::Io(std::io::Error::other(other.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ use crate::filesystem::FileSystem;
 use crate::inode::Inode;
 use crate::instance::Instance;
 use crate::name_credits::{ENTRY, RECORD, Sum};
-use crate::new_inode::entry_kind;
+use crate::new_inode::{Unmade, entry_kind};
 use crate::orphans;
 
 /// Names that an inode may have (Linux: `EXT4_LINK_MAX`).
@@ -110,12 +110,11 @@ impl FileSystem {
         let made = self.make_inode(&mut transaction, &unborn, name.as_bytes());
         let inode = match made {
             Ok(inode) => inode,
-            Err(error @ Error::NoSpace) => {
-                // There was no inode: nothing is changed.
+            Err(Unmade::Sound(error)) => {
                 transaction.end();
                 return Err(error);
             }
-            Err(error) => return Err(error),
+            Err(Unmade::HalfDone(error)) => return Err(error),
         };
         let mut changes = Changes::new(directory);
         changes.insert(&mut transaction, &new_name, &inode)?;

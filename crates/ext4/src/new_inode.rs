@@ -14,8 +14,10 @@ use crate::alloc::{NewInode, NewNumber};
 use crate::change::Transaction;
 use crate::change::append_block::append_block;
 use crate::change::change_dir::make_directory;
+use crate::change::free_inode::free_inode;
 use crate::change::inline_dir::{init_map, make_inline};
 use crate::change::set_xattr::{Cost, cost_of_initial, set_initial};
+use crate::clock;
 use crate::disk_inode::{DiskInode, kind_of};
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
@@ -179,6 +181,9 @@ impl Instance {
     }
 
     /// The record of a new inode under its number, its contents with it.
+    ///
+    /// # Errors
+    /// `NoSpace`, and then nothing was changed; `Corrupt`, `Io`.
     fn bear(
         &self,
         transaction: &mut Transaction<'_>,
@@ -188,13 +193,20 @@ impl Instance {
         let mut record = unborn.template.renumbered(number.number, number.generation);
         let lists: Vec<_> = unborn.inherited.xattrs().collect();
         set_initial(transaction, &mut record, &lists)?;
+        // Only damage takes what was reserved.
+        let full = |error| match error {
+            Error::NoSpace if !lists.is_empty() => {
+                Error::Io(std::io::ErrorKind::StorageFull.into())
+            }
+            error => error,
+        };
         match unborn.new {
             NewKind::Regular => init_map(self, &mut record),
             NewKind::Directory => {
                 let may_inline = self.superblock.has_incompat(Incompat::INLINE_DATA);
                 if !may_inline || !make_inline(self, &mut record, unborn.directory)? {
                     init_map(self, &mut record);
-                    make_directory(transaction, &mut record, unborn.directory)?;
+                    make_directory(transaction, &mut record, unborn.directory).map_err(full)?;
                 }
             }
             NewKind::Symlink(target) if is_fast(target) => {
@@ -203,7 +215,7 @@ impl Instance {
             }
             NewKind::Symlink(target) => {
                 init_map(self, &mut record);
-                let (_, block) = append_block(transaction, &mut record)?;
+                let (_, block) = append_block(transaction, &mut record).map_err(full)?;
                 let mut bytes = vec![0; self.superblock.block_size() as usize];
                 if let Some(place) = bytes.get_mut(..target.len()) {
                     place.copy_from_slice(target);
@@ -220,21 +232,30 @@ impl Instance {
     }
 }
 
+/// Why an inode was not made.
+#[derive(Debug)]
+pub(crate) enum Unmade {
+    /// Nothing was changed, or what was is sound by itself: the transaction is to be ended.
+    Sound(Error),
+    /// The transaction must be dropped.
+    HalfDone(Error),
+}
+
 impl FileSystem {
     /// Makes an inode: takes a number, writes what belongs to it, and brings it into core without
     /// reading it. It has no name yet.
     ///
     /// # Errors
-    /// `NoSpace` if no inode is free, and then nothing was changed; `Corrupt`, `Io`.
+    /// `NoSpace` if no inode is free; `Corrupt`, `Io`.
     pub(crate) fn make_inode(
         &self,
         transaction: &mut Transaction<'_>,
         unborn: &Unborn<'_>,
         name: &[u8],
-    ) -> Result<Arc<Inode>> {
+    ) -> Result<Arc<Inode>, Unmade> {
         let instance = &self.instance;
         let Some((allocator, handle)) = transaction.allocation() else {
-            return Err(Error::ReadOnly);
+            return Err(Unmade::Sound(Error::ReadOnly));
         };
         let request = NewInode {
             parent: unborn.directory,
@@ -242,8 +263,26 @@ impl FileSystem {
             is_top_level: unborn.is_top_level,
             name,
         };
-        let number = allocator.new_inode(instance, handle, request)?;
-        let record = instance.bear(transaction, unborn, number)?;
+        let number = allocator
+            .new_inode(instance, handle, request)
+            .map_err(Unmade::Sound)?;
+        let twice = || {
+            let what = "it is in use, and free by its bitmap";
+            instance.damaged(number.number, None, what)
+        };
+        if self.inodes.get(number.number).is_some() {
+            // It stays taken, as it should have been.
+            return Err(Unmade::Sound(twice()));
+        }
+        let record = match instance.bear(transaction, unborn, number) {
+            Ok(record) => record,
+            Err(Error::NoSpace) => {
+                let mut record = unborn.template.renumbered(number.number, number.generation);
+                free_inode(transaction, &mut record, clock::seconds()).map_err(Unmade::HalfDone)?;
+                return Err(Unmade::Sound(Error::NoSpace));
+            }
+            Err(error) => return Err(Unmade::HalfDone(error)),
+        };
         let disk = DiskInode {
             number: number.number,
             kind: kind_of(unborn.kind),
@@ -253,9 +292,15 @@ impl FileSystem {
         // Before it is in the table: whoever loaded it from there would have another object.
         let inode = self
             .inodes
-            .get_or_load(number.number, || Ok::<_, Error>(Inode::new(disk.clone())))?;
-        debug_assert_eq!(inode.disk().record, disk.record, "nobody had it");
-        inode.core.write(transaction, true)?;
+            .get_or_load(number.number, || Ok::<_, Error>(Inode::new(disk.clone())))
+            .map_err(Unmade::HalfDone)?;
+        if inode.disk().record.generation() != number.generation {
+            return Err(Unmade::HalfDone(twice()));
+        }
+        inode
+            .core
+            .write(transaction, true)
+            .map_err(Unmade::HalfDone)?;
         Ok(inode)
     }
 }

@@ -20,7 +20,7 @@ mod superblock;
 
 use pagefence_block_io::Device;
 use pagefence_ext4_format::features::{Compat, Incompat};
-use pagefence_ext4_format::superblock::Superblock;
+use pagefence_ext4_format::superblock::{State, Superblock};
 use pagefence_jbd2::JournalLocation;
 use pagefence_lock_order::primitives::Arc;
 
@@ -71,7 +71,15 @@ pub(crate) fn recover(
     };
     let may_write = write && !is_backup;
     let orphans = may_write && may_have_orphans(&recovered.superblock);
-    if !has_journal || !(asks || is_backup || orphans) {
+    if !has_journal || !(asks || is_backup || may_write) {
+        let state = recovered.superblock.state();
+        if may_write && !has_journal && !state.intersects(State::VALID | State::ERROR) {
+            recovered.notes.push(
+                "the file system was not closed properly, and has no journal that would put it \
+                 right: run e2fsck on it"
+                    .to_owned(),
+            );
+        }
         if orphans || (may_write && asks) {
             let device = Arc::clone(&recovered.device);
             finish(&mut recovered, &Store::InPlace { device })?;
@@ -104,7 +112,7 @@ pub(crate) fn recover(
     if !unreadable.is_empty() {
         return Err(MountError::Unsupported(unreadable));
     }
-    if may_write {
+    if may_write && (asks || orphans) {
         let store = journal.into_store(Arc::clone(&recovered.device));
         finish(&mut recovered, &store)?;
     }

@@ -277,6 +277,14 @@ impl Work<'_> {
         let moving = self.moving.inode.disk();
         check_removable(&old, &moving)?;
         check_project(&new.record, &moving.record)?;
+        // What changes second, and last: damage has to show before anything changed.
+        instance.check_entry_changeable(&old, &self.moving.named)?;
+        let goes_back = self.replaced.as_ref().filter(|_| self.rename.exchanges());
+        for child in [Some(&self.moving), goes_back].into_iter().flatten() {
+            if self.changes_parent(child) {
+                instance.check_parent_changeable(&child.inode.disk())?;
+            }
+        }
         let moves_in = self.changes_parent(&self.moving);
         let Some(replaced) = &self.replaced else {
             if moves_in {

@@ -8,7 +8,8 @@ use crate::filesystem::FileSystem;
 
 impl FileSystem {
     /// Tells the device of free blocks. They are nobody's meanwhile: the allocator lends them, a
-    /// run at a time, and takes locks of groups. What a transaction freed is passed over until it
+    /// run at a time, and takes locks of groups; who needs just these blocks waits. What a
+    /// transaction freed is passed over until it
     /// is durable.
     pub(crate) fn trim_free_space(&self, offset: u64, length: u64, least: u64) -> Result<u64> {
         let live = self.instance.live()?;

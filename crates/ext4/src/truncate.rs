@@ -155,7 +155,11 @@ impl FileSystem {
     ///
     /// # Errors
     /// `Corrupt`, `Io`, `ReadOnly`: the file can't grow.
-    fn finish_cut(&self, held: &mut Held<'_, levels::Inode>, inode: &Arc<Inode>) -> Result<()> {
+    pub(crate) fn finish_cut(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+    ) -> Result<()> {
         if inode.core.is_half_cut() {
             self.shrink(held, inode, inode.core.size())?;
         }

@@ -17,13 +17,14 @@ use pagefence_vfs::{FileSystem, NewKind};
 
 use crate::attributes::{LIFETIME, Overrides};
 use crate::changes::{Asked, Wanted};
-use crate::files::ReadBuffers;
+use crate::files::{OpenFile, ReadBuffers};
 use crate::handles::Handles;
 use crate::invalidate::Notices;
 use crate::ioctl;
 use crate::lookups::Lookups;
 use crate::nodes::Nodes;
 use crate::session::{self, Agreed};
+use crate::stale_pages::StalePages;
 
 /// How shutting the file system down went, told to who waits for the session.
 pub(crate) type Outcome = Arc<Mutex<Option<pagefence_vfs::Result<()>>>>;
@@ -39,7 +40,7 @@ pub(crate) struct Dispatch<F: FileSystem> {
     /// Whether to negotiate ACLs with the kernel.
     pub(crate) posix_acl: bool,
     /// Open files.
-    pub(crate) files: Handles<F::File>,
+    pub(crate) files: Handles<OpenFile<F>>,
     /// Open directories.
     pub(crate) directories: Handles<F::Directory>,
     /// Whoever asks counts as root.
@@ -56,6 +57,8 @@ pub(crate) struct Dispatch<F: FileSystem> {
     pub(crate) read_buffers: ReadBuffers,
     /// Where the kernel is told that attributes changed.
     pub(crate) notices: Arc<Notices>,
+    /// Where the kernel is told that pages it has are not what the file holds.
+    pub(crate) stale_pages: Arc<StalePages>,
     /// Where the end is told.
     pub(crate) outcome: Outcome,
 }
@@ -165,7 +168,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     fn open(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.reading(
             "open",
-            || answer!(reply, self.open_file(node, flags) => |handle| reply.opened(handle, opened_as(flags.0))),
+            || answer!(reply, self.open_file(node, flags) => |handle| reply.opened(handle, self.opened_as(node, flags.0))),
         );
     }
 
@@ -307,14 +310,14 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         &self,
         request: &Request,
         node: INodeNo,
-        _: FileHandle,
+        handle: FileHandle,
         _: IoctlFlags,
         command: u32,
         input: &[u8],
         output_size: u32,
         reply: ReplyIoctl,
     ) {
-        let control = || answer!(reply, self.control(request, node, command, input, output_size) => |output| reply.ioctl(0, &output));
+        let control = || answer!(reply, self.control(request, (node, handle), command, input, output_size) => |output| reply.ioctl(0, &output));
         if ioctl::changes(command) {
             self.changing("ioctl", control);
         } else {
@@ -555,6 +558,19 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
 
     fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {
         reply.error(Errno::ENOSYS);
+    }
+}
+
+impl<F: FileSystem> Dispatch<F> {
+    /// How an open file is treated by the kernel; if the pages that it has are not to be believed,
+    /// it drops them.
+    fn opened_as(&self, node: INodeNo, flags: i32) -> FopenFlags {
+        let mut opened = opened_as(flags);
+        opened.set(
+            FopenFlags::FOPEN_KEEP_CACHE,
+            !self.stale_pages.is_stale(node),
+        );
+        opened
     }
 }
 

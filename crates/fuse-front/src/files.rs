@@ -45,6 +45,21 @@ impl ReadBuffers {
     }
 }
 
+/// A file that the kernel has open.
+pub(crate) struct OpenFile<F: FileSystem> {
+    file: F::File,
+    /// It was opened for writing.
+    writes: bool,
+}
+
+impl<F: FileSystem> std::ops::Deref for OpenFile<F> {
+    type Target = F::File;
+
+    fn deref(&self) -> &F::File {
+        &self.file
+    }
+}
+
 impl<F: FileSystem> Dispatch<F> {
     /// Opens a file. O_TRUNC does not come (ATOMIC_O_TRUNC is not negotiated): the kernel cuts the
     /// file off by a SETATTR before. Nor does the offset of O_APPEND concern us: the kernel, which
@@ -67,8 +82,9 @@ impl<F: FileSystem> Dispatch<F> {
 
     /// Opens a file that is known by its number on disk.
     pub(crate) fn open_inode(&self, id: InodeId, flags: OpenFlags) -> Result<FileHandle, Errno> {
-        let write = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        let file = self.fs.open(id, write).map_err(|error| errno(&error))?;
+        let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        let file = self.fs.open(id, writes).map_err(|error| errno(&error))?;
+        let file = OpenFile { file, writes };
         let number = self.files.insert(id.0, file).ok_or(Errno::ENFILE)?;
         Ok(FileHandle(number))
     }
@@ -136,6 +152,32 @@ impl<F: FileSystem> Dispatch<F> {
             .map_err(|error| errno(&error))?;
         self.attributes_changed(node);
         Ok(())
+    }
+
+    /// fallocate(2) without the kernel's part in it: it locks nothing, and does not know that pages
+    /// which it has are elsewhere now.
+    pub(crate) fn move_range(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+    ) -> Result<(), Errno> {
+        let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
+        if !file.writes {
+            return Err(Errno::EBADF);
+        }
+        // A kernel that writes back has the last word on the size, and pages that nobody saw yet.
+        if self.agreed.writeback {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let change = self.stale_pages.begin(node, offset);
+        let outcome = self.allocate(request, node, handle, offset, length, mode);
+        // Also after an error: half of it may have been done.
+        change.tell();
+        outcome
     }
 
     /// copy_file_range(2). `to` is a node, and a handle and an offset of it.

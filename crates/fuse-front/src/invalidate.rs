@@ -15,6 +15,7 @@
 //! | FALLOCATE | times, size and blocks | the mode, if set-uid goes; an answer on its way, if the size stays |
 //! | SETXATTR, REMOVEXATTR | the change time; with ACLs negotiated, all of it for an ACL | an answer on its way; the mode that an ACL makes, if they are not negotiated |
 //! | SETFLAGS, FSSETXATTR | nothing | the change time |
+//! | our own FALLOCATE | nothing | times, size, blocks, the mode; and pages: `stale_pages` |
 //! | READ, READLINK, READDIR | the time of access | nothing that is kept here |
 //! | none: data is written back | | the number of blocks |
 //!

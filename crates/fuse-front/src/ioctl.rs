@@ -1,9 +1,10 @@
 //! The ioctls that are answered, on files and directories.
 //!
 //! FUSE passes only ioctls whose number tells direction and size, and takes no lock. Answered are
-//! Linux's GETFLAGS, SETFLAGS, GETVERSION, FSGETXATTR, FSSETXATTR and FITRIM, and one of our own,
-//! [`EXTENTS`], which stands for FIEMAP (FUSE never passes FIEMAP on). All numbers are in the byte
-//! order of the machine.
+//! Linux's GETFLAGS, SETFLAGS, GETVERSION, FSGETXATTR, FSSETXATTR and FITRIM, and two of our own:
+//! [`EXTENTS`], which stands for FIEMAP (FUSE never passes FIEMAP on), and [`FALLOCATE`], which stands
+//! for fallocate(2), of which the kernel passes on some modes only. All numbers are in the byte order
+//! of the machine.
 //!
 //! # `EXTENTS`: the extent map
 //!
@@ -27,8 +28,27 @@
 //!
 //! Extents ascend; holes are left out. Without bit 0 ask again, from where the last extent ends.
 //! Fewer bytes than 16352 may be written back: those that hold something.
+//!
+//! # `FALLOCATE`: what fallocate(2) does not pass on
+//!
+//! `_IOW(0xF7, 2, 24 bytes)`, on a file open for writing ([`fallocate`] is the call):
+//!
+//! | at | size | field | |
+//! |---|---|---|---|
+//! | 0 | 8 | offset | bytes |
+//! | 8 | 8 | length | bytes, not 0 |
+//! | 16 | 4 | mode | as fallocate(2): FALLOC_FL_KEEP_SIZE and so on |
+//! | 20 | 4 | reserved | 0 |
+//!
+//! Collapsing or inserting a range moves what the kernel has cached of the file behind it. It drops
+//! its pages soon after; who opens the file after the call sees none of the old ones at once. What
+//! programs stored into a shared map and did not sync before may be lost or misplaced, as with any
+//! change below the kernel's cache.
 
-use fuser::{Errno, INodeNo, Request};
+use std::io;
+use std::os::fd::AsFd;
+
+use fuser::{Errno, FileHandle, INodeNo, Request};
 use pagefence_vfs::{Credentials, Error, ExtentInfo, ExtentState, FileSystem, Fsxattr, InodeId};
 
 use crate::dispatch::Dispatch;
@@ -73,16 +93,38 @@ pub const EXTENTS: u32 = ioc(
 /// In `flags` of the header: no extents of the range are left.
 pub const EXTENTS_LAST: u32 = 1;
 
+const FALLOCATE_BYTES: usize = 24;
+
+/// Number of the ioctl that does what fallocate(2) does.
+pub const FALLOCATE: u32 = ioc(WRITE, 0xf7, 2, FALLOCATE_BYTES as u32);
+
+/// As fallocate(2) on a file of a mount that this crate serves, with every mode: what the kernel
+/// would refuse before it asks the server (FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE), too.
+/// The file is open for writing. What it has in memory maps is to be synced before, and the file
+/// to be opened once more after: see the module's documentation.
+///
+/// # Errors
+/// Those of fallocate(2); ENOTTY if the file is not on such a mount.
+pub fn fallocate(file: impl AsFd, mode: u32, offset: u64, length: u64) -> io::Result<()> {
+    let mut bytes = [0; FALLOCATE_BYTES];
+    bytes[..8].copy_from_slice(&offset.to_ne_bytes());
+    bytes[8..16].copy_from_slice(&length.to_ne_bytes());
+    bytes[16..20].copy_from_slice(&mode.to_ne_bytes());
+    pagefence_host_memory::fuse_ioctl(file, FALLOCATE, &mut bytes)
+}
+
 impl<F: FileSystem> Dispatch<F> {
-    /// Answers an ioctl; at most `output_size` bytes.
+    /// Answers an ioctl on an open file or directory, by its node and handle; at most `output_size`
+    /// bytes.
     pub(crate) fn control(
         &self,
         request: &Request,
-        node: INodeNo,
+        place: (INodeNo, FileHandle),
         command: u32,
         input: &[u8],
         output_size: u32,
     ) -> Result<Vec<u8>, Errno> {
+        let (node, handle) = place;
         let id = self.nodes.inode(node)?;
         let mut output = match command {
             // An int, though the number says long: that is what programs have room for, and all
@@ -146,6 +188,15 @@ impl<F: FileSystem> Dispatch<F> {
                 self.attributes_changed(node);
                 Vec::new()
             }
+            FALLOCATE => {
+                let (offset, length) = (field(input, 0)?, field(input, 8)?);
+                let mode = word(input, 16)?.cast_signed();
+                if word(input, 20)? != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                self.move_range(request, node, handle, offset, length, mode)?;
+                Vec::new()
+            }
             FITRIM => {
                 if self.credentials(request).uid != 0 {
                     return Err(Errno::EPERM);
@@ -183,7 +234,7 @@ impl<F: FileSystem> Dispatch<F> {
 pub(crate) fn changes(command: u32) -> bool {
     matches!(
         command,
-        FS_IOC_SETFLAGS | FS_IOC32_SETFLAGS | FS_IOC_FSSETXATTR | FITRIM
+        FS_IOC_SETFLAGS | FS_IOC32_SETFLAGS | FS_IOC_FSSETXATTR | FITRIM | FALLOCATE
     )
 }
 
@@ -245,6 +296,7 @@ mod tests {
         assert_eq!(FS_IOC_FSSETXATTR, 0x401c_5820);
         assert_eq!(FITRIM, 0xc018_5879);
         assert_eq!(EXTENTS, 0xffe0_f701);
+        assert_eq!(FALLOCATE, 0x4018_f702);
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod nodes;
 mod privileges;
 pub mod server_id;
 mod session;
+mod stale_pages;
 mod xattrs;
 
 pub use mount::{MountError, MountRequest, UnmountError, mount, tune, unmount};

@@ -16,6 +16,7 @@ use crate::handles::Handles;
 use crate::invalidate::Notices;
 use crate::lookups::Lookups;
 use crate::nodes::Nodes;
+use crate::stale_pages::StalePages;
 
 /// The longest request: 256 pages.
 pub(crate) const REQUEST_BYTES: usize = 1 << 20;
@@ -81,6 +82,7 @@ impl<F: FileSystem> Server<F> {
         };
         let outcome: Outcome = Arc::new(Mutex::new(None));
         let notices = Arc::new(Notices::default());
+        let stale_pages = Arc::new(StalePages::default());
         let dispatch = Dispatch {
             nodes: Nodes::new(fs.root()),
             overrides,
@@ -94,6 +96,7 @@ impl<F: FileSystem> Server<F> {
             directories: Handles::new(),
             read_buffers: ReadBuffers::default(),
             notices: Arc::clone(&notices),
+            stale_pages: Arc::clone(&stale_pages),
             outcome: Arc::clone(&outcome),
             fs,
         };
@@ -109,6 +112,7 @@ impl<F: FileSystem> Server<F> {
         // `All`: who may enter is checked by the kernel (allow_other).
         let session = Session::from_fd(dispatch, fd, SessionACL::All, config)?;
         notices.connect(session.notifier());
+        stale_pages.connect(session.notifier())?;
         Ok(Self { session, outcome })
     }
 

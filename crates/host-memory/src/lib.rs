@@ -1,9 +1,11 @@
-//! Page frames and copies of shared memory: the only crate of the workspace with unsafe code.
+//! Page frames, copies of shared memory, and system calls that no safe library makes: the only crate
+//! of the workspace with unsafe code.
 //!
 //! - [`arena`] is one reservation of page frames; its size is the hard budget of a page cache.
 //! - [`frame`] is what an arena hands out: [`FrameMut`], which one owner sees and which is plain
 //!   memory to it, and [`Frame`], which many threads see and which is only ever copied in and out.
 //! - [`copy`] are the copies that bear a concurrent writer.
+//! - [`fuse_ioctl`] asks the server of a FUSE mount something that has no system call.
 //!
 //! Invariant: no `&[u8]` of a published frame exists, anywhere. A reader of the page cache may
 //! copy a page out while another thread stores to it; with references that would be undefined
@@ -14,10 +16,12 @@ pub mod arena;
 pub mod copy;
 pub mod frame;
 mod free_map;
+mod fuse_ioctl;
 pub mod page_buffer;
 
 pub use arena::Arena;
 pub use frame::{Frame, FrameCell, FrameMut};
+pub use fuse_ioctl::fuse_ioctl;
 pub use page_buffer::PageBuffer;
 
 /// Bytes of a page frame.

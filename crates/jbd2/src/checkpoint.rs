@@ -214,7 +214,7 @@ mod tests {
         let buffer = |block: &u64| cache.read(*block).unwrap();
         Frozen {
             blocks: blocks.iter().map(buffer).collect(),
-            new: Vec::new(),
+            turns: Vec::new(),
             deferred: Vec::new(),
             revokes: Vec::new(),
         }

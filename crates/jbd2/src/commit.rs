@@ -72,11 +72,14 @@ enum Next {
 }
 
 /// Tells everybody that the thread has ended, even if it panicked.
-struct EndGuard(Arc<Shared>);
+struct EndGuard {
+    shared: Arc<Shared>,
+    panicked: bool,
+}
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        self.0.end();
+        self.shared.end(self.panicked);
     }
 }
 
@@ -92,14 +95,18 @@ impl Worker {
     }
 
     pub(crate) fn run(mut self) {
-        let _end = EndGuard(self.shared.clone());
+        let mut end = EndGuard {
+            shared: self.shared.clone(),
+            panicked: true,
+        };
         loop {
             match self.step() {
                 Ok(Next::Continue) => {}
-                Ok(Next::End) | Err(JournalError::Closed) => return,
+                Ok(Next::End) | Err(JournalError::Closed) => break,
                 Err(error) => self.shared.abort(error),
             }
         }
+        end.panicked = false;
     }
 
     /// Does one thing, or waits for one to do.
@@ -148,13 +155,12 @@ impl Worker {
         self.seal(&transaction)?;
         let frozen = transaction.freeze();
         let next = self.shared.swap();
-        let outcome = if !frozen.is_empty() {
-            self.store.commit(&self.shared, &frozen)
-        } else if self.shared.is_requested(tid) {
-            // Whoever waits relies on a flush that began after his handle ended.
+        let outcome = if frozen.is_empty() {
+            // Whoever waits, or comes to find it committed, relies on a flush that began when
+            // handles had joined the next one.
             self.shared.flush()
         } else {
-            Ok(())
+            self.store.commit(&self.shared, &frozen)
         };
         if let Err(error) = outcome {
             self.lost.push(frozen);
@@ -187,10 +193,10 @@ impl Worker {
     fn close(&mut self) -> Result<()> {
         loop {
             let last = self.shared.running();
-            // From here on nobody joins it; who did before has his commit.
+            // From here on nobody joins it; who did before, or waits for it, has his commit. Who
+            // comes later is told that the journal is closed, for there is no flush any more.
             last.lock();
-            if !last.was_joined() {
-                self.shared.finish(last.tid);
+            if !last.was_joined() && !self.shared.is_requested(last.tid) {
                 break;
             }
             self.commit()?;

@@ -11,7 +11,7 @@ use pagefence_lock_order::rank::RankGuard;
 
 use crate::error::JournalError;
 use crate::shared::Shared;
-use crate::transaction::{Credits, Tid, Transaction};
+use crate::transaction::{Credits, Tid, Transaction, Turn};
 
 /// A handle ([`crate::Journal::start`]). Dropping it ends it.
 ///
@@ -84,6 +84,20 @@ impl<'a> Handle<'a> {
             let (transaction, mut credits) = self.parts();
             transaction.set(&shared.buffers, block, bytes, &mut credits);
         }
+    }
+
+    /// Says when a block that this handle changed goes home, where there is no log. Of several
+    /// turns that the handles of a transaction give it, the last one counts; one that was free
+    /// before keeps the first.
+    pub fn take_turn(&mut self, block: BlockNo, turn: Turn) {
+        self.transaction.take_turn(block, turn);
+    }
+
+    /// Whether a crash may bring back what the block was before this transaction, next to others
+    /// as the transaction makes them: where there is no log, and the block was not free before.
+    #[must_use]
+    pub fn may_come_back(&self, block: BlockNo) -> bool {
+        self.shared.location.is_none() && !self.transaction.is_new(block)
     }
 
     /// Makes the block part of the transaction; its contents come from

@@ -290,8 +290,8 @@ impl Journal {
     }
 
     /// Waits for open handles, commits, brings everything home, marks the log empty, durably, and
-    /// ends the thread. Handles can't be started from its beginning on. A second call does
-    /// nothing.
+    /// ends the thread. Handles can't be started from the next transaction on. A second call does
+    /// nothing but wait for the first.
     ///
     /// # Errors
     /// The journal was aborted; its thread ends all the same.
@@ -306,9 +306,10 @@ impl Journal {
     }
 
     fn join(&self) {
-        let thread = self.thread.lock().take();
+        // Held until it has ended: nobody else takes it for ended before.
+        let mut thread = self.thread.lock();
         // The last reference may go on the thread itself, with that of its client.
-        if let Some(thread) = thread
+        if let Some(thread) = thread.take()
             && thread.thread().id() != thread::current().id()
             && thread.join().is_err()
         {

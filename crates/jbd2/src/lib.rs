@@ -52,7 +52,7 @@ pub use handle::Handle;
 pub use journal::{Client, Journal, Options};
 pub use location::{JournalLocation, JournalRun, LocationError};
 pub use recovery::{FastCommits, Recovery, recover};
-pub use transaction::{Sealing, Tid};
+pub use transaction::{Sealing, Tid, Turn};
 pub use write_back::{Emptied, set_errno, write_back};
 
 #[cfg(test)]

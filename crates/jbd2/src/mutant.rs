@@ -22,4 +22,6 @@ pub(crate) enum Mutant {
     OpenHandlesCommitted,
     /// Without a log, what says which blocks are free goes home first.
     FreeFirst,
+    /// Without a log, no block waits for its turn, but new ones come first.
+    NoTurns,
 }

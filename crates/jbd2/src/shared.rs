@@ -214,7 +214,9 @@ impl Shared {
         }
         let device = self.buffers.device();
         let failed = |error| self.abort(JournalError::Device(error));
-        if self.flushes.flush(&**device, failed) {
+        // Who leaves word of an abort flushes by himself, and the host tells a failure to one flush
+        // only: what another says meanwhile is worth nothing.
+        if self.flushes.flush(&**device, failed) && !self.is_aborted() {
             Ok(())
         } else {
             Err(self.aborted_error())
@@ -329,7 +331,7 @@ impl Shared {
         }
     }
 
-    /// Whether somebody waits for the commit of `tid`.
+    /// Whether somebody asked for the commit of `tid`.
     pub(crate) fn is_requested(&self, tid: Tid) -> bool {
         self.control.lock().requested >= tid
     }
@@ -342,6 +344,10 @@ impl Shared {
         let mut control = self.control.lock();
         let mut running = self.running.write();
         let next = Arc::new(Transaction::new(running.tid.next()));
+        if control.stop != Stop::No {
+            // Or those who go on starting handles would put off the end for ever.
+            next.lock();
+        }
         *running = next.clone();
         drop(running);
         control.running = next.tid;
@@ -372,13 +378,10 @@ impl Shared {
         }
     }
 
-    /// The thread has ended: nobody waits for it any longer.
-    pub(crate) fn end(&self) {
-        let mut control = self.control.lock();
-        control.ended = true;
-        // Nobody asked it to: it panicked.
-        let panicked = control.stop == Stop::No;
-        drop(control);
+    /// The thread has ended: nobody waits for it any longer. If it panicked, what it was about to
+    /// do is not done.
+    pub(crate) fn end(&self, panicked: bool) {
+        self.control.lock().ended = true;
         if panicked {
             self.abort(JournalError::Closed);
         }

@@ -27,6 +27,7 @@ mod running;
 mod running_crash;
 #[cfg(shuttle)]
 mod shuttle;
+mod turns;
 
 pub(super) const BLOCK: usize = 1024;
 /// Blocks of the device. The journal lies in two runs, out of order.

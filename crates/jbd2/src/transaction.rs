@@ -1,7 +1,7 @@
 //! A transaction in memory: who has joined it, and the blocks that it changes.
 //!
 //! Joining is one compare-and-swap of a word that holds the handles that are open, the blocks that
-//! are spoken for, and whether the transaction is locked. A locked transaction admits nobody; once
+//! are spoken for, whether anybody has joined, and whether the transaction is locked. A locked transaction admits nobody; once
 //! its last handle has ended nothing of it changes but by its sealing.
 //!
 //! The blocks lie in shards, each under a lock of level `Buffer`. Contents are immutable buffers of
@@ -40,17 +40,35 @@ impl std::fmt::Display for Tid {
 
 /// No handle may join.
 const LOCKED: u64 = 1 << 63;
+/// Some handle has joined. In the word, so that who locks it knows of everybody who was in time.
+const JOINED: u64 = 1 << 62;
 /// One open handle; the credits lie below.
 const HANDLE: u64 = 1 << 32;
 /// Credits in the word.
 const CREDITS: u64 = HANDLE.wrapping_sub(1);
 const SHARDS: usize = 16;
 
+/// When a block goes home where there is no log: once all that has an earlier turn is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Turn {
+    /// It was free before: nothing that is durable refers to it. So is what [`crate::Handle::set`]
+    /// sets, and stays so.
+    New,
+    /// It has less at its end, and another block says where that is.
+    Shrinks,
+    /// It may refer to new blocks, or say where others end: every block of which nothing is said.
+    Refers,
+    /// It has more at its end, and another block says where that is.
+    Grows,
+    /// It lost what other blocks have now.
+    Yields,
+}
+
 /// What a transaction does to a block.
 #[derive(Debug)]
 enum Entry {
-    /// Sets it to these contents; whether the block was free before.
-    Set(Arc<Buffer>, bool),
+    /// Sets it to these contents.
+    Set(Arc<Buffer>, Turn),
     /// Sets it to contents that the client gives when the transaction is sealed (then they are
     /// here; before, what a handle made of it, pinned).
     Deferred(Option<Arc<Buffer>>),
@@ -91,9 +109,8 @@ pub(crate) struct Left {
 #[derive(Debug)]
 pub(crate) struct Transaction {
     pub(crate) tid: Tid,
-    /// [`LOCKED`], handles, credits.
+    /// [`LOCKED`], [`JOINED`], handles, credits.
     state: AtomicU64,
-    joined: AtomicBool,
     /// Somebody was told that the transaction grows large.
     told_large: AtomicBool,
     /// Blocks that were forgotten, those that came back included.
@@ -106,8 +123,8 @@ pub(crate) struct Transaction {
 pub(crate) struct Frozen {
     /// What it sets, ascending by block, without those that were deferred.
     pub(crate) blocks: Vec<Arc<Buffer>>,
-    /// Which of these blocks were free before, ascending.
-    pub(crate) new: Vec<u64>,
+    /// The turns of those of these blocks that do not just refer to others, ascending by block.
+    pub(crate) turns: Vec<(u64, Turn)>,
     /// Of those that were deferred the contents, ascending.
     pub(crate) deferred: Vec<Arc<Buffer>>,
     /// Blocks that it revokes, ascending.
@@ -115,6 +132,13 @@ pub(crate) struct Frozen {
 }
 
 impl Frozen {
+    /// When a block of it goes home without a log.
+    pub(crate) fn turn(&self, block: u64) -> Turn {
+        let found = self.turns.binary_search_by_key(&block, |(block, _)| *block);
+        let turn = found.ok().and_then(|at| self.turns.get(at));
+        turn.map_or(Turn::Refers, |(_, turn)| *turn)
+    }
+
     /// Everything that it sets.
     pub(crate) fn members(&self) -> impl Iterator<Item = &Arc<Buffer>> {
         self.blocks.iter().chain(&self.deferred)
@@ -131,6 +155,10 @@ struct ShardGuard<'a> {
     _rank: RankGuard,
 }
 
+fn has_handles(state: u64) -> bool {
+    state & !(LOCKED | JOINED) >= HANDLE
+}
+
 fn credits_of(state: u64) -> u32 {
     u32::try_from(state & CREDITS).unwrap_or(u32::MAX)
 }
@@ -140,7 +168,6 @@ impl Transaction {
         Self {
             tid,
             state: AtomicU64::new(0),
-            joined: AtomicBool::new(false),
             told_large: AtomicBool::new(false),
             forgotten: AtomicU32::new(0),
             shards: std::array::from_fn(|_| Mutex::new(HashMap::new())),
@@ -159,14 +186,13 @@ impl Transaction {
             if sum.is_none_or(|sum| sum > credits_max) {
                 return Join::Full;
             }
-            let next = state.wrapping_add(HANDLE).wrapping_add(u64::from(credits));
+            let next = state.wrapping_add(HANDLE).wrapping_add(u64::from(credits)) | JOINED;
             match self
                 .state
                 .compare_exchange_weak(state, next, Ordering::AcqRel, Ordering::Acquire)
             {
                 Ok(_) => {
-                    let first = !self.joined.load(Ordering::Relaxed)
-                        && !self.joined.swap(true, Ordering::AcqRel);
+                    let first = state & JOINED == 0;
                     return Join::Joined { first };
                 }
                 Err(found) => state = found,
@@ -202,7 +228,7 @@ impl Transaction {
             .fetch_sub(gone, Ordering::AcqRel)
             .wrapping_sub(gone);
         Left {
-            ready: state & LOCKED != 0 && state & !LOCKED < HANDLE,
+            ready: state & LOCKED != 0 && !has_handles(state),
             credits: credits_of(state),
         }
     }
@@ -214,12 +240,12 @@ impl Transaction {
 
     /// Whether handles are open.
     pub(crate) fn is_open(&self) -> bool {
-        self.state.load(Ordering::Acquire) & !LOCKED >= HANDLE
+        has_handles(self.state.load(Ordering::Acquire))
     }
 
-    /// Whether anybody has joined.
+    /// Whether anybody has joined. Of a locked transaction the last word.
     pub(crate) fn was_joined(&self) -> bool {
-        self.joined.load(Ordering::Acquire)
+        self.state.load(Ordering::Acquire) & JOINED != 0
     }
 
     /// True for the first who asks.
@@ -260,7 +286,7 @@ impl Transaction {
         let verified = current.verified_kinds();
         let outcome = edit(&mut bytes)?;
         let buffer = buffers.replace_with(block.0, bytes, verified);
-        put(entry, buffer, false, credits);
+        put(entry, buffer, Turn::Refers, credits);
         Ok(outcome)
     }
 
@@ -276,7 +302,26 @@ impl Transaction {
         let mut shard = self.shard(block);
         let entry = shard.entries.entry(block.0);
         let buffer = buffers.replace_with(block.0, bytes, 0);
-        put(entry, buffer, true, credits);
+        put(entry, buffer, Turn::New, credits);
+    }
+
+    /// Gives a block that the transaction sets, and that was not free before, its turn; the last
+    /// of those that it is given counts.
+    pub(crate) fn take_turn(&self, block: BlockNo, turn: Turn) {
+        let mut shard = self.shard(block);
+        if let Some(Entry::Set(_, old)) = shard.entries.get_mut(&block.0) {
+            *old = match *old {
+                Turn::New => Turn::New,
+                Turn::Refers => turn,
+                Turn::Shrinks | Turn::Grows | Turn::Yields => turn.max(*old),
+            };
+        }
+    }
+
+    /// Whether the transaction sets the block, which was free before.
+    pub(crate) fn is_new(&self, block: BlockNo) -> bool {
+        let shard = self.shard(block);
+        matches!(shard.entries.get(&block.0), Some(Entry::Set(_, Turn::New)))
     }
 
     /// Leaves the block's contents to the sealing.
@@ -353,10 +398,10 @@ impl Transaction {
         for shard in &self.shards {
             for (block, entry) in std::mem::take(&mut *shard.lock()) {
                 match entry {
-                    Entry::Set(buffer, is_new) => {
+                    Entry::Set(buffer, turn) => {
                         frozen.blocks.push(buffer);
-                        if is_new {
-                            frozen.new.push(block);
+                        if turn != Turn::Refers {
+                            frozen.turns.push((block, turn));
                         }
                     }
                     Entry::Deferred(buffer) => frozen.deferred.extend(buffer),
@@ -368,7 +413,7 @@ impl Transaction {
         frozen
             .deferred
             .sort_unstable_by_key(|buffer| buffer.block());
-        frozen.new.sort_unstable();
+        frozen.turns.sort_unstable();
         frozen.revokes.sort_unstable();
         frozen
     }
@@ -379,21 +424,22 @@ impl Transaction {
 fn put(
     entry: hash_map::Entry<'_, u64, Entry, hashbrown::DefaultHashBuilder>,
     buffer: Arc<Buffer>,
-    is_new: bool,
+    turn: Turn,
     credits: &mut Credits<'_>,
 ) {
     let new = match &entry {
         hash_map::Entry::Occupied(old) => match old.get() {
-            Entry::Set(_, was_new) => Entry::Set(buffer, is_new || *was_new),
+            Entry::Set(_, Turn::Refers) => Entry::Set(buffer, turn),
+            Entry::Set(_, before) => Entry::Set(buffer, *before),
             Entry::Deferred(_) => Entry::Deferred(Some(buffer)),
             Entry::Forgotten(_) => {
                 credits.take();
-                Entry::Set(buffer, is_new)
+                Entry::Set(buffer, turn)
             }
         },
         hash_map::Entry::Vacant(_) => {
             credits.take();
-            Entry::Set(buffer, is_new)
+            Entry::Set(buffer, turn)
         }
     };
     entry.insert(new);

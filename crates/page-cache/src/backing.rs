@@ -28,6 +28,15 @@ pub trait Backing: Send + Sync + 'static {
     /// Why reading failed.
     type Error: Clone + Send + Sync + std::fmt::Debug + 'static;
 
+    /// Whether the pages are the storage (Linux: an unevictable mapping, shmem): nothing lies
+    /// behind them, so a page that was written stays dirty until a fence drops it. Nobody writes
+    /// it back, reclaim leaves it, and it does not count against the limits of dirty pages.
+    ///
+    /// Everything outside the cache is then a hole: [`Self::segment`] says so, and
+    /// [`WriteBacking::block_size`] is a page. [`WriteBacking::reserve`] must refuse pages before
+    /// the cache has no frame left for them ([`crate::Config::for_storage`]).
+    const IS_STORAGE: bool = false;
+
     /// The file's size in bytes (i_size).
     fn size(&self) -> u64;
 

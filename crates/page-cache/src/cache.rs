@@ -19,6 +19,9 @@ use crate::writeback::{BATCH_PAGES, Buffers};
 /// Pages reclaimed at least when frames have run out, so that the next few allocations find some.
 const RECLAIM_BATCH: usize = 32;
 
+/// The smallest budget.
+const LEAST_BYTES: u64 = 256 << 10;
+
 /// How a [`PageCache`] is to be.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -56,6 +59,25 @@ impl Config {
             dirty_limit_bytes: budget_bytes / 5,
             dirty_expire: Duration::from_secs(5),
             flusher_threads: 3,
+        }
+    }
+}
+
+impl Config {
+    /// For files whose pages are the storage ([`crate::Backing::IS_STORAGE`]): they may all
+    /// together have `pages` pages, and `in_hand` frames more are there for those who write, until
+    /// a reservation is refused. Nothing runs in the background. Memory is taken as it is used.
+    #[must_use]
+    pub fn for_storage(pages: u64, in_hand: u64) -> Self {
+        let frames = pages.saturating_add(in_hand);
+        let bytes = frames.saturating_mul(PAGE_SIZE as u64 + PAGE_OVERHEAD);
+        Self {
+            readahead_max_bytes: 0,
+            readahead_workers: 0,
+            flusher_threads: 0,
+            // Of no effect but on how much is written under one hold of the locks.
+            dirty_limit_bytes: u64::MAX,
+            ..Self::new(bytes.max(LEAST_BYTES))
         }
     }
 }
@@ -218,7 +240,6 @@ impl Shared {
         config: &Config,
         #[cfg(test)] mutants: crate::mutants::Mutants,
     ) -> std::io::Result<Self> {
-        const LEAST_BYTES: u64 = 256 << 10;
         if config.budget_bytes < LEAST_BYTES {
             return Err(std::io::ErrorKind::InvalidInput.into());
         }

@@ -136,11 +136,16 @@ impl DirtyIndex {
         }
     }
 
-    /// Whether the caller is to tell the flusher of this mapping: it has dirty pages, and the
-    /// flusher doesn't know.
+    /// Whether the flusher is to be told of this mapping: it has dirty pages, and the flusher
+    /// doesn't know.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.0.lock().is_unknown()
+    }
+
+    /// The same, and if so the flusher knows from now on: it asks, with its list locked.
     pub(crate) fn enlist(&self) -> bool {
         let mut state = self.0.lock();
-        let enlist = state.dirty > 0 && !state.listed;
+        let enlist = state.is_unknown();
         state.listed |= enlist;
         enlist
     }
@@ -163,6 +168,10 @@ impl DirtyIndex {
 }
 
 impl State {
+    fn is_unknown(&self) -> bool {
+        self.dirty > 0 && !self.listed
+    }
+
     fn next(&self, range: Range<u64>, kind: impl Fn(&Word) -> u64) -> Option<u64> {
         if range.is_empty() {
             return None;

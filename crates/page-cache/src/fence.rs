@@ -193,6 +193,7 @@ impl<B: WriteBacking> Fence<'_, B> {
                     start.div_ceil(PAGE_BYTES)..end / PAGE_BYTES
                 }
                 Evict::WriteFirst => {
+                    debug_assert!(!B::IS_STORAGE, "there is nowhere to write it first");
                     let range = self.range.clone();
                     self.mapping.write_back(held, range, WaitFor::All)?;
                     start / PAGE_BYTES..end.div_ceil(PAGE_BYTES)

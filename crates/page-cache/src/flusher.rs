@@ -168,10 +168,19 @@ impl Flusher {
         self.progress.notify();
     }
 
-    /// Puts `file` on the list, as [`crate::dirty::DirtyIndex::enlist`] asked for; starts a thread
-    /// if there are fewer than allowed and than files.
-    pub(crate) fn enlist(&self, shared: &Arc<Shared>, file: Weak<dyn Flush>) {
+    /// Puts `file` on the list, if [`crate::dirty::DirtyIndex::enlist`], which is `is_news`, asks for
+    /// it; starts a thread if there are fewer than allowed and than files.
+    pub(crate) fn enlist(
+        &self,
+        shared: &Arc<Shared>,
+        file: Weak<dyn Flush>,
+        is_news: impl FnOnce() -> bool,
+    ) {
         let mut state = self.state.lock();
+        // Asked under this lock: who finds the file known, and looks for it, finds it.
+        if !is_news() {
+            return;
+        }
         // Files that are gone, should no thread look.
         while state.listed.front().is_some_and(Listed::is_gone) {
             state.listed.pop_front();

@@ -72,7 +72,7 @@ impl<B: Backing> Mapping<B> {
         let shared = Arc::clone(cache.shared());
         Arc::new_cyclic(|this| Self {
             backing,
-            pages: Arc::new(Pages::new(shared, number)),
+            pages: Arc::new(Pages::new(shared, number, B::IS_STORAGE)),
             invalidate_lock: OrderedRwLock::new(number, ()),
             writepages_lock: OrderedRwLock::new(number, ()),
             errors: ErrorLog::new(),

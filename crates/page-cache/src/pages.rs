@@ -48,6 +48,8 @@ pub(crate) struct Pages {
     tree: RwLock<BTreeMap<u64, Box<Chunk>>>,
     count: AtomicU64,
     dirty: DirtyIndex,
+    /// [`crate::Backing::IS_STORAGE`].
+    is_storage: bool,
     /// The invalidate lock is held exclusively; for assertions (S1.11).
     #[cfg(debug_assertions)]
     fenced: AtomicBool,
@@ -60,13 +62,14 @@ struct Chunk {
 }
 
 impl Pages {
-    pub(crate) fn new(shared: Arc<Shared>, number: u64) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, number: u64, is_storage: bool) -> Self {
         Self {
             shared,
             number,
             tree: RwLock::new(BTreeMap::new()),
             count: AtomicU64::new(0),
             dirty: DirtyIndex::default(),
+            is_storage,
             #[cfg(debug_assertions)]
             fenced: AtomicBool::new(false),
         }
@@ -74,6 +77,11 @@ impl Pages {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Whether dirty pages stay dirty: there is nowhere to write them.
+    pub(crate) fn is_storage(&self) -> bool {
+        self.is_storage
     }
 
     /// The file's number.
@@ -95,7 +103,9 @@ impl Pages {
             folio.state.set_dirty(blocks).then_some(folio.index)
         });
         self.dirty.add(new.inspect(|_| count += 1));
-        self.shared.flusher.note_dirtied(count);
+        if !self.is_storage {
+            self.shared.flusher.note_dirtied(count);
+        }
     }
 
     /// Forgets that `blocks` of the page under `guard` are dirty: their bytes are not wanted.
@@ -103,7 +113,13 @@ impl Pages {
         let folio = guard.folio();
         if folio.state.clear_dirty(blocks) {
             self.dirty.remove(folio.index);
-            self.shared.flusher.note_discarded(1);
+            self.note_discarded(1);
+        }
+    }
+
+    fn note_discarded(&self, pages: usize) {
+        if !self.is_storage {
+            self.shared.flusher.note_discarded(pages);
         }
     }
 
@@ -230,7 +246,7 @@ impl Pages {
         self.count.store(0, Ordering::Relaxed);
         let unclean = self.dirty.clear();
         debug_assert_eq!(unclean.writeback, 0, "who writes keeps the mapping");
-        self.shared.flusher.note_discarded(unclean.dirty);
+        self.note_discarded(unclean.dirty);
         for folio in tree.values().flat_map(|chunk| chunk.slots.iter().flatten()) {
             folio.state.set_detached();
         }

@@ -258,10 +258,13 @@ impl<B: WriteBacking> Mapping<B> {
     /// Puts the mapping on the flusher's list if it is not, and wakes a thread if one is needed.
     /// With no page lock held.
     pub(crate) fn tell_flusher(&self) {
-        let flusher = &self.shared().flusher;
-        if self.pages().dirty().enlist() {
+        if self.pages().is_storage() {
+            return;
+        }
+        let (flusher, dirty) = (&self.shared().flusher, self.pages().dirty());
+        if dirty.is_unknown() {
             let this: Weak<dyn Flush> = Weak::<Self>::clone(self.this());
-            flusher.enlist(self.shared(), this);
+            flusher.enlist(self.shared(), this, || dirty.enlist());
         }
         flusher.wake_if_needed();
     }

@@ -48,7 +48,7 @@ enum Written<E> {
 
 impl<B: WriteBacking> Mapping<B> {
     /// Writes the dirty pages that bytes `range` touches. Pages made dirty meanwhile may or may
-    /// not be among them.
+    /// not be among them. Pages that are the storage stay as they are.
     ///
     /// Called with any lock above page locks held, or none: it takes the lock of writeback shared,
     /// and page locks.
@@ -93,7 +93,7 @@ impl<B: WriteBacking> Mapping<B> {
         Writepages: After<P>,
     {
         let (mut at, mut done, mut result) = (pages.start, 0, Ok(()));
-        while done < most {
+        while done < most && !self.pages().is_storage() {
             // For each piece anew, so that a change of format gets its turn.
             let (_lock, mut held) = self.writepages_lock().read(held);
             match self.write_next(&mut held, at..pages.end, most - done, wait) {

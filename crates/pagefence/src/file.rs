@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use pagefence_ext4::FileSystem;
 use pagefence_vfs::{
-    ExtentInfo, FallocateMode, FileSystem as _, InodeId, SetAttr, Whence, WriteMode,
+    ExtentInfo, FallocateMode, FileSystem as _, InodeId, MapFormat, SetAttr, Whence, WriteMode,
 };
 
 use crate::change::ROOT;
@@ -259,11 +259,117 @@ impl File {
     /// Not opened for writing; no space; [`io::ErrorKind::Unsupported`] for a file that can't have
     /// space without data there (ext2, ext3).
     pub fn allocate(&self, offset: u64, length: u64) -> Result<()> {
+        self.change_range(offset, length, FallocateMode::empty())
+    }
+
+    /// As [`File::allocate`], with the size left as it is: what lies past the end has its space for
+    /// when the file grows.
+    ///
+    /// # Errors
+    /// As [`File::allocate`].
+    pub fn allocate_keeping_size(&self, offset: u64, length: u64) -> Result<()> {
+        self.change_range(offset, length, FallocateMode::KEEP_SIZE)
+    }
+
+    /// Makes `length` bytes from `offset` on a hole, which reads as zeros; the size stays. Blocks that
+    /// lie in the range as a whole are given up.
+    ///
+    /// # Errors
+    /// Not opened for writing; the file is damaged; the device fails.
+    pub fn punch_hole(&self, offset: u64, length: u64) -> Result<()> {
+        let mode = FallocateMode::PUNCH_HOLE | FallocateMode::KEEP_SIZE;
+        self.change_range(offset, length, mode)
+    }
+
+    /// Makes `length` bytes from `offset` on read as zeros, and gives them their space, as
+    /// [`File::allocate`]; the file grows to the range's end.
+    ///
+    /// # Errors
+    /// As [`File::allocate`].
+    pub fn zero_range(&self, offset: u64, length: u64) -> Result<()> {
+        self.change_range(offset, length, FallocateMode::ZERO_RANGE)
+    }
+
+    /// As [`File::zero_range`], with the size left as it is.
+    ///
+    /// # Errors
+    /// As [`File::allocate`].
+    pub fn zero_range_keeping_size(&self, offset: u64, length: u64) -> Result<()> {
+        let mode = FallocateMode::ZERO_RANGE | FallocateMode::KEEP_SIZE;
+        self.change_range(offset, length, mode)
+    }
+
+    /// Takes `length` bytes from `offset` on out of the file: what follows moves there, and the file
+    /// is that much shorter. No data is copied.
+    ///
+    /// ```
+    /// # let image = pagefence::doc_image();
+    /// use pagefence::{OpenOptions, Options, Volume};
+    /// let volume = Volume::open(&image, Options::new().write(true))?;
+    /// let file = OpenOptions::new().read(true).write(true).create(true).open(&volume, "/log")?;
+    /// let block = 64 << 10; // a multiple of every block size
+    /// file.write_all_at(0, &[b'a'; 64 << 10])?;
+    /// file.write_all_at(block, b"news")?;
+    /// file.collapse_range(0, block)?;
+    /// assert_eq!(file.read_all()?, b"news");
+    /// # Ok::<(), pagefence::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] unless the range begins and ends with a block, before the end
+    /// of the file; not opened for writing; no space for the map; the file is damaged; the device
+    /// fails. After the last two some of what follows may have moved, and the hole that it left
+    /// lies behind it.
+    pub fn collapse_range(&self, offset: u64, length: u64) -> Result<()> {
+        self.change_range(offset, length, FallocateMode::COLLAPSE_RANGE)
+    }
+
+    /// Puts a hole of `length` bytes in at `offset`: what is there, and what follows, moves behind
+    /// it, and the file is that much longer. No data is copied.
+    ///
+    /// ```
+    /// # let image = pagefence::doc_image();
+    /// use pagefence::{OpenOptions, Options, Volume};
+    /// let volume = Volume::open(&image, Options::new().write(true))?;
+    /// let file = OpenOptions::new().read(true).write(true).create(true).open(&volume, "/log")?;
+    /// let block = 64 << 10; // a multiple of every block size
+    /// file.write_all_at(0, b"news")?;
+    /// file.insert_range(0, block)?;
+    /// assert_eq!(file.seek_data(0)?, Some(block));
+    /// let mut news = [0; 4];
+    /// file.read_at(block, &mut news)?;
+    /// assert_eq!(&news, b"news");
+    /// # Ok::<(), pagefence::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`File::collapse_range`], where only `offset` has to lie before the end of the file; the
+    /// file would be too large.
+    pub fn insert_range(&self, offset: u64, length: u64) -> Result<()> {
+        self.change_range(offset, length, FallocateMode::INSERT_RANGE)
+    }
+
+    fn change_range(&self, offset: u64, length: u64, mode: FallocateMode) -> Result<()> {
         if !self.rights.write {
             return Err(self.fail(pagefence_vfs::Error::PermissionDenied));
         }
+        let mode = mode | FallocateMode::USE_RESERVE;
         self.fs
-            .allocate(&self.file, offset, length, FallocateMode::USE_RESERVE)
+            .allocate(&self.file, offset, length, mode)
+            .map_err(|error| self.fail(error))
+    }
+
+    /// Gives the file's blocks another kind of map, in which they stay where they are; does nothing
+    /// if it has such a map. Others may use the file meanwhile.
+    ///
+    /// # Errors
+    /// The volume is not open for writing; no space; [`io::ErrorKind::Unsupported`] if such a map
+    /// can't say what the file's says, [`io::ErrorKind::InvalidInput`] if the file system has no
+    /// extents, or the file has no map; [`io::ErrorKind::WouldBlock`] if somebody else's data got
+    /// blocks meanwhile: the file is as it was, and may be migrated the next time.
+    pub fn migrate(&self, to: MapFormat) -> Result<()> {
+        self.fs
+            .migrate(self.id, to, &ROOT)
             .map_err(|error| self.fail(error))
     }
 

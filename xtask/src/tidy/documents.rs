@@ -18,6 +18,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/LOCKING.md",
     "docs/REQUIREMENTS.md",
     "docs/CRASH.md",
+    "docs/MUTANTS.md",
     "docs/FORMAT.md",
 ];
 

@@ -95,6 +95,9 @@ fn locations_must_lie_in_the_file_system_or_the_group() {
     };
     check(300, 301, 400, Ok(()));
     check(65535, 301, 400, Ok(()));
+    // Where a group without a copy of the superblock begins, nothing is taken.
+    let start = sb.first_block_of_group(GroupNo(2)).0;
+    check(300, 301, start - 100, Ok(()));
     check(65536, 301, 400, Err(range("block bitmap", 65536, 65535)));
     check(0, 301, 400, Err(range("block bitmap", 0, 65535)));
     check(

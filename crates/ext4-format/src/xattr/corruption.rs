@@ -1,5 +1,7 @@
 //! What can be wrong with extended attributes.
 
+use pagefence_posix_acl::AclError;
+
 /// A check that attributes, or an access control list in one, did not pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -73,40 +75,13 @@ pub enum XattrCorruption {
         /// As computed.
         computed: u32,
     },
-    /// An access control list of another version.
-    #[error("an access control list is of version {version}")]
-    AclVersion {
-        /// As stored.
-        version: u32,
-    },
-    /// An access control list that is not made of whole entries.
-    #[error("an access control list of {size} bytes ends within an entry")]
-    AclSize {
-        /// Bytes.
-        size: usize,
-    },
-    /// An entry of an access control list of an unknown kind.
-    #[error("an access control list has an entry of the unknown kind {tag:#06x}")]
-    AclTag {
-        /// As stored.
-        tag: u16,
-    },
-    /// An entry of an access control list that grants more than there is.
-    #[error("an access control list has the permissions {perm:#06x}")]
-    AclPerm {
-        /// As stored.
-        perm: u16,
-    },
-    /// A user or group that nobody is.
-    #[error("entry {at} of an access control list is for the id -1")]
-    AclId {
-        /// Number of the entry.
-        at: usize,
-    },
-    /// Entries of an access control list that are missing, repeated or out of order.
-    #[error("entry {at} of an access control list is out of order, or the list is incomplete")]
-    AclOrder {
-        /// Number of the entry, or how many there are.
-        at: usize,
-    },
+    /// An access control list.
+    #[error(transparent)]
+    Acl(#[from] AclError),
+}
+
+impl From<AclError> for crate::Corruption {
+    fn from(error: AclError) -> Self {
+        XattrCorruption::from(error).into()
+    }
 }

@@ -5,13 +5,13 @@ use std::ops::Range;
 use pagefence_ext4_format::group_desc::GroupFlags;
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
-use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::{Arc, MutexGuard};
 use pagefence_vfs::{Error, Result};
 
 use crate::alloc::free_runs::FreeRuns;
 use crate::alloc::group_state::{Bits, GroupGuard};
 use crate::alloc::reservation::Reservation;
-use crate::alloc::{Allocator, Claim, Sink};
+use crate::alloc::{Allocator, Sink};
 use crate::change::free_blocks::{Piece, pieces};
 use crate::instance::Instance;
 
@@ -102,6 +102,33 @@ impl Drop for BusyRun {
     }
 }
 
+/// Free blocks in a row that nobody gets while the device is told of them. They are not taken off
+/// what can be promised.
+#[derive(Debug)]
+pub(crate) struct LentRun<'a> {
+    run: BusyRun,
+    /// Given up when the blocks are back: who waits for it finds them.
+    _alone: MutexGuard<'a, ()>,
+}
+
+impl LentRun<'_> {
+    /// First block.
+    pub(crate) fn start(&self) -> BlockNo {
+        self.run.start
+    }
+
+    /// Blocks, at least one.
+    pub(crate) fn len(&self) -> u32 {
+        self.run.len
+    }
+}
+
+impl Drop for LentRun<'_> {
+    fn drop(&mut self) {
+        self.run.release();
+    }
+}
+
 impl Allocator {
     /// Finds 1 to `want` blocks in a row, near `goal`, for the holder of `from`, which has as
     /// many fewer then: what begins at the goal; else the first run of `want` blocks behind it or
@@ -164,6 +191,10 @@ impl Allocator {
             }
             // What came back to a group that was passed already is missed; whatever is promised
             // is somewhere.
+            if returns == self.returns() {
+                // Unless it is lent, which comes back before the lock does.
+                drop(self.lending.lock());
+            }
             if returns == self.returns() {
                 return Err(search.failure.unwrap_or(Error::NoSpace));
             }
@@ -309,20 +340,20 @@ impl Allocator {
     }
 
     /// The first run of free blocks at `from` or behind it in its group, of at least `least`
-    /// blocks, for the device to be told that it is free: busy until it is dropped. Nothing if
+    /// blocks, for the device to be told that it is free: nobody's until it is dropped. Nothing if
     /// there is no more in the group.
     ///
-    /// It takes half of what nobody is promised, at most, so that writers find space meanwhile; a
-    /// longer run comes in several.
+    /// The blocks stay promised to whoever they are promised to: an allocation that finds no others
+    /// waits for them. One run is lent at a time; no group may be locked.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn next_free_run(
-        self: &Arc<Self>,
+    pub(crate) fn next_free_run<'a>(
+        self: &'a Arc<Self>,
         instance: &Instance,
         from: BlockNo,
         least: u32,
-    ) -> Result<Option<BusyRun>> {
+    ) -> Result<Option<LentRun<'a>>> {
         let Ok((number, bit)) = self.superblock.group_of_block(from) else {
             return Ok(None);
         };
@@ -330,11 +361,7 @@ impl Allocator {
         if self.summary(number).longest() < least {
             return Ok(None);
         }
-        let most = u32::try_from(self.counts.left() / 2).unwrap_or(u32::MAX);
-        let size = most.min(self.superblock.blocks_per_group());
-        let Ok(mut promised) = self.reserve(size.into(), Claim::Map) else {
-            return Ok(None);
-        };
+        let alone = self.lending.lock();
         let mut guard = self.lock_with_blocks(instance, number)?;
         let Some(blocks) = guard.blocks_mut() else {
             return Ok(None);
@@ -342,13 +369,10 @@ impl Allocator {
         let run = blocks
             .index
             .first_fit(bit, least)
-            .and_then(|found| blocks.index.next_run(found.start))
-            .map(|run| run.start..run.end.min(run.start.saturating_add(size)))
-            .filter(|run| !run.is_empty());
-        Ok(run.map(|run| {
-            let run = self.make_busy(&mut guard, number, run);
-            promised.spend(run.len);
-            run
+            .and_then(|found| blocks.index.next_run(found.start));
+        Ok(run.map(|run| LentRun {
+            run: self.make_busy(&mut guard, number, run),
+            _alone: alone,
         }))
     }
 

@@ -88,6 +88,41 @@ impl Allocator {
         inode: InodeNo,
         was_directory: bool,
     ) -> Result<()> {
+        let (mut guard, group, index) = self.lock_inode(instance, inode)?;
+        if let Some(inodes) = guard.inodes_mut() {
+            bitmap::clear_range(&mut inodes.bits, index..index + 1);
+            inodes.is_dirty = true;
+            inodes.pending += 1;
+        }
+        let desc = &mut guard.desc;
+        desc.set_free_inodes(desc.free_inodes().saturating_add(1));
+        if was_directory {
+            desc.set_used_dirs(desc.used_dirs().saturating_sub(1));
+        }
+        let block = desc.inode_bitmap();
+        self.mark_dirty(&mut guard, group);
+        drop(guard);
+        self.defer(tx, group, block);
+        self.with_pending(|pending| pending.add_inode(tx.tid(), inode));
+        Ok(())
+    }
+
+    /// Makes sure that [`Self::free_inode`] can free an inode, whose owner asks.
+    ///
+    /// Takes the group's lock.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`, as there.
+    pub(crate) fn check_inode(&self, instance: &Instance, inode: InodeNo) -> Result<()> {
+        self.lock_inode(instance, inode).map(drop)
+    }
+
+    /// Locks the group of an inode that can be freed, and finds its bit.
+    fn lock_inode(
+        &self,
+        instance: &Instance,
+        inode: InodeNo,
+    ) -> Result<(GroupGuard<'_>, GroupNo, u32)> {
         let place = self
             .superblock
             .locate_inode(inode)
@@ -96,28 +131,15 @@ impl Allocator {
             return Err(instance.damaged(inode, None, "it is to be freed, and is reserved"));
         }
         let mut guard = self.lock_with_inodes(instance, place.group)?;
-        let Some(inodes) = guard.inodes_mut() else {
-            drop(guard);
-            return Err(instance.damaged(inode, None, "the bitmap of its group is damaged"));
+        let what = match guard.inodes_mut() {
+            Some(inodes) if bitmap::test(&inodes.bits, place.index) => {
+                return Ok((guard, place.group, place.index));
+            }
+            Some(_) => "it is to be freed, and is free",
+            None => "the bitmap of its group is damaged",
         };
-        if !bitmap::test(&inodes.bits, place.index) {
-            drop(guard);
-            return Err(instance.damaged(inode, None, "it is to be freed, and is free"));
-        }
-        bitmap::clear_range(&mut inodes.bits, place.index..place.index + 1);
-        inodes.is_dirty = true;
-        inodes.pending += 1;
-        let desc = &mut guard.desc;
-        desc.set_free_inodes(desc.free_inodes().saturating_add(1));
-        if was_directory {
-            desc.set_used_dirs(desc.used_dirs().saturating_sub(1));
-        }
-        let block = desc.inode_bitmap();
-        self.mark_dirty(&mut guard, place.group);
         drop(guard);
-        self.defer(tx, place.group, block);
-        self.with_pending(|pending| pending.add_inode(tx.tid(), inode));
-        Ok(())
+        Err(instance.damaged(inode, None, what))
     }
 
     /// Whether an inode is in use in the running transaction.

@@ -9,6 +9,7 @@ use pagefence_ext4_format::extent::{
 };
 use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::{BlockNo, Corruption, FileBlock};
+use pagefence_jbd2::Turn;
 use pagefence_vfs::Result;
 
 use crate::alloc::Reach;
@@ -24,17 +25,17 @@ pub(crate) struct ExtentTree<'a, 'b> {
 
 /// A node below the root on the way down.
 #[derive(Clone, Copy, Debug)]
-struct Step {
-    child: Child,
+pub(super) struct Step {
+    pub(super) child: Child,
     /// Its number in the node above.
-    at: usize,
+    pub(super) at: usize,
 }
 
 /// What a node says, copied out.
 #[derive(Clone, Debug)]
-struct Leaf {
-    extents: Vec<Extent>,
-    max: usize,
+pub(super) struct Leaf {
+    pub(super) extents: Vec<Extent>,
+    pub(super) max: usize,
 }
 
 impl Leaf {
@@ -283,7 +284,7 @@ impl ExtentTree<'_, '_> {
     }
 
     /// The way to the leaf that has `block`, or would have it.
-    fn descend(&self, block: FileBlock) -> Result<(Vec<Step>, Leaf)> {
+    pub(super) fn descend(&self, block: FileBlock) -> Result<(Vec<Step>, Leaf)> {
         let instance = self.transaction.instance;
         let inode = self.record.ino();
         let root = ExtentNode::parse(self.record.block_area(), &Place::Root, &instance.limits).at(
@@ -310,7 +311,7 @@ impl ExtentTree<'_, '_> {
     }
 
     /// The first entries of the nodes of `path`, where they are first themselves, say `first`.
-    fn begin_at(&mut self, path: &[Step], first: FileBlock) -> Result<()> {
+    pub(super) fn begin_at(&mut self, path: &[Step], first: FileBlock) -> Result<()> {
         let mut rest = path;
         while let Some((last, above)) = rest.split_last() {
             let child = Child {
@@ -380,7 +381,7 @@ impl ExtentTree<'_, '_> {
     /// new node gets almost nothing, for files are mostly written in order. Elsewhere each half
     /// gets half, which is what bounds the nodes that a number of entries can take
     /// ([`crate::delalloc`]).
-    fn make_room(&mut self, path: &[Step], at_end: bool) -> Result<()> {
+    pub(super) fn make_room(&mut self, path: &[Step], at_end: bool) -> Result<()> {
         for (level, split) in path.iter().enumerate().rev() {
             let above = level.checked_sub(1).and_then(|above| path.get(above));
             let full = self.edit(above, |node| node.is_full())?;
@@ -389,33 +390,6 @@ impl ExtentTree<'_, '_> {
             }
         }
         self.grow()
-    }
-
-    fn split(&mut self, above: Option<&Step>, split: &Step, at_end: bool) -> Result<()> {
-        let (right, bytes) = self.new_node(split.child.depth, split.child.block)?;
-        let mut bytes = bytes;
-        let moved = self.edit(Some(split), |left| {
-            let mid = if at_end {
-                left.len().saturating_sub(1)
-            } else {
-                left.len() / 2
-            };
-            ExtentNodeMut::open(&mut bytes).is_ok_and(|mut right| left.move_tail(mid, &mut right))
-        })?;
-        let first = first_of(&bytes, split.child.depth);
-        let (true, Some(first)) = (moved, first) else {
-            return Err(self.damaged("a full node of its extent tree can't be split"));
-        };
-        self.put_node(right, &mut bytes)?;
-        let child = Child {
-            first,
-            end: split.child.end,
-            block: right,
-            depth: split.child.depth,
-        };
-        let done = self.edit(above, |node| node.insert_child(split.at + 1, &child))?;
-        debug_assert!(done, "the node above has room");
-        Ok(())
     }
 
     /// Moves the root's entries into a node of their own, below the root.
@@ -444,7 +418,7 @@ impl ExtentTree<'_, '_> {
         Ok(())
     }
 
-    fn new_node(&mut self, depth: u16, goal: BlockNo) -> Result<(BlockNo, Vec<u8>)> {
+    pub(super) fn new_node(&mut self, depth: u16, goal: BlockNo) -> Result<(BlockNo, Vec<u8>)> {
         let inode = self.record.ino();
         let block = self.transaction.allocate(inode, goal, Reach::Everywhere)?;
         let block_size = self.transaction.instance.superblock.block_size();
@@ -455,7 +429,7 @@ impl ExtentTree<'_, '_> {
         Ok((block, bytes))
     }
 
-    fn put_node(&mut self, block: BlockNo, bytes: &mut [u8]) -> Result<()> {
+    pub(super) fn put_node(&mut self, block: BlockNo, bytes: &mut [u8]) -> Result<()> {
         let instance = self.transaction.instance;
         if instance.checksums {
             extent::update_checksum(bytes, self.record.checksum_seed()).at(
@@ -469,16 +443,16 @@ impl ExtentTree<'_, '_> {
     }
 
     /// Changes a node: the root, or the one of a step.
-    fn edit<T>(
+    pub(super) fn edit<T>(
         &mut self,
         node: Option<&Step>,
         change: impl FnOnce(&mut ExtentNodeMut<'_>) -> T,
     ) -> Result<T> {
         let child = node.map(|step| &step.child);
-        edit_node(self.transaction, self.record, child, change)
+        edit_node(self.transaction, self.record, child, change, Turn::Grows)
     }
 
-    fn damaged(&self, what: &str) -> pagefence_vfs::Error {
+    pub(super) fn damaged(&self, what: &str) -> pagefence_vfs::Error {
         self.transaction
             .instance
             .damaged(self.record.ino(), None, what)
@@ -499,7 +473,9 @@ pub(crate) fn count_blocks(instance: &Instance, record: &mut InodeRecord, more: 
         .at(&instance.damage, Some(record.ino()), None)
 }
 
-/// Changes a node of an extent tree: the root, in `record`, or the one that `child` says.
+/// Changes a node of an extent tree: the root, in `record`, or the one that `child` says. `turn` is
+/// that of a node, as its inode says where the file ends: e2fsck drops every extent that reaches
+/// beyond, the part before the end included.
 ///
 /// # Errors
 /// `Corrupt`, `Io`.
@@ -508,6 +484,7 @@ pub(crate) fn edit_node<T>(
     record: &mut InodeRecord,
     child: Option<&Child>,
     change: impl FnOnce(&mut ExtentNodeMut<'_>) -> T,
+    turn: Turn,
 ) -> Result<T> {
     let instance = transaction.instance;
     let inode = record.ino();
@@ -517,7 +494,7 @@ pub(crate) fn edit_node<T>(
             .at(&instance.damage, Some(inode), None);
     };
     let seed = record.checksum_seed();
-    transaction.change(child.block, |bytes| {
+    let changed = transaction.change(child.block, |bytes| {
         ExtentNodeMut::open(bytes)
             .map(|mut node| change(&mut node))
             .and_then(|result| {
@@ -527,7 +504,9 @@ pub(crate) fn edit_node<T>(
                 Ok(result)
             })
             .at(&instance.damage, Some(inode), Some(child.block))
-    })
+    })?;
+    transaction.take_turn(child.block, turn);
+    Ok(changed)
 }
 
 fn step(node: &ExtentNode<'_>, block: FileBlock) -> Option<Step> {
@@ -544,13 +523,13 @@ fn leaf(node: &ExtentNode<'_>) -> Leaf {
 }
 
 /// Where the leaf behind the one at the end of `path` begins.
-fn after(path: &[Step]) -> Option<FileBlock> {
+pub(super) fn after(path: &[Step]) -> Option<FileBlock> {
     let end = path.last()?.child.end;
     (end < FILE_BLOCKS_END).then_some(end)
 }
 
 /// The file block with which a node begins.
-fn first_of(bytes: &[u8], depth: u16) -> Option<FileBlock> {
+pub(super) fn first_of(bytes: &[u8], depth: u16) -> Option<FileBlock> {
     let place = Place::Block(Child {
         first: FileBlock(0),
         end: FILE_BLOCKS_END,
@@ -565,7 +544,7 @@ fn first_of(bytes: &[u8], depth: u16) -> Option<FileBlock> {
 
 /// The file blocks from `first` up to `end` of an extent that covers them; nothing if they are
 /// none.
-fn part(extent: &Extent, first: FileBlock, end: FileBlock) -> Option<Extent> {
+pub(super) fn part(extent: &Extent, first: FileBlock, end: FileBlock) -> Option<Extent> {
     let len = u16::try_from(end.0.checked_sub(first.0)?).ok()?;
     (len > 0).then_some(Extent {
         first,
@@ -576,7 +555,7 @@ fn part(extent: &Extent, first: FileBlock, end: FileBlock) -> Option<Extent> {
 }
 
 /// Two extents as one, if the second continues the first and one is not too long.
-fn join(left: &Extent, right: &Extent) -> Option<Extent> {
+pub(super) fn join(left: &Extent, right: &Extent) -> Option<Extent> {
     let meets = left.end() == right.first
         && left.start.checked_add(u64::from(left.len)) == Some(right.start)
         && left.unwritten == right.unwritten;

@@ -57,11 +57,12 @@ pub(crate) fn make_inline(
     Ok(true)
 }
 
-/// Whether there is room for an entry of `needed` bytes.
+/// Whether there is room for an entry of `needed` bytes. With more than there can be, looks at all
+/// entries.
 ///
 /// # Errors
 /// `Corrupt`.
-pub(super) fn has_room(instance: &Instance, record: &InodeRecord, needed: usize) -> Result<bool> {
+pub(crate) fn has_room(instance: &Instance, record: &InodeRecord, needed: usize) -> Result<bool> {
     let mut record = record.clone();
     let mut room = Ok(false);
     visit(instance, &mut record, |_, bytes, format| {

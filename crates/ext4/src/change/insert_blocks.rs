@@ -150,7 +150,7 @@ fn insert_in_one_block(
 
 /// The indirect block that holds the pointer at the end of `path`, with those that lead to it made
 /// where they are missing; none if the pointer is in the inode.
-fn holder(
+pub(super) fn holder(
     transaction: &mut Transaction<'_>,
     record: &mut InodeRecord,
     path: &MapPath,

@@ -2,6 +2,7 @@
 
 use pagefence_ext4_format::FileBlock;
 use pagefence_ext4_format::extent::{Child, Extent, ExtentNode, ExtentNodeMut, Place};
+use pagefence_jbd2::Turn;
 use pagefence_vfs::Result;
 
 use crate::change::extent_tree::edit_node;
@@ -126,5 +127,6 @@ fn edit<T>(
     child: Option<&Child>,
     change: impl FnOnce(&mut ExtentNodeMut<'_>) -> T,
 ) -> Result<T> {
-    edit_node(owner.transaction, owner.record, child, change)
+    let turn = Turn::Shrinks;
+    edit_node(owner.transaction, owner.record, child, change, turn)
 }

@@ -5,6 +5,7 @@
 use pagefence_ext4_format::dir_entry::{self, EntryName, FileKind, Role};
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo, htree};
+use pagefence_jbd2::Turn;
 use pagefence_vfs::Result;
 
 use crate::change::append_block::append_block;
@@ -77,7 +78,9 @@ pub(super) fn make_index(directory: &mut Directory<'_, '_>) -> Result<()> {
     change_index(directory, at, |block| {
         block.copy_from_slice(&root);
         true
-    })
+    })?;
+    directory.transaction.take_turn(at, Turn::Yields);
+    Ok(())
 }
 
 /// Puts a name into a hashed directory, in whose block for it there may be no room; returns the
@@ -229,6 +232,7 @@ fn split_leaf(
     let (new, new_at) = append_block(directory.transaction, directory.record)?;
     directory.set_entries(new_at, &mut right)?;
     directory.change_entries(at, &left)?;
+    directory.transaction.take_turn(at, Turn::Yields);
     Ok(((hash, new), is_right))
 }
 

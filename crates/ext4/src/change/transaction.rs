@@ -10,11 +10,11 @@ use pagefence_ext4_format::group_desc::GroupDesc;
 use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::superblock::{SUPERBLOCK_OFFSET, Superblock};
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo};
-use pagefence_jbd2::Handle;
+use pagefence_jbd2::{Handle, Turn};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{Allocator, Reach, Reservation, Sink};
+use crate::alloc::{Allocator, Claim, Reach, Reservation, Sink};
 use crate::change::free_blocks::free_blocks;
 use crate::change::space::Space;
 use crate::error::{At, device};
@@ -259,6 +259,29 @@ impl<'a> Transaction<'a> {
                 running.record.handle.set(block, bytes);
             }
         }
+    }
+
+    /// Says when a block that was changed is written where there is no log
+    /// ([`Handle::take_turn`]).
+    pub(crate) fn take_turn(&mut self, block: BlockNo, turn: Turn) {
+        if let Backend::Running(running) = &mut self.backend {
+            running.record.handle.take_turn(block, turn);
+        }
+    }
+
+    /// A free block to be written instead of `block`, of `inode`, half of whose contents move: where
+    /// a crash may show what it is now beside what is made of others. Nothing if it may as well be
+    /// changed; or if there is no free block, not even of those that are kept for maps.
+    pub(crate) fn replacement(&mut self, inode: InodeNo, block: BlockNo) -> Option<BlockNo> {
+        let Backend::Running(running) = &mut self.backend else {
+            return None;
+        };
+        if !running.record.handle.may_come_back(block) {
+            return None;
+        }
+        let spare = running.live.allocator.reserve(1, Claim::Map).ok()?;
+        running.reservation.join(spare);
+        self.allocate(inode, block, Reach::Everywhere).ok()
     }
 
     /// Lets go of a block that became free: its contents need not be written.

@@ -86,3 +86,21 @@ fn an_inode_that_comes_back_knows_what_fsync_has_to_wait_for() {
     assert!(inode.core.sync_tid(false) >= made_by);
     assert!(inode.core.sync_tid(true) >= made_by);
 }
+
+/// What somebody has for a moment when its last name goes is deleted by the next sync at the latest.
+#[test]
+fn an_inode_that_somebody_had_for_a_moment_is_deleted() {
+    let fs = open("", 16 << 20);
+    let id = make(&fs, "file");
+    let number = InodeNo(u32::try_from(id.0).expect("a number"));
+    let had = fs.inodes.get(number).expect("it is in core");
+    fs.unlink(fs.root(), b"file").expect("it is removed");
+    fs.forget(id);
+    let live = fs.instance.live().expect("it is written to");
+    assert!(live.orphans.has_due(), "somebody has it");
+    drop(had);
+    fs.sync().expect("nothing fails");
+    assert!(!live.orphans.has_due());
+    let deleted = fs.instance.is_inode_in_use(number);
+    assert!(!deleted.expect("it can be read"));
+}

@@ -86,6 +86,11 @@ impl TestDevice {
         self.changed.notify_all();
     }
 
+    /// What it holds.
+    pub(super) fn memory(&self) -> &MemoryDevice {
+        &self.memory
+    }
+
     /// Calls that failed.
     pub(super) fn failed(&self) -> usize {
         self.state.lock().failed
@@ -147,6 +152,7 @@ impl Device for TestDevice {
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        self.enter(Operation::Discard, offset, length)?;
         self.memory.discard(offset, length)
     }
 

@@ -113,6 +113,43 @@ fn fsync_waits_for_an_inode_that_is_being_written() {
     });
 }
 
+/// It looks clean, too, to who syncs while another thread fails to write it.
+#[test]
+fn fsync_and_sync_tell_of_an_inode_that_another_thread_fails_to_write() {
+    for all in [false, true] {
+        let device = formatted();
+        {
+            let fs = open(&device);
+            create(&fs, "file");
+            fs.shut_down().expect("nothing fails");
+        }
+        let fs = open(&device);
+        let id = find(&fs, "file");
+        let file = fs.open(id, true).expect("it opens");
+        let (block, _) = fs.instance.inode_block(number(id)).expect("it has a place");
+        fs.instance.buffers.invalidate(block.0);
+        note_change(&file.inode);
+        device.hold(Operation::Read, block.0 * BLOCK..(block.0 + 1) * BLOCK);
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut held = Held::at_entry();
+                fs.instance.write_inode(&mut held, &file.inode.core)
+            });
+            device.wait_held();
+            let sync = scope.spawn(|| match all {
+                true => fs.sync(),
+                false => fs.sync_file(&file, false),
+            });
+            // Time to come back at once, wrongly.
+            std::thread::sleep(Duration::from_millis(100));
+            device.fail_held();
+            assert!(writer.join().expect("no panic").is_err());
+            let synced = sync.join().expect("no panic");
+            assert!(synced.is_err() || !file.inode.core.is_dirty(), "not told");
+        });
+    }
+}
+
 #[test]
 fn the_end_of_the_mount_tells_what_nobody_was_told() {
     let device = formatted();

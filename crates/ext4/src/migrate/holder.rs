@@ -10,7 +10,6 @@
 //! the file's is on disk, so that no recovery frees what the file owns: e2fsck finds what is lost.
 
 use pagefence_ext4_format::extent::{Extent, entries_that_fit};
-use pagefence_ext4_format::features::Compat;
 use pagefence_ext4_format::inode::{FileKind as DiskKind, Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_lock_order::Held;
@@ -67,11 +66,6 @@ pub(crate) struct Holder {
 }
 
 impl Instance {
-    /// Whether transactions are whole after a crash.
-    pub(super) fn has_log(&self) -> bool {
-        self.superblock.has_compat(Compat::HAS_JOURNAL)
-    }
-
     fn extents_per_node(&self) -> u64 {
         entries_that_fit(self.superblock.block_size() as usize).into()
     }

@@ -31,7 +31,7 @@ fn debugfs(path: &Path, commands: &[String]) {
 }
 
 /// Changes a field of an inode.
-fn set_field(path: &Path, id: InodeId, field: &str, value: u64) {
+pub(crate) fn set_field(path: &Path, id: InodeId, field: &str, value: u64) {
     let command = format!("set_inode_field <{}> {field} {value}", id.0);
     debugfs(path, &[command]);
 }

@@ -1,12 +1,13 @@
 //! The walk over all states.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
-use stateright::{Checker, HasDiscoveries, Model, Property};
+use stateright::{Model, Property};
 
 use super::config::Scenario;
 use super::property;
 use super::state::State;
+use crate::walk::walk;
 
 /// Who does a step. Every actor has one next step at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -132,49 +133,25 @@ pub struct Outcome {
 /// Walks every state of a scenario.
 #[must_use]
 pub fn check(scenario: Scenario) -> Outcome {
-    let model = WriteProtocol { scenario };
-    // A name that is never discovered: the walk goes on to its end, whatever it finds.
-    let all = HasDiscoveries::AllOf(BTreeSet::from(["no such property"]));
-    let checker = model
-        .checker()
-        .threads(1)
-        .finish_when(all)
-        .spawn_bfs()
-        .join();
-    let found = checker.discoveries();
-    let mut violated: Vec<_> = found
-        .iter()
-        .filter(|(name, _)| ![FINISHES, ENOSPC, FULL_JOURNAL].contains(*name))
-        .map(|(&name, path)| (name, format!("{:?}", path.clone().into_actions())))
-        .collect();
-    violated.sort_unstable();
-    if !found.contains_key(FINISHES) {
+    let walked = walk(WriteProtocol { scenario }, None);
+    let mut violated = walked.violated(&[FINISHES, ENOSPC, FULL_JOURNAL]);
+    if !walked.discovered.contains_key(FINISHES) {
         violated.push((FINISHES, String::new()));
     }
     Outcome {
-        states: checker.unique_state_count(),
-        depth: checker.max_depth(),
+        states: walked.states,
+        depth: walked.depth,
         violated,
-        saw_enospc: found.contains_key(ENOSPC),
-        saw_full_journal: found.contains_key(FULL_JOURNAL),
+        saw_enospc: walked.discovered.contains_key(ENOSPC),
+        saw_full_journal: walked.discovered.contains_key(FULL_JOURNAL),
     }
 }
 
 /// Looks for a run that violates one property: the steps of a shortest one, and the states seen.
 #[must_use]
 pub fn find(scenario: Scenario, property: &'static str) -> (Option<Vec<Actor>>, usize) {
-    let model = WriteProtocol { scenario };
-    let wanted = HasDiscoveries::AllOf(BTreeSet::from([property]));
-    let checker = model
-        .checker()
-        .threads(1)
-        .finish_when(wanted)
-        .spawn_bfs()
-        .join();
-    let run = checker
-        .discovery(property)
-        .map(stateright::Path::into_actions);
-    (run, checker.unique_state_count())
+    let mut walked = walk(WriteProtocol { scenario }, Some(property));
+    (walked.discovered.remove(property), walked.states)
 }
 
 /// Whether no step leads back: then a run ends, and only where nobody can go on.

@@ -328,6 +328,19 @@ impl FileSystem for MemoryFs {
         let mut tree = self.shared.tree.lock();
         let node = tree.changeable(file.id)?;
         let end = offset + length;
+        if mode.intersects(FallocateMode::COLLAPSE_RANGE | FallocateMode::INSERT_RANGE) {
+            let (from, to) = (offset as usize, end as usize);
+            if mode.contains(FallocateMode::COLLAPSE_RANGE) {
+                node.bytes.drain(from..to);
+            } else {
+                let zeros = vec![0; to - from];
+                node.bytes.splice(from..from, zeros);
+            }
+            node.attr.size = node.bytes.len() as u64;
+            node.blocks = (0..node.attr.size.div_ceil(BLOCK)).collect();
+            node.touch();
+            return Ok(());
+        }
         if mode.contains(FallocateMode::PUNCH_HOLE) {
             let whole = offset.div_ceil(BLOCK)..end / BLOCK;
             node.blocks.retain(|block| !whole.contains(block));

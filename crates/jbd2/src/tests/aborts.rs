@@ -1,13 +1,18 @@
 //! A device that fails at every call in turn: the journal aborts, tells, and lets nobody hang.
 
+use std::io::{IoSlice, IoSliceMut};
 use std::time::Duration;
 
+use pagefence_block_io::Capabilities;
 use pagefence_lock_order::Held;
+use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
 use pagefence_lock_order::primitives::thread;
 
 use super::running::*;
 use super::*;
 use crate::{Options, Tid};
+
+type DeviceResult = pagefence_block_io::device::Result<()>;
 
 /// Commits, revokes and goes round the log, then closes. Gives what was durable by promise.
 fn work(ground: &Ground) -> Result<(), JournalError> {
@@ -189,4 +194,91 @@ fn a_client_that_panics_aborts() {
     let mut entry = Held::at_entry();
     assert!(journal.start(&mut entry, 1).is_err());
     assert!(journal.close().is_err());
+}
+
+#[test]
+fn a_client_that_panics_while_the_journal_is_closed_is_an_error() {
+    struct Panics;
+    impl crate::Client for Panics {
+        fn seal(&self, _: &mut crate::Sealing<'_>) {}
+        fn committed(&self, _: Tid) {
+            panic!("on purpose");
+        }
+        fn aborted(&self, _: &JournalError) {}
+    }
+    let image = Image::new(0, REVOKE | V3, 0, 5);
+    let device = Arc::new(image.device.fork());
+    let buffers = pagefence_block_io::BufferCache::new(device, BLOCK as u32, 1 << 20);
+    let client = Arc::new(Panics);
+    let weak: pagefence_lock_order::primitives::Weak<Panics> = Arc::downgrade(&client);
+    let journal =
+        crate::Journal::open(Arc::new(buffers), location(), weak, Options::default()).unwrap();
+    let mut entry = Held::at_entry();
+    let (mut handle, held) = journal.start(&mut entry, 1).unwrap();
+    fill(&mut handle, 10, 1);
+    drop((handle, held));
+    assert!(journal.close().is_err(), "nothing is home");
+}
+
+/// What is left behind is flushed, too, and the host tells a failure to one flush only: it may be
+/// that one.
+#[test]
+fn a_flush_that_an_abort_overtakes_is_no_promise() {
+    #[derive(Debug)]
+    struct Slow {
+        below: MemoryDevice,
+        /// Flushes that began; and that may end.
+        begun: AtomicU64,
+        ends: AtomicU64,
+    }
+    impl Device for Slow {
+        fn size(&self) -> u64 {
+            self.below.size()
+        }
+        fn capabilities(&self) -> Capabilities {
+            self.below.capabilities()
+        }
+        fn read_vectored(&self, offset: u64, buffers: &mut [IoSliceMut<'_>]) -> DeviceResult {
+            self.below.read_vectored(offset, buffers)
+        }
+        fn write_vectored(&self, offset: u64, buffers: &[IoSlice<'_>]) -> DeviceResult {
+            self.below.write_vectored(offset, buffers)
+        }
+        fn flush(&self) -> DeviceResult {
+            self.begun.fetch_add(1, Ordering::SeqCst);
+            while self.ends.load(Ordering::SeqCst) == 0 {
+                thread::yield_now();
+            }
+            Ok(())
+        }
+        fn discard(&self, offset: u64, length: u64) -> DeviceResult {
+            self.below.discard(offset, length)
+        }
+        fn write_zeroes(&self, offset: u64, length: u64) -> DeviceResult {
+            self.below.write_zeroes(offset, length)
+        }
+    }
+    let image = Image::new(0, REVOKE | V3, 0, 5);
+    let device = Arc::new(Slow {
+        below: image.device.fork(),
+        begun: AtomicU64::new(0),
+        ends: AtomicU64::new(0),
+    });
+    let buffers = pagefence_block_io::BufferCache::new(device.clone(), BLOCK as u32, 1 << 20);
+    let client: Arc<Recorder> = Arc::default();
+    let weak: pagefence_lock_order::primitives::Weak<Recorder> = Arc::downgrade(&client);
+    let journal =
+        crate::Journal::open(Arc::new(buffers), location(), weak, Options::default()).unwrap();
+    thread::scope(|scope| {
+        let flush = scope.spawn(|| journal.flush_data());
+        while device.begun.load(Ordering::SeqCst) == 0 {
+            thread::yield_now();
+        }
+        journal.abort(JournalError::Closed);
+        device.ends.store(1, Ordering::SeqCst);
+        let flushed = flush.join().unwrap();
+        assert!(matches!(flushed, Err(JournalError::Aborted { errno: 5 })));
+    });
+    assert!(journal.close().is_err());
+    assert_eq!(recover(&*device, &image.location).unwrap().errno(), -5);
 }

@@ -7,6 +7,7 @@ use pagefence_ext4_format::journal::superblock::RawJournalSuperblock;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
 use pagefence_lock_order::primitives::thread;
+use pagefence_lock_order::primitives::{Mutex, Weak};
 use zerocopy::FromBytes;
 
 use super::running::*;
@@ -313,7 +314,9 @@ fn closing_brings_everything_home_and_empties_the_log() {
         ground.journal.start(&mut entry, 1),
         Err(JournalError::Closed)
     ));
-    assert!(ground.journal.commit(ground.journal.running()).is_ok());
+    // Nothing is flushed any more that is written now.
+    let late = ground.journal.commit(ground.journal.running());
+    assert!(matches!(late, Err(JournalError::Closed)));
     // Its next life goes on.
     let again = Ground::on(
         ground.device.clone(),
@@ -533,4 +536,62 @@ fn flushes_are_shared_by_those_who_came_before_they_began() {
         ground.journal.flush_data().unwrap();
         assert_eq!(byte_of(&ground.device.crash(u64::from(round)), 50), round);
     }
+}
+
+#[test]
+fn closing_ends_though_others_go_on_starting_handles() {
+    /// After each commit somebody comes who changes a block, or is turned away.
+    #[derive(Default)]
+    struct Crowd {
+        journal: Mutex<Weak<crate::Journal>>,
+        joined: AtomicU64,
+        refused: AtomicU64,
+    }
+    impl crate::Client for Crowd {
+        fn seal(&self, _: &mut crate::Sealing<'_>) {}
+        fn committed(&self, _: Tid) {
+            let Some(journal) = self.journal.lock().upgrade() else {
+                return;
+            };
+            let come = || {
+                let mut entry = Held::at_entry();
+                let started = journal.start(&mut entry, 1);
+                started.map(|(mut handle, _held)| fill(&mut handle, 10, 1))
+            };
+            let outcome = thread::scope(|scope| scope.spawn(come).join().unwrap());
+            match outcome {
+                Ok(()) => assert!(self.joined.fetch_add(1, Ordering::SeqCst) < 5, "no end"),
+                Err(_) => drop(self.refused.fetch_add(1, Ordering::SeqCst)),
+            }
+        }
+        fn aborted(&self, _: &JournalError) {}
+    }
+    let device = Arc::new(image().device.fork());
+    let buffers = pagefence_block_io::BufferCache::new(device.clone(), BLOCK as u32, 1 << 20);
+    let client: Arc<Crowd> = Arc::default();
+    let weak: Weak<Crowd> = Arc::downgrade(&client);
+    let journal = crate::Journal::open(Arc::new(buffers), location(), weak, options(None)).unwrap();
+    *client.journal.lock() = Arc::downgrade(&journal);
+    let mut entry = Held::at_entry();
+    let (mut handle, held) = journal.start(&mut entry, 1).unwrap();
+    fill(&mut handle, 10, 7);
+    drop((handle, held));
+    journal.close().unwrap();
+    let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+    assert_eq!((count(&client.joined), count(&client.refused)), (0, 1));
+    assert_eq!(byte_of(&*device, 10), 7);
+}
+
+#[test]
+fn who_closes_too_waits_until_it_is_closed() {
+    let ground = Ground::new(&image());
+    thread::scope(|scope| {
+        ground.handle(1, |handle| {
+            fill(handle, 10, 1);
+            let closers = [(); 2].map(|()| scope.spawn(|| ground.journal.close().unwrap()));
+            std::thread::sleep(Duration::from_millis(30));
+            assert!(closers.iter().all(|closer| !closer.is_finished()));
+        });
+    });
+    assert_eq!(ground.at_home(10), 1);
 }

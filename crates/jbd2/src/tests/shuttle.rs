@@ -11,6 +11,8 @@ use super::running::*;
 use super::*;
 use crate::{Journal, Tid};
 
+mod durable;
+
 const SCHEDULES: usize = 2000;
 
 /// Runs `scenario` under schedules by chance, and under such as stop one thread for long: between

@@ -17,6 +17,8 @@ mod shuttle;
 #[cfg(shuttle)]
 mod shuttle_writes;
 #[cfg(not(shuttle))]
+mod storage;
+#[cfg(not(shuttle))]
 mod streams;
 #[cfg(not(shuttle))]
 mod writeback;

@@ -17,6 +17,7 @@ use super::{SMALL, config, read_with, stamped, sync};
 use crate::backing::PAGE_SIZE;
 use crate::mutants::Mutants;
 use crate::reclaim::Pressure;
+use crate::write_batch::WHOLE;
 use crate::{Config, Evict, PageCache, Readahead, WaitFor};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -448,4 +449,30 @@ fn written_and_reclaimed(mutants: Mutants) {
 #[test]
 fn shuttle_write_reclaim() {
     check(|| written_and_reclaimed(Mutants::default()));
+}
+
+/// Faults make pages of one file dirty at once, with no lock in common: each sync finds what became
+/// dirty before it, whoever told the flusher of the file.
+#[test]
+fn shuttle_a_file_is_listed_before_anybody_relies_on_it() {
+    check(|| {
+        let device = Device::stamped(2, PAGE_SIZE);
+        let world = World::of(config(SMALL), Mutants::default(), device);
+        (0..PAGES).for_each(|page| world.read(page));
+        let threads = (0..PAGES).map(|page| {
+            world.thread("fault", move |world| {
+                let folio = world.mapping.pages().get(page).expect("cached");
+                let queues = &world.cache.shared().page_queues;
+                queues.lock(&folio);
+                let pages = world.mapping.pages();
+                pages.set_dirty(std::iter::once((&folio, WHOLE)));
+                queues.unlock(&folio);
+                world.mapping.tell_flusher();
+                world.cache.sync_all(&mut Held::at_entry());
+                assert_eq!(folio.state.dirty(), 0, "stale: not written");
+            })
+        });
+        let threads = threads.collect();
+        world.end(threads);
+    });
 }

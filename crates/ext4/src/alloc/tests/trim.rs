@@ -1,5 +1,7 @@
 //! Free runs, for the device to be told of.
 
+use pagefence_lock_order::primitives::thread;
+
 use super::*;
 
 impl World {
@@ -69,16 +71,41 @@ fn all_that_is_free_is_told_and_nothing_else() {
     assert!(other.start().0 >= end || other.start().0 + 10 <= 20_000);
 }
 
+/// What is promised has no place yet: the device may be told of it, and the promise holds.
 #[test]
-fn on_a_full_volume_nothing_is_told() {
+fn what_is_told_of_stays_promised() {
     let world = World::new(ext4(8, 1024));
-    let all = world.reserve(world.allocator.counts().blocks);
-    assert!(world.trim(1).is_empty(), "all of it is promised");
-    drop(all);
-    let some = world.reserve(world.allocator.counts().blocks - 8);
-    assert!(
-        world.trim(1).iter().all(|(_, len)| *len <= 4),
-        "writers come first"
-    );
-    drop(some);
+    let free = world.allocator.counts().blocks;
+    let mut all = world.reserve(free);
+    let told: u64 = world.trim(1).iter().map(|(_, len)| u64::from(*len)).sum();
+    assert_eq!(told, free);
+    thread::scope(|scope| {
+        let mut at = world.superblock().first_data_block();
+        let lent = loop {
+            let run = world
+                .allocator
+                .next_free_run(&world.instance, at, 1)
+                .expect("in memory");
+            match run {
+                Some(run) => break run,
+                None => at = BlockNo(at.0 + 1),
+            }
+        };
+        let taker = scope.spawn(|| {
+            let mut taken = Vec::new();
+            while all.blocks() > 0 {
+                let goal = BlockNo(1);
+                let run = world
+                    .allocator
+                    .allocate(&world.instance, goal, u32::MAX, &mut all);
+                taken.push(run.expect("it is promised"));
+            }
+            taken
+        });
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        drop(lent);
+        let taken = taker.join().expect("no panic");
+        let sum: u64 = taken.iter().map(|run| u64::from(run.len())).sum();
+        assert_eq!(sum, free);
+    });
 }

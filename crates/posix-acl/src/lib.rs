@@ -2,13 +2,14 @@
 //! them (version 2), and what they permit. Sources: the withdrawn POSIX.1e draft 17, acl(5), and
 //! the kernel's `include/uapi/linux/posix_acl_xattr.h`.
 
+mod error;
 #[cfg(test)]
 mod tests;
 
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{U16, U32};
 
-use super::XattrCorruption;
+pub use error::AclError;
 
 /// Permission to execute or search.
 pub const EXECUTE: u8 = 1;
@@ -40,7 +41,7 @@ pub enum AclTag {
 }
 
 impl AclTag {
-    fn new(tag: u16, id: u32) -> Result<Self, XattrCorruption> {
+    fn new(tag: u16, id: u32) -> Result<Self, AclError> {
         Ok(match tag {
             0x01 => Self::UserObj,
             0x02 => Self::User(id),
@@ -48,7 +49,7 @@ impl AclTag {
             0x08 => Self::Group(id),
             0x10 => Self::Mask,
             0x20 => Self::Other,
-            _ => return Err(XattrCorruption::AclTag { tag }),
+            _ => return Err(AclError::Tag { tag }),
         })
     }
 
@@ -120,8 +121,8 @@ impl Acl {
     ///
     /// # Errors
     ///
-    /// [`XattrCorruption::AclOrder`], [`XattrCorruption::AclId`], [`XattrCorruption::AclPerm`].
-    pub fn new(entries: Vec<AclEntry>) -> Result<Self, XattrCorruption> {
+    /// [`AclError::Order`], [`AclError::Id`], [`AclError::Perm`].
+    pub fn new(entries: Vec<AclEntry>) -> Result<Self, AclError> {
         // The least rank that the next entry may have.
         let mut due = 0_u8;
         let mut named = false;
@@ -141,23 +142,23 @@ impl Acl {
             let skips = (due == 0 && rank > 0) || (due <= 2 && rank > 2);
             let unmasked = entry.tag == AclTag::Other && named && !masked;
             if rank < due || skips || unmasked {
-                return Err(XattrCorruption::AclOrder { at });
+                return Err(AclError::Order { at });
             }
             due = match entry.tag {
                 AclTag::User(_) | AclTag::Group(_) => rank,
                 _ => rank.saturating_add(1),
             };
             if entry.tag.id() == Some(NO_ID) {
-                return Err(XattrCorruption::AclId { at });
+                return Err(AclError::Id { at });
             }
             if entry.perm & !(READ | WRITE | EXECUTE) != 0 {
-                return Err(XattrCorruption::AclPerm {
+                return Err(AclError::Perm {
                     perm: entry.perm.into(),
                 });
             }
         }
         if due != 6 {
-            return Err(XattrCorruption::AclOrder { at: entries.len() });
+            return Err(AclError::Order { at: entries.len() });
         }
         Ok(Self { entries })
     }
@@ -166,10 +167,10 @@ impl Acl {
     ///
     /// # Errors
     ///
-    /// One of [`XattrCorruption`]'s `Acl…`.
-    pub fn from_disk(bytes: &[u8]) -> Result<Option<Self>, XattrCorruption> {
+    /// One of [`AclError`].
+    pub fn from_disk(bytes: &[u8]) -> Result<Option<Self>, AclError> {
         let size = bytes.len();
-        let short = XattrCorruption::AclSize { size };
+        let short = AclError::Size { size };
         let mut rest = version(bytes, DISK_VERSION)?;
         let mut entries = Vec::new();
         while !rest.is_empty() {
@@ -191,8 +192,8 @@ impl Acl {
     ///
     /// # Errors
     ///
-    /// One of [`XattrCorruption`]'s `Acl…`.
-    pub fn from_xattr(bytes: &[u8]) -> Result<Option<Self>, XattrCorruption> {
+    /// One of [`AclError`].
+    pub fn from_xattr(bytes: &[u8]) -> Result<Option<Self>, AclError> {
         let size = bytes.len();
         let mut rest = version(bytes, XATTR_VERSION)?;
         let mut entries = Vec::new();
@@ -203,7 +204,7 @@ impl Acl {
                     let (id, rest) = U32::read_from_prefix(rest).ok()?;
                     Some(((head, id), rest))
                 })
-                .ok_or(XattrCorruption::AclSize { size })?;
+                .ok_or(AclError::Size { size })?;
             rest = after;
             entries.push(entry(tag.get(), perm.get(), id.get())?);
         }
@@ -302,7 +303,7 @@ impl Acl {
         Self { entries }
     }
 
-    fn unless_empty(entries: Vec<AclEntry>) -> Result<Option<Self>, XattrCorruption> {
+    fn unless_empty(entries: Vec<AclEntry>) -> Result<Option<Self>, AclError> {
         if entries.is_empty() {
             Ok(None)
         } else {
@@ -354,19 +355,19 @@ pub fn permits(acl: Option<&Acl>, who: &Caller<'_>, file: &Owned, want: u8) -> b
     }
 }
 
-fn version(bytes: &[u8], due: u32) -> Result<&[u8], XattrCorruption> {
+fn version(bytes: &[u8], due: u32) -> Result<&[u8], AclError> {
     let (version, rest) =
-        U32::ref_from_prefix(bytes).map_err(|_| XattrCorruption::AclSize { size: bytes.len() })?;
+        U32::ref_from_prefix(bytes).map_err(|_| AclError::Size { size: bytes.len() })?;
     let version = version.get();
     if version != due {
-        return Err(XattrCorruption::AclVersion { version });
+        return Err(AclError::Version { version });
     }
     Ok(rest)
 }
 
-fn entry(tag: u16, perm: u16, id: u32) -> Result<AclEntry, XattrCorruption> {
+fn entry(tag: u16, perm: u16, id: u32) -> Result<AclEntry, AclError> {
     Ok(AclEntry {
         tag: AclTag::new(tag, id)?,
-        perm: u8::try_from(perm).map_err(|_| XattrCorruption::AclPerm { perm })?,
+        perm: u8::try_from(perm).map_err(|_| AclError::Perm { perm })?,
     })
 }

@@ -51,27 +51,18 @@ fn bytes_of_both_forms() {
     assert_eq!(read.to_xattr(), xattr);
     assert_eq!(Acl::from_xattr(xattr).unwrap().unwrap(), read);
     assert_eq!(Acl::from_disk(b"\x01\0\0\0"), Ok(None));
-    assert_eq!(
-        Acl::from_disk(xattr),
-        Err(XattrCorruption::AclVersion { version: 2 })
-    );
+    assert_eq!(Acl::from_disk(xattr), Err(AclError::Version { version: 2 }));
     for cut in 1..disk.len() {
         let whole_head = cut == 4;
         assert_eq!(Acl::from_disk(&disk[..cut]).is_ok(), whole_head, "{cut}");
     }
     let mut unknown = disk.to_vec();
     unknown[4] = 3;
-    assert_eq!(
-        Acl::from_disk(&unknown),
-        Err(XattrCorruption::AclTag { tag: 3 })
-    );
+    assert_eq!(Acl::from_disk(&unknown), Err(AclError::Tag { tag: 3 }));
     for perm in [8, 0x100] {
         let mut excess = disk.to_vec();
         excess[6..8].copy_from_slice(&u16::to_le_bytes(perm));
-        assert_eq!(
-            Acl::from_disk(&excess),
-            Err(XattrCorruption::AclPerm { perm })
-        );
+        assert_eq!(Acl::from_disk(&excess), Err(AclError::Perm { perm }));
     }
 }
 
@@ -93,19 +84,13 @@ fn lists_that_are_not_valid() {
     for tags in order {
         let entries = tags.iter().map(|tag| AclEntry { tag: *tag, perm: 0 });
         assert!(
-            matches!(
-                Acl::new(entries.collect()),
-                Err(XattrCorruption::AclOrder { .. })
-            ),
+            matches!(Acl::new(entries.collect()), Err(AclError::Order { .. })),
             "{tags:?}"
         );
     }
     let nobody = [UserObj, User(u32::MAX), GroupObj, Mask, Other];
     let entries = nobody.iter().map(|tag| AclEntry { tag: *tag, perm: 0 });
-    assert_eq!(
-        Acl::new(entries.collect()),
-        Err(XattrCorruption::AclId { at: 1 })
-    );
+    assert_eq!(Acl::new(entries.collect()), Err(AclError::Id { at: 1 }));
     acl(&[(UserObj, 0), (GroupObj, 0), (Other, 0)]);
     acl(&[(UserObj, 0), (GroupObj, 0), (Mask, 0), (Other, 0)]);
 }

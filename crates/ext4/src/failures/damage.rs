@@ -1,0 +1,285 @@
+//! Damage that an operation meets: it is found before anything changes, and costs nobody but who
+//! asked. (What fails half way ends all writing.)
+
+use pagefence_block_io::{Device as _, MemoryDevice};
+use pagefence_ext4_format::inode::InodeFlags;
+use pagefence_ext4_format::{GroupNo, InodeNo};
+use pagefence_lock_order::primitives::Arc;
+use pagefence_vfs::{Error, FileSystem as _, InodeId, New, NewKind, RenameMode, XattrMode};
+
+use super::{
+    BLOCK, TestDevice, create, find, formatted, formatted_with, inode, open, place, root, write,
+};
+use crate::filesystem::FileSystem;
+use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
+
+fn make_dir(fs: &FileSystem, name: &str) -> InodeId {
+    let new = New {
+        kind: NewKind::Directory,
+        permissions: 0o755,
+        umask: 0,
+    };
+    let made = fs.create(fs.root(), name.as_bytes(), &new, &root());
+    made.expect("it is made").attr.id
+}
+
+fn garble(device: &Arc<TestDevice>, at: u64) {
+    let block = vec![0x5A; BLOCK as usize];
+    device
+        .memory()
+        .write(at, &block)
+        .expect("memory is written");
+}
+
+fn is_corrupt<T>(result: pagefence_vfs::Result<T>) -> bool {
+    matches!(result, Err(Error::Corrupt { .. }))
+}
+
+#[test]
+fn a_damaged_directory_can_not_be_moved() {
+    let device = formatted();
+    let fs = open(&device);
+    let (moving, into) = (make_dir(&fs, "moving"), make_dir(&fs, "into"));
+    let block = place(&fs, moving, 0);
+    fs.shut_down().expect("nothing fails");
+    drop(fs);
+    garble(&device, block.start);
+    let fs = open(&device);
+    let none = RenameMode::empty();
+    assert!(is_corrupt(fs.rename(
+        fs.root(),
+        b"moving",
+        into,
+        b"moved",
+        none
+    )));
+    let both = RenameMode::EXCHANGE;
+    make_dir(&fs, "other");
+    let other = find(&fs, "into");
+    let new = New {
+        kind: NewKind::Directory,
+        permissions: 0o755,
+        umask: 0,
+    };
+    fs.create(other, b"below", &new, &root())
+        .expect("it is made");
+    assert!(is_corrupt(fs.rename(
+        other,
+        b"below",
+        fs.root(),
+        b"moving",
+        both
+    )));
+    fs.instance.live().expect("no journal is aborted");
+    // In its directory it can have another name.
+    fs.rename(fs.root(), b"moving", fs.root(), b"moved", none)
+        .expect("its own block has no say");
+    fs.shut_down().expect("all is written");
+}
+
+#[test]
+fn a_name_beside_a_damaged_one_can_not_be_moved() {
+    let device = formatted_with("^metadata_csum,^dir_index");
+    let fs = open(&device);
+    let into = make_dir(&fs, "into");
+    create(&fs, "name");
+    create(&fs, "behind");
+    let block = place(&fs, fs.root(), 0);
+    fs.shut_down().expect("nothing fails");
+    drop(fs);
+    let mut bytes = vec![0; BLOCK as usize];
+    device
+        .memory()
+        .read(block.start, &mut bytes)
+        .expect("it is read");
+    let at = bytes
+        .windows(6)
+        .position(|name| name == b"behind")
+        .expect("it is there");
+    // The length of the record, which then does not even hold its own head.
+    let record = block.start + at as u64 - 4;
+    device
+        .memory()
+        .write(record, &[4, 0])
+        .expect("memory is written");
+    let fs = open(&device);
+    let none = RenameMode::empty();
+    assert!(is_corrupt(fs.rename(
+        fs.root(),
+        b"name",
+        into,
+        b"name",
+        none
+    )));
+    fs.instance.live().expect("no journal is aborted");
+    assert!(matches!(fs.lookup(into, b"name"), Err(Error::NotFound)));
+    find(&fs, "name");
+    fs.shut_down().expect("all is written");
+}
+
+/// A file with a block of data and a block of attributes; where that lies, and the bitmap of its
+/// inode.
+fn with_attributes(device: &Arc<TestDevice>) -> (u64, u64) {
+    let fs = open(device);
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    write(&fs, &file, 0, &[1; BLOCK as usize]);
+    drop(file);
+    fs.set_xattr(id, b"user.long", &[2; 1000], XattrMode::Set)
+        .expect("it has room");
+    fs.sync().expect("nothing fails");
+    let block = inode(&fs, id).disk().record.file_acl();
+    let block = block.expect("it does not fit into the inode");
+    let group = fs.instance.group_desc(GroupNo(0)).expect("it is sound");
+    fs.shut_down().expect("nothing fails");
+    (block.0 * BLOCK, group.inode_bitmap().0 * BLOCK)
+}
+
+/// Removes the file, which can't be deleted whole: nobody else has to suffer.
+fn remove(device: &Arc<TestDevice>) {
+    let fs = open(device);
+    let id = find(&fs, "file");
+    fs.unlink(fs.root(), b"file").expect("its name goes");
+    fs.forget(id);
+    fs.instance.live().expect("no journal is aborted");
+    fs.sync().expect("all is written");
+    fs.shut_down().expect("all is written");
+    drop(fs);
+    let fs = open(device);
+    assert!(matches!(
+        fs.lookup(fs.root(), b"file"),
+        Err(Error::NotFound)
+    ));
+}
+
+#[test]
+fn a_file_with_damaged_attributes_is_removed_by_name() {
+    let device = formatted();
+    let (attributes, _) = with_attributes(&device);
+    garble(&device, attributes);
+    remove(&device);
+}
+
+#[test]
+fn a_file_whose_bitmap_is_damaged_is_removed_by_name() {
+    let device = formatted();
+    let (_, bitmap) = with_attributes(&device);
+    garble(&device, bitmap);
+    remove(&device);
+}
+
+/// An inode that is in use, and free by its bitmap, is not made anew under those who have it.
+#[test]
+fn an_inode_that_somebody_has_is_not_given_out() {
+    let device = formatted_with("^metadata_csum,^uninit_bg");
+    let fs = open(&device);
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    write(&fs, &file, 0, &[1; 100]);
+    drop(file);
+    let number = u32::try_from(id.0).expect("a number");
+    let group = fs.instance.group_desc(GroupNo(0)).expect("it is sound");
+    let byte = group.inode_bitmap().0 * BLOCK + u64::from((number - 1) / 8);
+    fs.shut_down().expect("nothing fails");
+    drop(fs);
+    let mut bits = [0];
+    device.memory().read(byte, &mut bits).expect("it is read");
+    bits[0] &= !(1 << ((number - 1) % 8));
+    device
+        .memory()
+        .write(byte, &bits)
+        .expect("memory is written");
+    let fs = open(&device);
+    let file = fs.open(id, true).expect("it opens");
+    let new = New {
+        kind: NewKind::Directory,
+        permissions: 0o755,
+        umask: 0,
+    };
+    let made = fs.create(fs.root(), b"new", &new, &root());
+    assert!(is_corrupt(made));
+    fs.instance.live().expect("no journal is aborted");
+    let made = fs.create(fs.root(), b"new", &new, &root());
+    assert_ne!(made.expect("others are free").attr.id, id);
+    assert_eq!(fs.attr(id).expect("it is there").size, 100);
+    drop(file);
+    fs.shut_down().expect("all is written");
+}
+
+/// What is the file system's own is nobody's file, whatever a directory says.
+#[test]
+fn the_orphan_file_can_not_be_reached() {
+    let device = formatted();
+    let fs = open(&device);
+    let number = fs.instance.superblock.orphan_file_inode();
+    let InodeNo(number) = number.expect("it has one");
+    let id = InodeId(u64::from(number));
+    assert!(matches!(fs.attr(id), Err(Error::Stale)));
+    assert!(matches!(fs.open(id, true), Err(Error::Stale)));
+}
+
+/// A list of access that only an inode of its own can hold.
+fn long_list() -> Vec<u8> {
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    let mut add = |tag: u16, permissions: u16, id: u32| {
+        list.extend(tag.to_le_bytes());
+        list.extend(permissions.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    };
+    add(1, 7, u32::MAX);
+    for user in 1000..1200 {
+        add(2, 5, user);
+    }
+    add(4, 5, u32::MAX);
+    add(0x10, 7, u32::MAX);
+    add(0x20, 5, u32::MAX);
+    list
+}
+
+/// What was taken for a new inode is given back if what it inherits finds no inode.
+#[test]
+fn an_inode_that_can_not_inherit_is_given_back() {
+    let device = MemoryDevice::new(64 << 20);
+    let mut parameters = Parameters::new(Kind::Ext4);
+    parameters
+        .features
+        .edit("ea_inode")
+        .expect("known features");
+    parameters.block_size = Some(1024);
+    parameters.inodes = Some(64);
+    parameters.contents = Contents::Zeros;
+    format(&device, &parameters, &Tree::new()).expect("a new file system");
+    let device = Arc::new(TestDevice::new(device));
+    let fs = open(&device);
+    let dir = make_dir(&fs, "dir");
+    let list = b"system.posix_acl_default";
+    fs.set_xattr(dir, list, &long_list(), XattrMode::Set)
+        .expect("it has room");
+    let holds_value = |number: &u64| {
+        let number = InodeNo(u32::try_from(*number).expect("a number"));
+        let record = fs.instance.read_inode(number).expect("it is sound");
+        record.flags().contains(InodeFlags::EA_INODE)
+    };
+    let values: Vec<_> = (12..=64).filter(holds_value).collect();
+    assert_eq!(values.len(), 1, "the list lies there, and is nobody's file");
+    assert!(matches!(fs.inode(InodeId(values[0])), Err(Error::Stale)));
+    let free = |fs: &FileSystem| fs.stat_fs().expect("it is known").inodes_free;
+    for number in 1..free(&fs) {
+        create(&fs, &format!("file {number}"));
+    }
+    assert_eq!(free(&fs), 1);
+    let new = New {
+        kind: NewKind::Regular,
+        permissions: 0o644,
+        umask: 0,
+    };
+    for _ in 0..2 {
+        let made = fs.create(dir, b"file", &new, &root());
+        assert!(matches!(made, Err(Error::NoSpace)), "{made:?}");
+        assert_eq!(free(&fs), 1);
+    }
+    fs.sync().expect("no journal is aborted");
+    create(&fs, "the last");
+    assert_eq!(free(&fs), 0);
+    fs.shut_down().expect("all is written");
+}

@@ -1,0 +1,116 @@
+//! Power cuts while blocks move: what is left is one of the states that docs/CRASH.md names.
+
+use pagefence_block_io::fault_device::FaultDevice;
+use pagefence_block_io::fault_device::random::Random as StateRandom;
+use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
+use pagefence_lock_order::primitives::thread::scope;
+use pagefence_vfs::{FileSystem as _, SetAttr, SetTime};
+
+use super::kit::{Between, CASES, Case, mended, open, with_file};
+use crate::support::{Image, find, read_all, root};
+
+/// Outcomes by chance that are tried at each moment.
+const RANDOM_STATES: usize = 1;
+
+/// Cuts the power at each moment of one operation; how many states of each kind there were.
+fn cut(case: &Case, collapses: bool, first: usize, blocks: usize) -> [usize; 3] {
+    let (before, bytes, block) = with_file(case);
+    let between = Between::new(&bytes, (first, blocks), block, collapses, case.has_log);
+    let device = Arc::new(FaultDevice::new(&before, 1));
+    case.set_atomic(&device);
+    device.start_trace();
+    let fs = open(device.clone());
+    let file = fs.open(find(&fs, "file"), true).unwrap();
+    let begun = device.trace_position();
+    let is_over = AtomicBool::new(!case.has_log);
+    scope(|scope| {
+        // Commits at any moment, so that a handle does not get more than it asked for.
+        scope.spawn(|| {
+            let root_dir = fs.open_dir(fs.root()).unwrap();
+            while !is_over.load(Ordering::Relaxed) {
+                let change = SetAttr {
+                    modified: Some(SetTime::Now),
+                    ..SetAttr::default()
+                };
+                fs.set_attr(fs.root(), &change, &root()).unwrap();
+                fs.sync_dir(&root_dir).unwrap();
+            }
+        });
+        between.change(&fs, &file).unwrap();
+        is_over.store(true, Ordering::Relaxed);
+    });
+    fs.sync_file(&file, false).unwrap();
+    drop(file);
+    drop(fs);
+    let mut counts = [0; 3];
+    let (mut tried, mut moments) = (0, 0);
+    device.take_trace().unwrap().walk(|point| {
+        let position = point.position();
+        if !point.is_before_flush() || position < begun {
+            return;
+        }
+        moments += 1;
+        // What e2fsck has to mend takes its time.
+        if !case.has_log && moments % 3 != 0 {
+            return;
+        }
+        let states = point.crash_states();
+        let mut random = StateRandom::new(position as u64);
+        let mut outcomes = vec![states.nothing(), states.everything()];
+        outcomes.extend((0..RANDOM_STATES).map(|_| states.random(&mut random)));
+        for outcome in outcomes {
+            let image = states.image(&outcome);
+            let what = format!(
+                "{}, {first} {blocks}, collapse {collapses}, {position}",
+                case.name
+            );
+            tried += 1;
+            let found = if case.has_log {
+                let image = Arc::new(image);
+                let fs = open(image.clone());
+                let found = read_all(&fs, find(&fs, "file"));
+                fs.shut_down().unwrap();
+                drop(fs);
+                if tried % 4 == 0 {
+                    Image::of(&image.to_vec()).assert_clean(&what);
+                }
+                found
+            } else {
+                let image = mended(&image, &what);
+                let fs = image.open();
+                read_all(&fs, find(&fs, "file"))
+            };
+            match between.judge(&found) {
+                Some(state) => counts[state as usize] += 1,
+                None => panic!("{what}: {} bytes in no state", found.len()),
+            }
+        }
+    });
+    counts
+}
+
+#[test]
+fn a_power_cut_while_blocks_move_leaves_a_documented_state() {
+    for case in &CASES {
+        let mut total = [0; 3];
+        for (collapses, first, blocks) in [
+            (true, 3, 5),
+            (true, 40, 700),
+            (false, 3, 5),
+            (false, 301, 300),
+        ] {
+            let counts = cut(case, collapses, first, blocks);
+            total
+                .iter_mut()
+                .zip(counts)
+                .for_each(|(sum, count)| *sum += count);
+        }
+        println!("{}: {total:?} states before, between, after", case.name);
+        // A tree of a few leaves moves in one transaction.
+        let [before, between, after] = total;
+        let is_split = case.name != "extents of 4k";
+        assert!(before > 0 && after > 0, "{}: {total:?}", case.name);
+        assert!(between > 0 || !is_split, "{}: {total:?}", case.name);
+    }
+}
