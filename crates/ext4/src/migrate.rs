@@ -120,7 +120,8 @@ impl FileSystem {
     /// [`FileSystem::let_go`] of what is left in `holder` with no lock held, whatever came of it.
     ///
     /// # Errors
-    /// As [`Self::migrate_inode`]. The file is then as it was.
+    /// As [`Self::migrate_inode`]. The file is then as it was; without a journal it may also have its
+    /// new map, if the device failed when the old one was to be given up.
     pub(crate) fn migrate_locked(
         &self,
         held: &mut Held<'_, levels::Inode>,
@@ -172,13 +173,18 @@ impl FileSystem {
         #[cfg(test)]
         instance.migration_probe.before_swap(&inode.core);
         let tid = self.swap(held, inode, &mapping, &built, holder.as_ref())?;
-        if let (Some(holder), Some((root, blocks))) = (holder, &built.left)
-            && !instance.has_log()
-        {
-            instance.live()?.commit(tid)?;
-            self.turn_later(held, holder, root, *blocks)?;
+        let turned = match (holder.as_mut(), &built.left) {
+            (Some(holder), Some((root, blocks))) if !instance.has_log() => instance
+                .live()
+                .and_then(|live| live.commit(tid))
+                .and_then(|()| self.turn_later(held, holder, root, *blocks)),
+            _ => return Ok(()),
+        };
+        if turned.is_err() {
+            // What it has on record is the file's by now: it must not be deleted.
+            *holder = None;
         }
-        Ok(())
+        turned
     }
 
     /// Whether there is anything to do, and it can be done. As Linux, but for directories, whose
