@@ -201,10 +201,9 @@ impl Between {
                 let is_hole = piece.iter().all(|byte| *byte == 0);
                 is_hole || (may_stay && is(before)) || (!self.has_log && is(after))
             };
-            let window = (at..at + len)
+            (at..at + len)
                 .step_by(self.block)
-                .all(|from| may_be(from, &found[from..(from + self.block).min(found.len())]));
-            window
+                .all(|from| may_be(from, &found[from..(from + self.block).min(found.len())]))
         };
         starts.into_iter().any(fits).then_some(State::Between)
     }
