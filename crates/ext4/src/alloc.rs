@@ -6,6 +6,7 @@
 //! inode_alloc   inodes, and the groups they go to          spread      which groups those are
 //! group_state   the truth of one group, in memory          summary     numbers of it, for searches
 //! pending       what waits for a commit                    seal        the blocks of a commit
+//! low_blocks    how many are left that block maps can name, where there are others
 //! ```
 //!
 //! A group has two views. Its *bitmap* is as of the running transaction: what the next commit
@@ -31,6 +32,7 @@ mod counts;
 mod free_runs;
 mod group_state;
 pub(crate) mod inode_alloc;
+mod low_blocks;
 mod pending;
 pub(crate) mod reservation;
 mod seal;
@@ -52,11 +54,12 @@ use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_lock_order::rank;
 use pagefence_vfs::{Error, Result};
 
-pub(crate) use block_alloc::{BusyRun, Reach};
+pub(crate) use block_alloc::{BusyRun, POINTERS_END, Reach};
 pub(crate) use counts::Claim;
 use counts::Counts;
 use group_state::{Group, GroupGuard};
 pub(crate) use inode_alloc::{NewInode, NewNumber};
+use low_blocks::LowBlocks;
 use pending::Pending;
 pub(crate) use reservation::Reservation;
 use spread::Averages;
@@ -113,6 +116,8 @@ pub(crate) struct Allocator {
     /// Of each group.
     summaries: Box<[Summary]>,
     counts: Arc<Counts>,
+    /// Groups whose blocks a block map can name, the first ones.
+    low_groups: u32,
     pending: Mutex<Pending>,
     /// Groups to be sealed, in no order, each once.
     dirty: Mutex<Vec<GroupNo>>,
@@ -151,7 +156,8 @@ impl Allocator {
         let zones = SystemZones::strict(instance, own)?;
         let mut groups = Vec::with_capacity(superblock.group_count() as usize);
         let mut summaries = Vec::with_capacity(superblock.group_count() as usize);
-        let mut free = 0;
+        let (mut free, mut low_free) = (0, 0);
+        let low_groups = block_alloc::low_groups(superblock);
         for number in superblock.groups() {
             let desc = instance.group_desc(number)?;
             let (index, offset) =
@@ -169,6 +175,9 @@ impl Allocator {
             // Giving up the lock publishes the numbers.
             drop(group.lock(&summary));
             free += u64::from(summary.free());
+            if number.0 < low_groups {
+                low_free += u64::from(summary.free());
+            }
             groups.push(group);
             summaries.push(summary);
         }
@@ -182,7 +191,9 @@ impl Allocator {
                 free,
                 superblock.reserved_blocks_count(),
                 instance.kept_for_trees(),
+                (low_groups < superblock.group_count()).then(|| LowBlocks::new(low_free)),
             )),
+            low_groups,
             superblock: superblock.clone(),
             buffers: Arc::clone(&instance.buffers),
             zones,

@@ -4,6 +4,7 @@
 //! ```text
 //! transaction     blocks, inodes and counts that change together
 //! extent_tree  remove_extents  remove_block_map  remove_blocks     what maps a file's blocks
+//! cut                                                              who may take them away
 //! insert_blocks                                                    holes filled, blocks written
 //! shift_extents  shift_block_map                                   what lies behind a range moved
 //! append_block  change_dir  split_htree                            names put in and taken out
@@ -13,6 +14,7 @@
 
 pub(crate) mod append_block;
 pub(crate) mod change_dir;
+pub(crate) mod cut;
 pub(crate) mod ea_inode;
 pub(crate) mod extent_tree;
 pub(crate) mod free_blocks;

@@ -6,8 +6,6 @@
 //! the end, then comes a hole as long as the range, and what follows it is as it was; or, before
 //! that, a part of the range is a hole already. The size is what it was until all is done.
 
-use pagefence_ext4_format::FileBlock;
-use pagefence_ext4_format::inode::Inode as Record;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
@@ -15,6 +13,7 @@ use pagefence_page_cache::{Evict, PAGE_SIZE};
 use pagefence_vfs::Result;
 
 use crate::change::Transaction;
+use crate::change::cut::Cut;
 use crate::change::remove_blocks::{Progress, remove_range};
 use crate::change::shift_block_map::Way;
 use crate::filesystem::FileSystem;
@@ -51,17 +50,17 @@ impl FileSystem {
         self.end_delay(&mut held, inode, &evicted)?;
         // What was written just now may have made the map another one.
         let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, Way::Down)?;
-        self.top_up(&mut space, blocks)?;
+        self.top_up(inode, &mut space, blocks)?;
         let mut phase = Phase::Punch;
-        let step = |transaction: &mut Transaction<'_>, record: &mut Record| {
+        let mut left = gap.first..gap.end();
+        let step = |transaction: &mut Transaction<'_>, cut: &mut Cut<'_>| {
             loop {
                 let (progress, next) = match phase {
                     Phase::Punch => {
-                        let (first, end) = (FileBlock(gap.first), FileBlock(gap.end()));
-                        let progress = remove_range(transaction, record, first, end)?;
+                        let progress = remove_range(transaction, cut, &mut left)?;
                         (progress, Phase::Move)
                     }
-                    Phase::Move => (shift.step(transaction, record)?, Phase::Shrink),
+                    Phase::Move => (shift.step(transaction, cut)?, Phase::Shrink),
                     Phase::Shrink => return Ok(Progress::Done),
                 };
                 if progress == Progress::More {

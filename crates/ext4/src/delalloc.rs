@@ -19,7 +19,7 @@ use std::ops::Range;
 use pagefence_ext4_format::extent::{ExtentNode, Place, entries_that_fit};
 use pagefence_ext4_format::indirect::DIRECT_SLOTS;
 use pagefence_ext4_format::{BlockNo, FileBlock};
-use pagefence_vfs::{Error, Result};
+use pagefence_vfs::Result;
 
 use crate::alloc::{Allocator, Claim, Reach, Reservation};
 use crate::block_ranges::BlockRanges;
@@ -103,6 +103,14 @@ impl MapShapeNow {
             in_root: root.len() as u64,
             per_node: entries_that_fit(block_size).into(),
         })
+    }
+
+    /// Where the blocks of such a file may lie, and those of its map.
+    pub(crate) fn reach(&self) -> Reach {
+        match self {
+            Self::Extents { .. } => Reach::Everywhere,
+            Self::Pointers { .. } => Reach::Pointers,
+        }
     }
 
     /// What the map of an inode looks like that is about to be changed around `block`: every node
@@ -314,17 +322,10 @@ impl Delayed {
         let for_map = shape
             .worst_case(&self.amount())
             .saturating_sub(blocks_of(self.map_space.as_ref()));
-        // A promise says nothing of where the blocks are: of those within reach, others may be
-        // first, and writing back hears of that.
-        let is_short = matches!(shape, MapShapeNow::Pointers { .. })
-            && !allocator.has_within(Reach::Pointers, self.holes.len() + for_map);
-        let claim = Claim::of(self.uses_reserve);
-        let space = if is_short {
-            Err(Error::NoSpace)
-        } else {
-            allocator.reserve(new, claim)
-        };
-        match space.and_then(|space| Ok((space, allocator.reserve(for_map, Claim::Map)?))) {
+        let (claim, reach) = (Claim::of(self.uses_reserve), shape.reach());
+        let space = allocator.reserve_within(new, claim, reach);
+        let for_map = || allocator.reserve_within(for_map, Claim::Map, reach);
+        match space.and_then(|space| Ok((space, for_map()?))) {
             Ok((space, for_map)) => {
                 join(&mut self.space, space);
                 join(&mut self.map_space, for_map);
@@ -437,6 +438,13 @@ impl Delayed {
             self.space = None;
             self.map_space = None;
         }
+    }
+
+    /// As [`Self::forget`], for blocks that failed to be written back. With none of them left,
+    /// nothing may be reserved again ([`Self::assert_settled`]).
+    pub(crate) fn release(&mut self, blocks: Range<u32>) {
+        self.forget(blocks);
+        self.has_failed &= !self.is_empty();
     }
 
     /// The blocks have no dirty data any more: their space is given up. None of them is under

@@ -8,12 +8,13 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::Evict;
 use pagefence_vfs::{InodeId, Result};
 
+use crate::change::cut::Cut;
 use crate::change::free_inode::free_inode;
 use crate::change::release_xattrs::release_xattrs;
 use crate::change::remove_blocks::{Progress, remove_blocks};
 use crate::clock;
 use crate::filesystem::FileSystem;
-use crate::inode::Inode;
+use crate::inode::{Inode, InodeCore};
 use crate::live::Need;
 use crate::orphans;
 
@@ -29,6 +30,16 @@ const STEP: Need = Need {
     blocks: 0,
     privileged: true,
 };
+
+/// Shows that nobody has an inode: it has no names, is in no cache, and its pages are gone.
+#[derive(Debug)]
+pub(crate) struct Unused<'a>(&'a Inode);
+
+impl Unused<'_> {
+    pub(crate) fn core(&self) -> &InodeCore {
+        &self.0.core
+    }
+}
 
 impl FileSystem {
     /// Nobody knows the inode by its number any more. Without names it is deleted: now, or when
@@ -74,24 +85,24 @@ impl FileSystem {
         let live = instance.live()?;
         let mut entry = Held::at_entry();
         let (_alone, mut held) = inode.lock.write(&mut entry);
-        self.drop_pages(inode, &mut held)?;
+        let unused = self.drop_pages(inode, &mut held)?;
         // What could fail is looked at before anything changes: a transaction that fails half way
         // ends all writing.
         live.allocator.check_inode(instance, inode.core.number)?;
         loop {
             let (mut transaction, mut held) = instance.begin(&mut held, STEP)?;
             let (_map, _held) = inode.core.block_map.write(&mut held);
-            let before = inode.core.disk();
-            let mut record = before.record.clone();
+            let mut cut = Cut::of_unused(&unused);
             let deleted_at = clock::seconds();
             // Attributes go first: nothing is changed yet if they are damaged. Blocks end the
             // transaction where they are.
-            let progress = match release_xattrs(&mut transaction, &mut record, deleted_at)? {
-                Progress::Done => remove_blocks(&mut transaction, &mut record, FileBlock(0))?,
+            let progress = match release_xattrs(&mut transaction, cut.record_mut(), deleted_at)? {
+                Progress::Done => remove_blocks(&mut transaction, &mut cut, FileBlock(0))?,
                 Progress::More => Progress::More,
             };
             if progress == Progress::Done && !transaction.is_large() {
                 live.orphans.take_off(&mut transaction, inode)?;
+                let mut record = cut.into_record();
                 free_inode(&mut transaction, &mut record, deleted_at)?;
                 // Its neighbour in the list may have changed whom it points to just before, and
                 // writes it after this: that must be the deleted inode then.
@@ -100,7 +111,7 @@ impl FileSystem {
                 transaction.end();
                 return Ok(());
             }
-            inode.core.adopt(&before.record, &record);
+            cut.adopt();
             inode.core.write(&mut transaction, true)?;
             transaction.end();
         }
@@ -108,7 +119,11 @@ impl FileSystem {
 
     /// Drops the pages of a file that is deleted, dirty or not, waits for those being written, and
     /// gives up the space of those that had no place yet.
-    fn drop_pages(&self, inode: &Inode, held: &mut Held<'_, levels::Inode>) -> Result<()> {
+    fn drop_pages<'a>(
+        &self,
+        inode: &'a Inode,
+        held: &mut Held<'_, levels::Inode>,
+    ) -> Result<Unused<'a>> {
         inode.core.set_size(0);
         if let Some(mapping) = inode.existing_mapping() {
             let (mut fence, mut held) = mapping.fence(held, 0..u64::MAX);
@@ -117,7 +132,7 @@ impl FileSystem {
             delayed.forget(0..u32::MAX);
             evicted.mapping().backing().note_delayed(&delayed);
         }
-        Ok(())
+        Ok(Unused(inode))
     }
 }
 

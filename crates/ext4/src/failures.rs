@@ -4,6 +4,8 @@
 mod damage;
 mod device;
 mod extents;
+mod mapped;
+mod shift;
 mod space;
 mod sync;
 mod trim;
@@ -27,10 +29,10 @@ use crate::mount::MountOptions;
 use device::TestDevice;
 
 /// Bytes of a block in these file systems.
-const BLOCK: u64 = 4096;
+pub(crate) const BLOCK: u64 = 4096;
 
 /// A new file system of blocks of 4 KiB.
-fn formatted() -> Arc<TestDevice> {
+pub(crate) fn formatted() -> Arc<TestDevice> {
     formatted_with("")
 }
 
@@ -45,7 +47,7 @@ fn formatted_with(features: &str) -> Arc<TestDevice> {
     Arc::new(TestDevice::new(device))
 }
 
-fn open(device: &Arc<TestDevice>) -> FileSystem {
+pub(crate) fn open(device: &Arc<TestDevice>) -> FileSystem {
     let options = MountOptions {
         write: true,
         cache: Some(16 << 20),
@@ -64,7 +66,7 @@ fn root() -> Credentials {
     }
 }
 
-fn create(fs: &FileSystem, name: &str) -> InodeId {
+pub(crate) fn create(fs: &FileSystem, name: &str) -> InodeId {
     let new = New {
         kind: NewKind::Regular,
         permissions: 0o644,
@@ -79,7 +81,7 @@ fn find(fs: &FileSystem, name: &str) -> InodeId {
     found.expect("it is there").attr.id
 }
 
-fn inode(fs: &FileSystem, id: InodeId) -> Arc<Inode> {
+pub(crate) fn inode(fs: &FileSystem, id: InodeId) -> Arc<Inode> {
     fs.inode(id).expect("it is in core")
 }
 
@@ -87,19 +89,19 @@ fn number(id: InodeId) -> InodeNo {
     InodeNo(u32::try_from(id.0).expect("a number"))
 }
 
-fn write(fs: &FileSystem, file: &File, offset: u64, data: &[u8]) {
+pub(crate) fn write(fs: &FileSystem, file: &File, offset: u64, data: &[u8]) {
     let written = fs.write(file, offset, data, WriteMode::empty());
     assert_eq!(written.expect("it is written"), data.len());
 }
 
-fn read(fs: &FileSystem, file: &File, range: Range<u64>) -> Result<Vec<u8>> {
+pub(crate) fn read(fs: &FileSystem, file: &File, range: Range<u64>) -> Result<Vec<u8>> {
     let mut bytes = vec![0xEE; usize::try_from(range.end - range.start).expect("small")];
     let read = fs.read(file, range.start, &mut bytes)?;
     bytes.truncate(read);
     Ok(bytes)
 }
 
-fn set_size(fs: &FileSystem, id: InodeId, size: u64) -> Result<()> {
+pub(crate) fn set_size(fs: &FileSystem, id: InodeId, size: u64) -> Result<()> {
     let change = SetAttr {
         size: Some(size),
         ..SetAttr::default()
@@ -107,18 +109,18 @@ fn set_size(fs: &FileSystem, id: InodeId, size: u64) -> Result<()> {
     fs.set_attr(id, &change, &root()).map(drop)
 }
 
-fn punch(fs: &FileSystem, file: &File, range: Range<u64>) -> Result<()> {
+pub(crate) fn punch(fs: &FileSystem, file: &File, range: Range<u64>) -> Result<()> {
     let mode = FallocateMode::PUNCH_HOLE | FallocateMode::KEEP_SIZE;
     fs.allocate(file, range.start, range.end - range.start, mode)
 }
 
-fn extents(fs: &FileSystem, id: InodeId) -> Vec<ExtentInfo> {
+pub(crate) fn extents(fs: &FileSystem, id: InodeId) -> Vec<ExtentInfo> {
     let found = fs.extents(id, 0, u64::MAX, usize::MAX);
     found.expect("it can be read")
 }
 
 /// Where on the device the block is that holds byte `offset`.
-fn place(fs: &FileSystem, id: InodeId, offset: u64) -> Range<u64> {
+pub(crate) fn place(fs: &FileSystem, id: InodeId, offset: u64) -> Range<u64> {
     let within =
         |extent: &&ExtentInfo| (extent.logical..extent.logical + extent.length).contains(&offset);
     let found = extents(fs, id);
@@ -128,12 +130,12 @@ fn place(fs: &FileSystem, id: InodeId, offset: u64) -> Range<u64> {
 }
 
 /// Takes the pages of a file out of the cache, which are clean.
-fn drop_cache(fs: &FileSystem) {
+pub(crate) fn drop_cache(fs: &FileSystem) {
     fs.cache.shrink(u64::MAX);
 }
 
 /// Waits for what another thread is about to do.
-fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
         assert!(start.elapsed() < Duration::from_secs(30), "never: {what}");

@@ -1,8 +1,5 @@
-//! Space for a range of a file, holes punched into it, ranges made zero (fallocate(2)).
-//!
-//! Whatever takes blocks away or makes them read as zeros does so inside the fence, once the pages
-//! are gone and the edges are zeroed on the device. What the map may take by that is reserved
-//! before the first page goes: until then it can still be refused.
+//! Space for a range of a file (fallocate(2)), and what else is asked for in that way: what may be
+//! done, and by whom it is done ([`crate::punch`] for what takes blocks away).
 
 use std::ops::Range;
 
@@ -11,37 +8,26 @@ use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
-use pagefence_page_cache::{Evict, PAGE_SIZE, WaitFor};
+use pagefence_page_cache::{PAGE_SIZE, WaitFor};
 use pagefence_vfs::{Error, FallocateMode, Result};
 
-use crate::alloc::{Claim, Reservation};
+use crate::alloc::{BusyRun, Claim, Reservation};
 use crate::change::Transaction;
-use crate::change::insert_blocks::{NewRun, insert_blocks, mark};
-use crate::change::remove_blocks::{Progress, remove_range};
+use crate::change::insert_blocks::{NewRun, insert_blocks};
 use crate::delalloc::MapShapeNow;
+use crate::disk_inode::DiskInode;
 use crate::file_write::note_change;
 use crate::filesystem::{File, FileSystem};
 use crate::inode::Inode;
-use crate::live::Need;
+use crate::instance::Instance;
 use crate::map_blocks::{Run, Target};
+use crate::punch::{Clearing, STEP};
 
 /// Blocks allocated at a time, at most: the longest unwritten extent.
 const RUN_MAX: u32 = 32767;
 
 /// Bytes of zeros written at a time to a file with a block map.
 const ZEROS: usize = 1 << 20;
-
-/// Credits of one step: a run of blocks put in or taken away, and the inode.
-const CREDITS: u32 = 96;
-
-/// What happens to the blocks of a range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Clearing {
-    /// They are given up.
-    Punch,
-    /// They stay, unwritten.
-    Unwrite,
-}
 
 impl FileSystem {
     /// See [`pagefence_vfs::FileSystem::allocate`].
@@ -57,14 +43,14 @@ impl FileSystem {
         let is_sync = {
             let mut entry = Held::at_entry();
             let (_alone, mut held) = inode.lock.write(&mut entry);
-            let flags = inode.disk().record.flags();
-            let end = check(inode, flags, offset, length, mode)?;
-            if end > self.instance.max_file_size(&inode.disk()) {
-                return Err(Error::FileTooLarge);
-            }
+            let end = check(&self.instance, inode, offset, length, mode)?;
             self.instance.check_shift(inode, &(offset..end), mode)?;
             if inode.disk().has_inline_data() {
                 self.make_inline_fit(&mut held, inode, PAGE_SIZE as u64 + 1)?;
+            }
+            if !mode.contains(FallocateMode::PUNCH_HOLE) {
+                // Before there is anything new behind the end.
+                self.finish_cut(&mut held, inode)?;
             }
             note_change(inode);
             {
@@ -82,7 +68,7 @@ impl FileSystem {
             } else {
                 self.preallocate(&mut held, inode, offset..end, mode)?;
             }
-            flags.contains(InodeFlags::SYNC)
+            inode.disk().record.flags().contains(InodeFlags::SYNC)
         };
         if is_sync {
             self.fsync(file, false)?;
@@ -100,7 +86,8 @@ impl FileSystem {
         }
     }
 
-    fn blocks_inside(&self, bytes: &Range<u64>) -> Result<Range<u32>> {
+    /// The blocks that lie wholly in a range.
+    pub(crate) fn blocks_inside(&self, bytes: &Range<u64>) -> Result<Range<u32>> {
         let bits = self.instance.superblock.block_size_bits();
         let first = u32::try_from(bytes.start.div_ceil(1 << bits));
         let end = u32::try_from(bytes.end >> bits);
@@ -121,9 +108,7 @@ impl FileSystem {
     ) -> Result<()> {
         let keeps_size = mode.contains(FallocateMode::KEEP_SIZE);
         if !inode.disk().has_extents() {
-            if bytes.end > inode.core.size() {
-                return Err(Error::Unsupported("space past the end of such a file"));
-            }
+            check_zeros(inode, &bytes)?;
             return self.fill_with_zeros(held, inode, &bytes);
         }
         // What is delayed gets its place, so that what is left are holes.
@@ -166,13 +151,18 @@ impl FileSystem {
         (at, Ok(()))
     }
 
-    fn run_at(&self, held: &mut Held<'_, levels::Inode>, inode: &Inode, block: u32) -> Result<Run> {
+    pub(crate) fn run_at(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Inode,
+        block: u32,
+    ) -> Result<Run> {
         let (_map, _held) = inode.core.block_map.read(held);
         self.instance.map_blocks(&inode.disk(), FileBlock(block))
     }
 
     /// What the map is like around `block` ([`MapShapeNow::to_change`]).
-    fn shape_to_change(
+    pub(crate) fn shape_to_change(
         &self,
         held: &mut Held<'_, levels::Inode>,
         inode: &Inode,
@@ -206,30 +196,27 @@ impl FileSystem {
         let run = live
             .allocator
             .allocate(&self.instance, goal, want, &mut space)?;
-        let (mut transaction, mut held) = self.instance.begin(held, need())?;
+        let (mut transaction, mut held) = self.instance.begin(held, STEP)?;
         let (mut delayed, _held) = inode.core.block_map.write(&mut held);
-        // The entry that comes may take the room that delayed blocks count on.
-        delayed.reserve_for_punch(&live.allocator, &shape)?;
-        transaction.lend(for_map);
-        let before = inode.disk();
-        let mut record = before.record.clone();
         let new = NewRun {
             first: FileBlock(at),
             start: run.start(),
             len: run.len(),
             unwritten: true,
         };
-        insert_blocks(&mut transaction, &mut record, &new)?;
-        if let Some((allocator, handle)) = transaction.allocation() {
-            allocator.use_run(handle, run);
+        transaction.lend(for_map);
+        // The entry that comes may take the room that delayed blocks count on.
+        let outcome = delayed
+            .reserve_for_punch(&live.allocator, &shape)
+            .and_then(|()| map_unwritten(&mut transaction, inode, &new, run));
+        if outcome.is_ok() {
+            // Nothing is dirty here: what is still delayed could not be written back some time.
+            delayed.forget(at..at + new.len);
         }
-        inode.core.adopt(&before.record, &record);
-        inode.core.write(&mut transaction, true)?;
-        // Nothing is dirty here: what is still delayed could not be written back some time.
-        delayed.forget(at..at + new.len);
-        transaction.end();
         let mapping = inode.mapping(&self.instance, &self.cache);
-        mapping.backing().settle(&mut delayed, None)?;
+        let settled = mapping.backing().settle(&mut delayed, None);
+        outcome.and(settled)?;
+        transaction.end();
         Ok(new.len)
     }
 
@@ -253,7 +240,7 @@ impl FileSystem {
     }
 
     /// Space for `blocks`; looks for some if there is none.
-    fn reserve_all(
+    pub(crate) fn reserve_all(
         &self,
         held: &mut Held<'_, levels::Inode>,
         inode: &Inode,
@@ -311,23 +298,8 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Makes the range a hole, as far as whole blocks go; the rest reads as zeros.
-    fn punch(
-        &self,
-        held: &mut Held<'_, levels::Inode>,
-        inode: &Arc<Inode>,
-        bytes: Range<u64>,
-    ) -> Result<()> {
-        let size = inode.core.size();
-        if bytes.start >= size {
-            return Ok(());
-        }
-        // As Linux, past the end only what its last page reaches.
-        let end = bytes.end.min(size.next_multiple_of(PAGE_SIZE as u64));
-        self.clear(held, inode, bytes.start..end, Clearing::Punch)
-    }
-
-    /// Makes the range read as zeros, of blocks that stay or are put there.
+    /// Makes the range read as zeros, of blocks that stay or are put there: unwritten ones, or, in a
+    /// block map, which has none, such that hold zeros.
     fn zero_range(
         &self,
         held: &mut Held<'_, levels::Inode>,
@@ -335,126 +307,56 @@ impl FileSystem {
         bytes: Range<u64>,
         mode: FallocateMode,
     ) -> Result<()> {
-        if !inode.disk().has_extents() {
-            return Err(Error::Unsupported("zeroing a range of such a file"));
-        }
-        self.clear(held, inode, bytes.clone(), Clearing::Unwrite)?;
+        let how = if inode.disk().has_extents() {
+            Clearing::Unwrite
+        } else {
+            check_zeros(inode, &bytes)?;
+            Clearing::Punch
+        };
+        self.clear(held, inode, bytes.clone(), how)?;
         self.preallocate(held, inode, bytes, mode)
     }
-
-    /// Drops the pages of the range, zeroes its edges, and gives up its blocks or marks them as
-    /// unwritten.
-    fn clear(
-        &self,
-        held: &mut Held<'_, levels::Inode>,
-        inode: &Arc<Inode>,
-        bytes: Range<u64>,
-        how: Clearing,
-    ) -> Result<()> {
-        let live = self.instance.live()?;
-        let blocks = self.blocks_inside(&bytes)?;
-        let shape = self.shape_to_change(held, inode, blocks.start)?;
-        self.shape_to_change(held, inode, blocks.end.saturating_sub(1))?;
-        let mut space = self.reserve_all(held, inode, shape.worst_case_of_punch(), Claim::Map)?;
-        let mapping = inode.mapping(&self.instance, &self.cache);
-        let (mut fence, mut held) = mapping.fence(held, bytes.clone());
-        {
-            let (mut delayed, _held) = inode.core.block_map.write(&mut held);
-            delayed.reserve_for_punch(&live.allocator, &shape)?;
-        }
-        let evicted = fence.evict(&mut held, Evict::Discard)?;
-        {
-            let (mut delayed, _held) = inode.core.block_map.write(&mut held);
-            delayed.forget(blocks.clone());
-            evicted.mapping().backing().note_delayed(&delayed);
-        }
-        let mut left = blocks;
-        // What was dropped will not raise the size on disk any more.
-        let covered = bytes.end.min(inode.core.size());
-        loop {
-            let (mut transaction, mut held) = self.instance.begin(&mut held, need())?;
-            let (mut delayed, _held) = inode.core.block_map.write(&mut held);
-            transaction.lend(space);
-            let before = inode.disk();
-            let mut record = before.record.clone();
-            record.set_size(record.size().max(covered));
-            let progress = match how {
-                Clearing::Punch => {
-                    let (from, end) = (FileBlock(left.start), FileBlock(left.end));
-                    remove_range(&mut transaction, &mut record, from, end)?
-                }
-                Clearing::Unwrite => {
-                    self.unwrite(&mut transaction, &mut record, inode, &mut left)?
-                }
-            };
-            inode.core.adopt(&before.record, &record);
-            inode.core.write(&mut transaction, true)?;
-            let rest = transaction.take_rest();
-            transaction.end();
-            mapping.backing().settle(&mut delayed, None)?;
-            if progress == Progress::Done {
-                return Ok(());
-            }
-            // As much again for the next transaction, and for what its splits cost others.
-            let shape = MapShapeNow::of(&self.instance, &inode.disk())?;
-            space = rest.ok_or(Error::ReadOnly)?;
-            let more = shape.worst_case_of_punch().saturating_sub(space.blocks());
-            space.join(live.allocator.reserve(more, Claim::Map)?);
-            delayed.reserve_for_punch(&live.allocator, &shape)?;
-        }
-    }
-
-    /// Marks the written blocks among `blocks` as unwritten, as many as the transaction takes, and
-    /// leaves the others in `blocks`. An extent of the greatest length becomes two: many of them
-    /// may split many nodes, each as many as a punch does at worst.
-    fn unwrite(
-        &self,
-        transaction: &mut Transaction<'_>,
-        record: &mut pagefence_ext4_format::inode::Inode,
-        inode: &Inode,
-        blocks: &mut Range<u32>,
-    ) -> Result<Progress> {
-        let mut has_marked = false;
-        while blocks.start < blocks.end {
-            let at = blocks.start;
-            let mut disk = crate::disk_inode::DiskInode::clone(&inode.disk());
-            disk.record = record.clone();
-            let shape = MapShapeNow::to_change(&self.instance, &disk, FileBlock(at));
-            let found = shape.and_then(|shape| {
-                let run = self.instance.map_blocks(&disk, FileBlock(at))?;
-                Ok((shape.worst_case_of_punch(), run))
-            });
-            let (worst_case, run) = match found {
-                // The next transaction's error, before that changes anything.
-                Err(_) if has_marked => return Ok(Progress::More),
-                found => found?,
-            };
-            let len = run.len.min(blocks.end - at);
-            if matches!(run.target, Target::Written(_)) {
-                if transaction.is_large() || transaction.blocks_left() < worst_case {
-                    return Ok(Progress::More);
-                }
-                mark(transaction, record, FileBlock(at), len, true)?;
-                has_marked = true;
-            }
-            blocks.start += len;
-        }
-        Ok(Progress::Done)
-    }
 }
 
-fn need() -> Need {
-    Need {
-        credits: CREDITS,
-        blocks: 0,
-        privileged: true,
-    }
-}
-
-/// Whether this can be done to the file; where the range ends.
-fn check(
+/// Puts a run of unwritten blocks, which are busy, into the map.
+fn map_unwritten(
+    transaction: &mut Transaction<'_>,
     inode: &Inode,
-    flags: InodeFlags,
+    new: &NewRun,
+    run: BusyRun,
+) -> Result<()> {
+    let before = inode.disk();
+    let mut record = before.record.clone();
+    insert_blocks(transaction, &mut record, new)?;
+    if let Some((allocator, handle)) = transaction.allocation() {
+        allocator.use_run(handle, run);
+    }
+    inode.core.adopt(&before.record, &record);
+    inode.core.write(transaction, true)
+}
+
+/// Whether the file's blocks are mapped by pointers, for which there is nothing unwritten.
+fn is_block_map(disk: &DiskInode) -> bool {
+    !disk.has_extents() && !disk.has_inline_data()
+}
+
+/// Whether zeros can stand for space, in a file whose map knows no unwritten blocks: not past its
+/// end, where they would be seen when it grows by other means.
+fn check_zeros(inode: &Inode, bytes: &Range<u64>) -> Result<()> {
+    if bytes.end > inode.core.size() {
+        return Err(Error::Unsupported("space past the end of such a file"));
+    }
+    Ok(())
+}
+
+/// Whether this can be done to the file; where the range ends. Order and rules are those of Linux's
+/// `vfs_fallocate`; that a file may be in use for swapping (`ETXTBSY`) nobody tells us.
+///
+/// # Errors
+/// `InvalidArgument`, `Unsupported`, `NotPermitted`, `FileTooLarge`.
+fn check(
+    instance: &Instance,
+    inode: &Inode,
     offset: u64,
     length: u64,
     mode: FallocateMode,
@@ -467,22 +369,23 @@ fn check(
     let is_shift_alone = (mode & !FallocateMode::USE_RESERVE)
         .bits()
         .is_power_of_two();
+    if i64::try_from(offset).is_err() || i64::try_from(length).is_err() || length == 0 {
+        return Err(Error::InvalidArgument);
+    }
     if (punches && (zeroes || !keeps)) || (is_shift && !is_shift_alone) {
         return Err(Error::Unsupported("that mode of fallocate"));
     }
-    let end = offset
-        .checked_add(length)
-        .filter(|end| i64::try_from(*end).is_ok())
-        .ok_or(Error::FileTooLarge)?;
-    if length == 0 {
-        return Err(Error::InvalidArgument);
-    }
-    if flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::VERITY) {
+    let disk = inode.disk();
+    let flags = disk.record.flags();
+    let only_grows = flags.contains(InodeFlags::APPEND) && (punches || zeroes || is_shift);
+    if only_grows || flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::VERITY) {
         return Err(Error::NotPermitted);
     }
-    let grows = !keeps && end > inode.core.size();
-    if flags.contains(InodeFlags::APPEND) && (punches || zeroes || is_shift || !grows) {
-        return Err(Error::NotPermitted);
+    let end = offset.saturating_add(length);
+    // A block map is asked for nothing past the end of its file, which has its own limit.
+    let is_put = !punches && !is_shift && !is_block_map(&disk);
+    if end > instance.max_offset() || (is_put && end > instance.max_file_size(&disk)) {
+        return Err(Error::FileTooLarge);
     }
     Ok(end)
 }

@@ -6,7 +6,6 @@
 //! as it was, then comes a hole as long as the range, and what follows it is as it will be in the
 //! end. The size is that of the end from the first transaction on.
 
-use pagefence_ext4_format::inode::Inode as Record;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
@@ -14,6 +13,7 @@ use pagefence_page_cache::{Evict, PAGE_SIZE};
 use pagefence_vfs::Result;
 
 use crate::change::Transaction;
+use crate::change::cut::Cut;
 use crate::change::remove_blocks::Progress;
 use crate::change::shift_block_map::Way;
 use crate::filesystem::FileSystem;
@@ -51,13 +51,13 @@ impl FileSystem {
         self.end_delay(&mut held, inode, &evicted)?;
         // What was written just now may have made the map another one.
         let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, Way::Up)?;
-        self.top_up(&mut space, blocks)?;
+        self.top_up(inode, &mut space, blocks)?;
         // e2fsck takes what lies behind the end of a file for damage: without a log, where a
         // commit is not one step, the file is longer before anything moves.
         let mut is_longer = self.instance.has_log();
-        let step = |transaction: &mut Transaction<'_>, record: &mut Record| {
+        let step = |transaction: &mut Transaction<'_>, cut: &mut Cut<'_>| {
             if is_longer {
-                shift.step(transaction, record)
+                shift.step(transaction, cut)
             } else {
                 is_longer = true;
                 Ok(Progress::More)

@@ -71,6 +71,7 @@ mod new_inode;
 mod orphan;
 mod orphan_file;
 mod orphans;
+mod punch;
 mod read_dir;
 mod recovery;
 mod rename;

@@ -11,6 +11,7 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
 use crate::change::Transaction;
+use crate::change::cut::Cut;
 use crate::change::free_inode::free_inode;
 use crate::change::release_xattrs::release_xattrs;
 use crate::change::remove_blocks::{Progress, remove_blocks, zero_tail};
@@ -225,7 +226,7 @@ impl<'a> Orphans<'a> {
         transaction: &mut Transaction<'a>,
         record: &mut InodeRecord,
     ) -> Result<Progress> {
-        match remove_blocks(transaction, record, FileBlock(0))? {
+        match take_away(transaction, record, FileBlock(0))? {
             Progress::Done => release_xattrs(transaction, record, clock::seconds()),
             Progress::More => Ok(Progress::More),
         }
@@ -243,7 +244,7 @@ impl<'a> Orphans<'a> {
         let block_size = u64::from(self.instance.superblock.block_size());
         // A file whose size reaches past the last file block has nothing behind it.
         if let Ok(from) = u32::try_from(record.size().div_ceil(block_size))
-            && remove_blocks(transaction, record, FileBlock(from))? == Progress::More
+            && take_away(transaction, record, FileBlock(from))? == Progress::More
         {
             return Ok(Progress::More);
         }
@@ -258,4 +259,17 @@ impl<'a> Orphans<'a> {
         self.superblock = self.store.commit(transaction).map_err(Failure::Mount)?;
         Ok(())
     }
+}
+
+/// Takes away the blocks from `from` on, as nobody has the file open who is not mounted.
+fn take_away(
+    transaction: &mut Transaction<'_>,
+    record: &mut InodeRecord,
+    from: FileBlock,
+) -> Result<Progress> {
+    let proof = transaction.recovering().ok_or(Error::ReadOnly)?;
+    let mut cut = Cut::while_recovering(proof, record.clone());
+    let progress = remove_blocks(transaction, &mut cut, from)?;
+    *record = cut.into_record();
+    Ok(progress)
 }

@@ -15,15 +15,15 @@
 use std::ops::Range;
 
 use pagefence_ext4_format::FileBlock;
-use pagefence_ext4_format::inode::Inode as Record;
 use pagefence_lock_order::levels::{self, BlockMap, Invalidate, Level};
 use pagefence_lock_order::{After, Held};
 use pagefence_page_cache::{Evicted, WaitFor};
 use pagefence_vfs::{Error, FallocateMode, Result};
 
-use crate::alloc::{Claim, Reservation};
+use crate::alloc::{Claim, Reach, Reservation};
 use crate::backing::FileData;
 use crate::change::Transaction;
+use crate::change::cut::Cut;
 use crate::change::remove_blocks::Progress;
 use crate::change::shift_block_map::{PointerShift, Way};
 use crate::change::shift_extents::{ShiftDown, ShiftUp};
@@ -82,15 +82,15 @@ impl Shift {
     pub(crate) fn step(
         &mut self,
         transaction: &mut Transaction<'_>,
-        record: &mut Record,
+        cut: &mut Cut<'_>,
     ) -> Result<Progress> {
         let instance = transaction.instance;
         let most = if instance.has_log() { LEAVES_MAX } else { 1 };
         match self {
-            Self::Down(shift) => shift.step(transaction, record, most),
-            Self::Up(shift) => shift.step(transaction, record, most),
+            Self::Down(shift) => shift.step(transaction, cut, most),
+            Self::Up(shift) => shift.step(transaction, cut, most),
             Self::Pointers(shift) => {
-                let outcome = shift.step(transaction, record, LEAVES_MAX);
+                let outcome = shift.step(transaction, cut, LEAVES_MAX);
                 if outcome.is_err() && shift.is_doubled() {
                     instance.live()?.abort_half_done();
                 }
@@ -173,11 +173,13 @@ impl FileSystem {
         blocks: u64,
     ) -> Result<Reservation> {
         let live = self.instance.live()?;
-        match live.allocator.reserve(blocks, Claim::Map) {
+        let reach = Reach::of(inode.disk().record.flags());
+        let reserve = || live.allocator.reserve_within(blocks, Claim::Map, reach);
+        match reserve() {
             Err(Error::NoSpace) => {
                 let mapping = inode.mapping(&self.instance, &self.cache);
                 mapping.backing().find_space(held);
-                live.allocator.reserve(blocks, Claim::Map)
+                reserve()
             }
             other => other,
         }
@@ -228,10 +230,12 @@ impl FileSystem {
     ///
     /// # Errors
     /// `NoSpace`.
-    pub(crate) fn top_up(&self, space: &mut Reservation, blocks: u64) -> Result<()> {
+    pub(crate) fn top_up(&self, inode: &Inode, space: &mut Reservation, blocks: u64) -> Result<()> {
         let more = blocks.saturating_sub(space.blocks());
         if more > 0 {
-            space.join(self.instance.live()?.allocator.reserve(more, Claim::Map)?);
+            let reach = Reach::of(inode.disk().record.flags());
+            let allocator = &self.instance.live()?.allocator;
+            space.join(allocator.reserve_within(more, Claim::Map, reach)?);
         }
         Ok(())
     }
@@ -259,7 +263,7 @@ impl FileSystem {
     }
 
     /// Goes through all transactions of a shift: `step` does as much as each of them takes, which
-    /// has what is left of `space`. `_evicted` says that no page can be in the way.
+    /// has what is left of `space`. `evicted` says that no page can be in the way.
     ///
     /// # Errors
     /// Those of `step`, and of the journal. The file is then in one of the states between, `sizes`
@@ -268,10 +272,10 @@ impl FileSystem {
         &self,
         held: &mut Held<'_, Invalidate>,
         inode: &Inode,
-        _evicted: &Evicted<'_, FileData>,
+        evicted: &Evicted<'_, FileData>,
         mut space: Reservation,
         sizes: Sizes,
-        mut step: impl FnMut(&mut Transaction<'_>, &mut Record) -> Result<Progress>,
+        mut step: impl FnMut(&mut Transaction<'_>, &mut Cut<'_>) -> Result<Progress>,
     ) -> Result<()> {
         let live = self.instance.live()?;
         loop {
@@ -281,15 +285,14 @@ impl FileSystem {
                 let (mut transaction, mut held) = self.instance.begin(held, STEP)?;
                 let (_map, _held) = inode.core.block_map.write(&mut held);
                 transaction.lend(space);
-                let before = inode.disk();
-                let mut record = before.record.clone();
-                progress = step(&mut transaction, &mut record)?;
+                let mut cut = Cut::of(evicted);
+                progress = step(&mut transaction, &mut cut)?;
                 let size = match progress {
                     Progress::More => sizes.meanwhile,
                     Progress::Done => sizes.after,
                 };
-                record.set_size(size);
-                inode.core.adopt(&before.record, &record);
+                cut.record_mut().set_size(size);
+                cut.adopt();
                 inode.core.write(&mut transaction, true)?;
                 inode.core.set_size(size);
                 space = transaction.take_rest().ok_or(Error::ReadOnly)?;

@@ -14,9 +14,11 @@ use pagefence_ext4_format::features::RoCompat;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels::{self, Invalidate};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_page_cache::{Evict, PAGE_SIZE};
+use pagefence_page_cache::{Evict, Evicted, PAGE_SIZE};
 use pagefence_vfs::{Error, FileKind, Result};
 
+use crate::backing::FileData;
+use crate::change::cut::Cut;
 use crate::change::remove_blocks::{Progress, remove_blocks};
 use crate::delalloc::MapShapeNow;
 use crate::disk_inode::DiskInode;
@@ -47,19 +49,26 @@ impl Instance {
         largest.min(self.max_mapped_size(disk))
     }
 
+    /// One past the last byte that any file may have, whatever maps it. Source: Linux's
+    /// `ext4_max_size`.
+    pub(crate) fn max_offset(&self) -> u64 {
+        let bits = self.superblock.block_size_bits();
+        let blocks = u64::from(u32::MAX);
+        let counted = u64::from(u32::MAX) >> (bits - 9);
+        let most = if self.superblock.has_ro_compat(RoCompat::HUGE_FILE) {
+            blocks
+        } else {
+            blocks.min(counted)
+        };
+        most << bits
+    }
+
     fn max_mapped_size(&self, disk: &DiskInode) -> u64 {
+        if disk.has_extents() || disk.has_inline_data() {
+            return self.max_offset();
+        }
         let bits = self.superblock.block_size_bits();
         let has_huge_files = self.superblock.has_ro_compat(RoCompat::HUGE_FILE);
-        if disk.has_extents() || disk.has_inline_data() {
-            let blocks = u64::from(u32::MAX);
-            let counted = u64::from(u32::MAX) >> (bits - 9);
-            let most = if has_huge_files {
-                blocks
-            } else {
-                blocks.min(counted)
-            };
-            return most << bits;
-        }
         let counted = if has_huge_files {
             (1 << 48) - 1
         } else {
@@ -151,7 +160,7 @@ impl FileSystem {
     }
 
     /// Takes away what a truncation that failed has left behind the end of a file, so that it does
-    /// not show when the file grows. The caller holds the inode lock exclusively.
+    /// not show when the file grows, nor takes with it what is put there. The caller holds the inode lock exclusively.
     ///
     /// # Errors
     /// `Corrupt`, `Io`, `ReadOnly`: the file can't grow.
@@ -209,32 +218,32 @@ impl FileSystem {
             }
             evicted.mapping().backing().note_delayed(&delayed);
         }
-        self.cut_blocks(&mut held, inode, size, FileBlock(first))
+        self.cut_blocks(&mut held, inode, &evicted, FileBlock(first))
     }
 
-    /// Takes away the blocks from `first` on, nobody having pages there. Should that fail before it
-    /// changed anything, the file is `size` bytes long all the same, and an orphan.
+    /// Takes away the blocks from `first` on, whose pages are gone. Should that fail before it changed
+    /// anything, the file ends where it was to all the same, and is an orphan.
     fn cut_blocks(
         &self,
         held: &mut Held<'_, Invalidate>,
         inode: &Arc<Inode>,
-        size: u64,
+        evicted: &Evicted<'_, FileData>,
         first: FileBlock,
     ) -> Result<()> {
         let live = self.instance.live()?;
+        let size = evicted.range().start;
         let mut is_orphan = inode.core.is_half_cut();
         loop {
             let (mut transaction, mut held) = self.instance.begin(held, STEP)?;
             let (mut delayed, _held) = inode.core.block_map.write(&mut held);
-            let before = inode.disk();
-            let mut record = before.record.clone();
-            record.set_size(size);
-            let progress = match remove_blocks(&mut transaction, &mut record, first) {
+            let mut cut = Cut::of(evicted);
+            cut.record_mut().set_size(size);
+            let progress = match remove_blocks(&mut transaction, &mut cut, first) {
                 Err(error) if transaction.is_empty() => {
                     inode.core.set_half_cut(true);
                     inode.core.update(|record| record.set_size(size));
                     live.orphans.add(&mut transaction, inode)?;
-                    if let Ok(shape) = MapShapeNow::of(&self.instance, &before) {
+                    if let Ok(shape) = MapShapeNow::of(&self.instance, &inode.disk()) {
                         delayed.settle(&shape, None);
                     }
                     transaction.end();
@@ -242,7 +251,7 @@ impl FileSystem {
                 }
                 progress => progress?,
             };
-            inode.core.adopt(&before.record, &record);
+            cut.adopt();
             match progress {
                 Progress::More => {
                     live.orphans.add(&mut transaction, inode)?;

@@ -23,7 +23,7 @@ use pagefence_vfs::{Error, Result};
 use crate::alloc::{BusyRun, Reach, Reservation};
 use crate::backing::FileData;
 use crate::change::Transaction;
-use crate::change::insert_blocks::{NewRun, insert_blocks, mark};
+use crate::change::insert_blocks::{NewRun, insert_blocks, mark_written};
 use crate::delalloc::{Delayed, MapShapeNow};
 use crate::error::device;
 use crate::inode_data;
@@ -57,6 +57,15 @@ impl Unmapped {
             Self::Unwritten(blocks) => blocks.end.into(),
         }
     }
+}
+
+/// What a failure left of the file's map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// What it was before.
+    Whole,
+    /// Something in between.
+    HalfDone,
 }
 
 /// A run of a file that goes to a run of blocks.
@@ -304,8 +313,9 @@ impl FileData {
                 self.map_some(&mut transaction, &mut delayed, &mut record, bits, unmapped);
             let outcome = match failure {
                 // Blocks of the map were changed: what is left of that must not be written.
-                Some(error) if !transaction.is_empty() => Err(error),
+                Some((error, Left::HalfDone)) => Err(error),
                 failure => {
+                    let failure = failure.map(|(error, _)| error);
                     let mapped_to = if unmapped.is_empty() { size } else { mapped_to };
                     record.set_size(record.size().max(mapped_to.min(size)));
                     self.inode.adopt(&before.record, &record);
@@ -329,6 +339,8 @@ impl FileData {
     /// Maps as much as the transaction takes, in `record` and the blocks of the map; says up to
     /// which byte, 0 for nothing, and why it stopped if something failed. What is not mapped is
     /// left in `unmapped`, and `record` without it.
+    ///
+    /// Where the failure left nothing half done, the transaction can end with what is mapped.
     fn map_some(
         &self,
         transaction: &mut Transaction<'_>,
@@ -336,12 +348,18 @@ impl FileData {
         record: &mut Record,
         bits: u32,
         unmapped: &mut VecDeque<Unmapped>,
-    ) -> (u64, Option<Error>) {
+    ) -> (u64, Option<(Error, Left)>) {
         let mut mapped_to = 0;
         while let Some(next) = unmapped.front() {
             let mut changed = record.clone();
+            let before = transaction.changes();
             if let Err(error) = insert(transaction, &mut changed, next) {
-                return (mapped_to, Some(error));
+                let left = if transaction.changes() == before {
+                    Left::Whole
+                } else {
+                    Left::HalfDone
+                };
+                return (mapped_to, Some((error, left)));
             }
             *record = changed;
             self.inode.note_map_change();
@@ -412,10 +430,7 @@ fn insert(transaction: &mut Transaction<'_>, record: &mut Record, next: &Unmappe
             };
             insert_blocks(transaction, record, &new)
         }
-        Unmapped::Unwritten(blocks) => {
-            let len = blocks.end - blocks.start;
-            mark(transaction, record, FileBlock(blocks.start), len, false)
-        }
+        Unmapped::Unwritten(blocks) => mark_written(transaction, record, blocks.clone()),
     }
 }
 

@@ -4,12 +4,14 @@ use std::ops::Range;
 
 use pagefence_ext4_format::group_desc::GroupFlags;
 use pagefence_ext4_format::inode::InodeFlags;
+use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
 use pagefence_lock_order::primitives::{Arc, MutexGuard};
 use pagefence_vfs::{Error, Result};
 
 use crate::alloc::free_runs::FreeRuns;
 use crate::alloc::group_state::{Bits, GroupGuard};
+use crate::alloc::low_blocks::LowBlocks;
 use crate::alloc::reservation::Reservation;
 use crate::alloc::{Allocator, Sink};
 use crate::change::free_blocks::{Piece, pieces};
@@ -20,7 +22,7 @@ use crate::instance::Instance;
 const READS_MAX: u32 = 8;
 
 /// One past the last block that a block map can name.
-const POINTERS_END: u64 = 1 << 32;
+pub(crate) const POINTERS_END: u64 = 1 << 32;
 
 /// Flex groups of so many groups and more keep their first group for directories (Linux:
 /// `EXT4_FLEX_SIZE_DIR_ALLOC_SCHEME`).
@@ -82,7 +84,8 @@ impl BusyRun {
     /// Takes the group's lock.
     pub(crate) fn give_back(mut self, reservation: &mut Reservation) {
         let allocator = Arc::clone(&self.allocator);
-        reservation.refund(&allocator, self.release());
+        let is_low = allocator.low_blocks_at(self.start).is_some();
+        reservation.refund(&allocator, self.release(), is_low);
     }
 
     fn release(&mut self) -> u32 {
@@ -98,6 +101,11 @@ impl BusyRun {
 impl Drop for BusyRun {
     fn drop(&mut self) {
         let len = self.release();
+        if len > 0
+            && let Some(low) = self.allocator.low_blocks_at(self.start)
+        {
+            low.give(len.into());
+        }
         self.allocator.counts.give(len.into());
     }
 }
@@ -126,6 +134,14 @@ impl LentRun<'_> {
 impl Drop for LentRun<'_> {
     fn drop(&mut self) {
         self.run.release();
+    }
+}
+
+/// How many groups have blocks that 32 bits can name, and no others.
+pub(super) fn low_groups(superblock: &Superblock) -> u32 {
+    match superblock.group_of_block(BlockNo(POINTERS_END)) {
+        Ok((group, _)) => group.0,
+        Err(_) => superblock.group_count(),
     }
 }
 
@@ -179,6 +195,9 @@ impl Allocator {
                 instance,
                 groups,
                 want,
+                promised: from,
+                reach,
+                low: 0,
                 failure: None,
             };
             let found = search
@@ -186,48 +205,43 @@ impl Allocator {
                 .or_else(|| search.elsewhere(home))
                 .or_else(|| search.anywhere(home));
             if let Some(run) = found {
-                from.spend(run.len);
+                let low = search.low;
+                from.spend(run.len, low, self.low_blocks_at(run.start).is_some());
                 return Ok(run);
             }
             // What came back to a group that was passed already is missed; whatever is promised
             // is somewhere.
+            let failure = search.failure;
             if returns == self.returns() {
                 // Unless it is lent, which comes back before the lock does.
                 drop(self.lending.lock());
             }
             if returns == self.returns() {
-                return Err(search.failure.unwrap_or(Error::NoSpace));
+                return Err(failure.unwrap_or(Error::NoSpace));
             }
         }
-    }
-
-    /// Whether as many blocks are free within `reach`, be they promised or not: a look at the groups
-    /// until there are enough.
-    pub(crate) fn has_within(&self, reach: Reach, blocks: u64) -> bool {
-        let groups = self.groups_within(reach);
-        if groups == self.superblock.group_count() {
-            return true;
-        }
-        let mut missing = blocks;
-        for number in 0..groups {
-            missing = missing.saturating_sub(self.summary(GroupNo(number)).free().into());
-            if missing == 0 {
-                return true;
-            }
-        }
-        false
     }
 
     /// How many groups lie within `reach` as a whole.
     fn groups_within(&self, reach: Reach) -> u32 {
-        let count = self.superblock.group_count();
         match reach {
-            Reach::Everywhere => count,
-            Reach::Pointers => match self.superblock.group_of_block(BlockNo(POINTERS_END)) {
-                Ok((group, _)) => group.0,
-                Err(_) => count,
-            },
+            Reach::Everywhere => self.superblock.group_count(),
+            Reach::Pointers => self.low_groups,
         }
+    }
+
+    /// The count of those blocks that a block map can name, if the group has such ones, and others
+    /// have not.
+    pub(super) fn low_blocks(&self, group: GroupNo) -> Option<&LowBlocks> {
+        self.counts
+            .low
+            .as_ref()
+            .filter(|_| group.0 < self.low_groups)
+    }
+
+    fn low_blocks_at(&self, block: BlockNo) -> Option<&LowBlocks> {
+        let (group, _) = self.superblock.group_of_block(block).ok()?;
+        self.low_blocks(group)
     }
 
     /// Marks a busy run as in use: it belongs to who calls. Gives its first block and its length.
@@ -276,28 +290,10 @@ impl Allocator {
         start: BlockNo,
         count: u32,
     ) -> Result<()> {
-        let refuse = |at: BlockNo, what: &str| Err(instance.damaged(inode, Some(at), what));
         if count == 0 {
             return Ok(());
         }
-        if !instance.limits.contains(start, count) {
-            return refuse(start, "it owns blocks outside the file system");
-        }
-        if self.zones.overlap(start, count) {
-            return refuse(start, "it owns blocks of the file system itself");
-        }
-        let pieces = pieces(instance, inode, start, count)?;
-        let mut guards = self.lock_pieces(instance, &pieces)?;
-        for (piece, guard) in pieces.iter().zip(&guards) {
-            if let Bits::Loaded(blocks) = &guard.blocks
-                && let Some(bit) = bitmap::next_zero(&blocks.bits, piece.first..piece.end)
-            {
-                let first = self.superblock.first_block_of_group(piece.group);
-                drop(guards);
-                let at = BlockNo(first.0 + u64::from(bit));
-                return refuse(at, "it owns a block that is free");
-            }
-        }
+        let (pieces, mut guards) = self.lock_used(instance, inode, start, count)?;
         let mut changed = Vec::with_capacity(pieces.len());
         for (piece, guard) in pieces.iter().zip(&mut guards) {
             let Some(blocks) = guard.blocks_mut() else {
@@ -319,6 +315,51 @@ impl Allocator {
             self.with_pending(|pending| pending.add_blocks(tx.tid(), run));
         }
         Ok(())
+    }
+
+    /// Makes sure that [`Self::free`] won't refuse these blocks.
+    ///
+    /// # Errors
+    /// As [`Self::free`].
+    pub(crate) fn check_free(
+        &self,
+        instance: &Instance,
+        inode: InodeNo,
+        start: BlockNo,
+        count: u32,
+    ) -> Result<()> {
+        self.lock_used(instance, inode, start, count).map(drop)
+    }
+
+    /// The pieces of a run of blocks that `inode` owns, and the locks of their groups; all of them
+    /// are in use.
+    fn lock_used(
+        &self,
+        instance: &Instance,
+        inode: InodeNo,
+        start: BlockNo,
+        count: u32,
+    ) -> Result<(Vec<Piece>, Vec<GroupGuard<'_>>)> {
+        let refuse = |at: BlockNo, what: &str| Err(instance.damaged(inode, Some(at), what));
+        if !instance.limits.contains(start, count) {
+            return refuse(start, "it owns blocks outside the file system");
+        }
+        if self.zones.overlap(start, count) {
+            return refuse(start, "it owns blocks of the file system itself");
+        }
+        let pieces = pieces(instance, inode, start, count)?;
+        let guards = self.lock_pieces(instance, &pieces)?;
+        for (piece, guard) in pieces.iter().zip(&guards) {
+            if let Bits::Loaded(blocks) = &guard.blocks
+                && let Some(bit) = bitmap::next_zero(&blocks.bits, piece.first..piece.end)
+            {
+                let first = self.superblock.first_block_of_group(piece.group);
+                drop(guards);
+                let at = BlockNo(first.0 + u64::from(bit));
+                return refuse(at, "it owns a block that is free");
+            }
+        }
+        Ok((pieces, guards))
     }
 
     /// The goal of a file's first block: the start of its inode's group, or with flex groups of
@@ -443,6 +484,11 @@ struct Search<'a> {
     /// How many groups are searched, from the first on.
     groups: u32,
     want: u32,
+    /// What the run comes out of, and where it may lie.
+    promised: &'a Reservation,
+    reach: Reach,
+    /// Of the run that was found: for how many blocks a promise within the reach of block maps went.
+    low: u64,
     /// Why a group could not be looked at.
     failure: Option<Error>,
 }
@@ -519,7 +565,17 @@ impl Search<'_> {
                 return None;
             }
         };
-        let run = choose(&guard.blocks_mut()?.index)?;
+        let mut run = choose(&guard.blocks_mut()?.index)?;
+        let len = u64::from(run.end - run.start);
+        self.low = self.promised.low_of(len, self.reach);
+        if let Some(low) = self.allocator.low_blocks(number) {
+            // What others are promised stays.
+            let had = self.low + low.take_some(len - self.low);
+            if had == 0 {
+                return None;
+            }
+            run.end = run.start + had as u32;
+        }
         Some(self.allocator.make_busy(&mut guard, number, run))
     }
 }

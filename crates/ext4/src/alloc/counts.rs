@@ -18,6 +18,8 @@ use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
 use pagefence_lock_order::primitives::{Mutex, MutexGuard, thread, thread_local};
 use pagefence_lock_order::rank::{self, RankGuard};
 
+use crate::alloc::low_blocks::LowBlocks;
+
 /// Shards of the number.
 const SHARDS: usize = 16;
 
@@ -74,6 +76,8 @@ pub(super) struct Counts {
     kept_back: i64,
     /// What only maps may bring it below.
     for_maps: i64,
+    /// Of those that block maps can name, where there are others.
+    pub(super) low: Option<LowBlocks>,
 }
 
 struct Pool<'a> {
@@ -83,7 +87,7 @@ struct Pool<'a> {
 
 impl Counts {
     /// `free` blocks, of which `for_root` and `for_maps` are not for everybody.
-    pub(super) fn new(free: u64, for_root: u64, for_maps: u64) -> Self {
+    pub(super) fn new(free: u64, for_root: u64, for_maps: u64, low: Option<LowBlocks>) -> Self {
         let (free, for_maps) = (signed(free), signed(for_maps));
         let kept_back = signed(for_root).saturating_add(for_maps);
         Self {
@@ -92,6 +96,7 @@ impl Counts {
             is_low: AtomicBool::new(free < kept_back),
             kept_back,
             for_maps,
+            low,
         }
     }
 

@@ -228,6 +228,14 @@ impl<T> Bits<T> {
 }
 
 impl Allocator {
+    /// Blocks of a group turned out not to be there.
+    fn lose(&self, number: GroupNo, blocks: u32) {
+        if let Some(low) = self.low_blocks(number) {
+            low.lose(blocks.into());
+        }
+        self.counts.lose(blocks.into());
+    }
+
     /// Locks a group with its block bitmap in memory, or known to be damaged. Reads it, with no
     /// lock held, if need be; no group may be locked.
     ///
@@ -257,13 +265,13 @@ impl Allocator {
                     guard.blocks = Bits::Loaded(Box::new(blocks));
                     self.note_resident(&mut guard);
                     if excluded > before {
-                        self.counts.lose((excluded - before).into());
+                        self.lose(number, excluded - before);
                     }
                 }
                 Err(Error::Corrupt { .. }) => {
                     guard.blocks = Bits::Damaged;
                     let free = desc.free_clusters().saturating_sub(guard.excluded);
-                    self.counts.lose(free.into());
+                    self.lose(number, free);
                 }
                 Err(error) => return Err(error),
             }

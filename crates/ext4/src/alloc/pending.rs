@@ -131,6 +131,9 @@ impl Allocator {
                 blocks.pending -= len;
                 blocks.index.give(first..first + len);
             }
+            if let Some(low) = self.low_blocks(number) {
+                low.give(here);
+            }
             start += here;
         }
     }

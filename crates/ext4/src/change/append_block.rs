@@ -5,28 +5,61 @@ use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
 use crate::alloc::Reach;
-use crate::change::insert_blocks::{NewRun, insert_blocks};
+use crate::change::insert_blocks::{NewRun, check_insert, insert_blocks};
 use crate::change::transaction::Transaction;
 use crate::disk_inode::{DiskInode, kind_of};
+use crate::instance::Instance;
+
+impl Instance {
+    /// Makes sure that blocks can be added at the end of a directory, before a change that may need
+    /// that begins: that what is to come lies behind a block that is there, and that each node on
+    /// the way there has all the room that it can have, which is what is reserved stands on
+    /// ([`crate::name_credits`]).
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(crate) fn check_append(&self, disk: &DiskInode) -> Result<()> {
+        let at = self.end_of_directory(&disk.record)?;
+        if let Some(before) = at.0.checked_sub(1) {
+            self.metadata_block(disk, FileBlock(before))?;
+        }
+        if disk.has_extents() {
+            self.check_extent_room(disk, at)?;
+        }
+        Ok(())
+    }
+
+    /// The file block behind the last one of a directory.
+    fn end_of_directory(&self, record: &InodeRecord) -> Result<FileBlock> {
+        u32::try_from(record.size() / u64::from(self.superblock.block_size()))
+            .map(FileBlock)
+            .map_err(|_| self.damaged(record.ino(), None, "a directory can't be that large"))
+    }
+}
 
 /// Takes a block, maps it behind the last one of the directory, and makes the directory that much
 /// longer. The block's contents are the caller's to set. `record` changes along; the caller writes
 /// it.
 ///
 /// # Errors
-/// `Corrupt`, `Io` (also of the kind `StorageFull`).
+/// `Corrupt`, `NoSpace`, `Io` (also of the kind `StorageFull`), before anything was changed;
+/// `record` is to be dropped then.
 pub(crate) fn append_block(
     transaction: &mut Transaction<'_>,
     record: &mut InodeRecord,
 ) -> Result<(FileBlock, BlockNo)> {
     let instance = transaction.instance;
     let block_size = u64::from(instance.superblock.block_size());
-    let Ok(last) = u32::try_from(record.size() / block_size) else {
-        return Err(instance.damaged(record.ino(), None, "a directory can't be that large"));
-    };
-    let at = FileBlock(last);
+    let at = instance.end_of_directory(record)?;
     let goal = goal(transaction, record, at)?;
-    let block = transaction.allocate(record.ino(), goal, Reach::of(record.flags()))?;
+    let reach = Reach::of(record.flags());
+    if let Some(disk) = disk_of(record) {
+        instance.check_append(&disk)?;
+    }
+    // The block, and what maps it, are there before either is taken.
+    let nodes = check_insert(transaction, record, at)?;
+    transaction.prepare(goal, reach, nodes + 1)?;
+    let block = transaction.allocate(record.ino(), goal, reach)?;
     let run = NewRun {
         first: at,
         start: block,
@@ -43,13 +76,7 @@ pub(crate) fn append_block(
 fn goal(transaction: &mut Transaction<'_>, record: &InodeRecord, at: FileBlock) -> Result<BlockNo> {
     let instance = transaction.instance;
     let number = record.ino();
-    if let (Some(before), Some(kind)) = (at.0.checked_sub(1), record.kind()) {
-        let disk = DiskInode {
-            number,
-            kind: kind_of(kind),
-            seed: record.checksum_seed(),
-            record: record.clone(),
-        };
+    if let (Some(before), Some(disk)) = (at.0.checked_sub(1), disk_of(record)) {
         let before = instance.metadata_block(&disk, FileBlock(before))?;
         return Ok(before.checked_add(1).unwrap_or(before));
     }
@@ -60,4 +87,13 @@ fn goal(transaction: &mut Transaction<'_>, record: &InodeRecord, at: FileBlock) 
         }
         None => Ok(instance.inode_block(number)?.0),
     }
+}
+
+fn disk_of(record: &InodeRecord) -> Option<DiskInode> {
+    Some(DiskInode {
+        number: record.ino(),
+        kind: kind_of(record.kind()?),
+        seed: record.checksum_seed(),
+        record: record.clone(),
+    })
 }

@@ -118,11 +118,12 @@ impl Instance {
                     .is_full(level)
                     .at(&self.damage, Some(disk.number), None)?;
             }
-            return if full {
-                Err(Error::NoSpace)
-            } else {
-                Ok(Room::Split)
-            };
+            if full {
+                return Err(Error::NoSpace);
+            }
+            self.check_append(disk)?;
+            self.check_split(disk, leaf, name)?;
+            return Ok(Room::Split);
         }
         if disk.has_index() && self.checksums {
             return Err(Error::Unsupported("an index of a kind that is not written"));
@@ -133,8 +134,15 @@ impl Instance {
         };
         Ok(match found {
             Some(block) => Room::Block(block),
-            None if self.dir_blocks(disk)? == 1 && self.has_dir_index() => Room::MakeIndex,
-            None => Room::Append,
+            None => {
+                self.check_append(disk)?;
+                if self.dir_blocks(disk)? == 1 && self.has_dir_index() {
+                    self.check_index(disk)?;
+                    Room::MakeIndex
+                } else {
+                    Room::Append
+                }
+            }
         })
     }
 }

@@ -14,6 +14,7 @@ use pagefence_vfs::{Error, Result};
 
 use crate::alloc::{NewInode, NewNumber};
 use crate::change::append_block::append_block;
+use crate::change::cut::Cut;
 use crate::change::extent_tree::ExtentTree;
 use crate::change::free_inode::free_inode;
 use crate::change::remove_blocks::{Progress, remove_blocks};
@@ -193,7 +194,7 @@ pub(crate) fn release(
     deleted_at: u32,
 ) -> Result<Progress> {
     let instance = transaction.instance;
-    let mut record = match instance.read_inode(inode) {
+    let record = match instance.read_inode(inode) {
         Ok(record) => record,
         Err(Error::Corrupt { .. }) => return Ok(Progress::Done),
         Err(error) => return Err(error),
@@ -217,7 +218,10 @@ pub(crate) fn release(
         return Ok(Progress::Done);
     }
     forget_value(transaction, &record)?;
-    if remove_blocks(transaction, &mut record, FileBlock(0))? == Progress::More {
+    let mut cut = Cut::of_value(instance, record)?;
+    let progress = remove_blocks(transaction, &mut cut, FileBlock(0))?;
+    let mut record = cut.into_record();
+    if progress == Progress::More {
         transaction.write_inode(&mut record)?;
         return Ok(Progress::More);
     }

@@ -2,10 +2,10 @@
 //! full, the root grows a level when it is, and nodes without entries go.
 //!
 //! Data blocks are the caller's: only blocks of the tree itself are taken and given back here.
+//! What can be refused is refused before the first change (`room`).
 
 use pagefence_ext4_format::extent::{
-    self, Child, Extent, ExtentNode, ExtentNodeMut, FILE_BLOCKS_END, MAX_DEPTH, MAX_EXTENT_LEN,
-    Place,
+    self, Child, Extent, ExtentNode, ExtentNodeMut, FILE_BLOCKS_END, MAX_EXTENT_LEN, Place,
 };
 use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::{BlockNo, Corruption, FileBlock};
@@ -15,7 +15,10 @@ use pagefence_vfs::Result;
 use crate::alloc::Reach;
 use crate::change::transaction::Transaction;
 use crate::error::At;
-use crate::instance::Instance;
+
+mod room;
+
+pub(crate) use room::count_blocks;
 
 /// An extent tree that is being changed. `record` changes along; the caller writes it.
 pub(crate) struct ExtentTree<'a, 'b> {
@@ -29,6 +32,10 @@ pub(super) struct Step {
     pub(super) child: Child,
     /// Its number in the node above.
     pub(super) at: usize,
+    /// Whether the node above has room for another entry.
+    has_room: bool,
+    /// Whether the node above has no other entry.
+    is_only: bool,
 }
 
 /// What a node says, copied out.
@@ -107,6 +114,7 @@ impl ExtentTree<'_, '_> {
                 let done = self.edit(path.last(), |node| node.insert_extent(at, &extent))?;
                 debug_assert!(done, "there is room");
             } else {
+                self.check_room(&path, &leaf, 1)?;
                 let is_last_leaf = after(&path).is_none();
                 self.make_room(&path, is_last_leaf && at == leaf.extents.len())?;
                 continue;
@@ -151,6 +159,9 @@ impl ExtentTree<'_, '_> {
             }
             match (left, right) {
                 (Some(left), right) => {
+                    if right.is_some() {
+                        self.check_room(&path, &leaf, 1)?;
+                    }
                     self.edit(path.last(), |node| {
                         let _ = node.set_extent(at, &left);
                     })?;
@@ -272,10 +283,11 @@ impl ExtentTree<'_, '_> {
             }),
             (left, right, _, _) => {
                 let stays = left.unwrap_or(middle);
+                let more = [left.is_some().then_some(middle), right];
+                self.check_room(path, leaf, more.iter().flatten().count())?;
                 self.edit(path.last(), |node| {
                     let _ = node.set_extent(at, &stays);
                 })?;
-                let more = [left.is_some().then_some(middle), right];
                 more.into_iter()
                     .flatten()
                     .try_for_each(|extent| self.insert(extent))
@@ -383,9 +395,8 @@ impl ExtentTree<'_, '_> {
     /// ([`crate::delalloc`]).
     pub(super) fn make_room(&mut self, path: &[Step], at_end: bool) -> Result<()> {
         for (level, split) in path.iter().enumerate().rev() {
-            let above = level.checked_sub(1).and_then(|above| path.get(above));
-            let full = self.edit(above, |node| node.is_full())?;
-            if !full {
+            if split.has_room {
+                let above = level.checked_sub(1).and_then(|above| path.get(above));
                 return self.split(above, split, at_end);
             }
         }
@@ -396,9 +407,6 @@ impl ExtentTree<'_, '_> {
     fn grow(&mut self) -> Result<()> {
         let goal = self.transaction.instance.superblock.first_data_block();
         let depth = self.edit(None, |root| root.depth())?;
-        if depth >= MAX_DEPTH {
-            return Err(self.damaged("its extent tree is full"));
-        }
         let first = first_of(self.record.block_area(), depth).unwrap_or_default();
         let (below, mut bytes) = self.new_node(depth, goal)?;
         let moved = self.edit(None, |root| {
@@ -420,12 +428,12 @@ impl ExtentTree<'_, '_> {
 
     pub(super) fn new_node(&mut self, depth: u16, goal: BlockNo) -> Result<(BlockNo, Vec<u8>)> {
         let inode = self.record.ino();
+        count_blocks(self.transaction.instance, self.record, 1)?;
         let block = self.transaction.allocate(inode, goal, Reach::Everywhere)?;
         let block_size = self.transaction.instance.superblock.block_size();
         let mut bytes = vec![0; block_size as usize];
         let made = ExtentNodeMut::init(&mut bytes, depth).is_some();
         debug_assert!(made, "a block has room for entries");
-        count_blocks(self.transaction.instance, self.record, 1)?;
         Ok((block, bytes))
     }
 
@@ -457,20 +465,6 @@ impl ExtentTree<'_, '_> {
             .instance
             .damaged(self.record.ino(), None, what)
     }
-}
-
-/// Counts blocks that the inode owns more, or fewer, into its sectors.
-///
-/// # Errors
-/// `Corrupt` if the record has no room for so many.
-pub(crate) fn count_blocks(instance: &Instance, record: &mut InodeRecord, more: i64) -> Result<()> {
-    let per_block = i64::from(instance.superblock.block_size() / 512);
-    let sectors = record
-        .sectors()
-        .saturating_add_signed(more.saturating_mul(per_block));
-    record
-        .set_sectors(sectors)
-        .at(&instance.damage, Some(record.ino()), None)
 }
 
 /// Changes a node of an extent tree: the root, in `record`, or the one that `child` says. `turn` is
@@ -511,8 +505,12 @@ pub(crate) fn edit_node<T>(
 
 fn step(node: &ExtentNode<'_>, block: FileBlock) -> Option<Step> {
     let at = node.position(block).saturating_sub(1);
-    let child = node.child(at)?;
-    Some(Step { child, at })
+    Some(Step {
+        child: node.child(at)?,
+        at,
+        has_room: room::has_room(node),
+        is_only: node.len() == 1,
+    })
 }
 
 fn leaf(node: &ExtentNode<'_>) -> Leaf {

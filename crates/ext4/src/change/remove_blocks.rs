@@ -3,10 +3,13 @@
 //! At the end, blocks go from the last to the first, so that each state in between is a sound file
 //! that is shorter; a caller commits there and goes on ([`Progress::More`]).
 
+use std::ops::Range;
+
 use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock};
-use pagefence_vfs::Result;
+use pagefence_vfs::{Error, Result};
 
+use crate::change::cut::Cut;
 use crate::change::extent_tree::ExtentTree;
 use crate::change::free_blocks::free_blocks;
 use crate::change::transaction::Transaction;
@@ -24,22 +27,23 @@ pub(crate) enum Progress {
     More,
 }
 
-/// Takes away the file's blocks from `from` on. `record` changes along; the caller writes it.
+/// Takes away the file's blocks from `from` on. The record of `cut` changes along; the caller writes
+/// it.
 ///
 /// # Errors
-/// `Corrupt`, `Io`; the transaction must then be dropped.
+/// `Corrupt`, `Io`. What goes wrong after blocks were freed is the end of this transaction, and the
+/// next one's error, before that changed anything.
 pub(crate) fn remove_blocks(
     transaction: &mut Transaction<'_>,
-    record: &mut InodeRecord,
+    cut: &mut Cut<'_>,
     from: FileBlock,
 ) -> Result<Progress> {
+    cut.check(from.0.into()..u64::MAX)?;
+    let record = cut.record_mut();
     if !maps_blocks(record) {
         return Ok(Progress::Done);
     }
-    let mut owner = Owner {
-        transaction,
-        record,
-    };
+    let mut owner = Owner::new(transaction, record);
     if owner.record.flags().contains(InodeFlags::EXTENTS) {
         remove_extents::remove(&mut owner, from)
     } else {
@@ -47,49 +51,50 @@ pub(crate) fn remove_blocks(
     }
 }
 
-/// Makes the file blocks from `from` up to (not including) `end` a hole. What an extent tree takes
-/// for two pieces of one extent, the transaction has ([`crate::delalloc`]). `record` changes
-/// along; the caller writes it.
+/// Makes the file blocks `range` a hole, and leaves in `range` those that another transaction has to
+/// take. What an extent tree takes for two pieces of one extent, the transaction has
+/// ([`crate::delalloc`]). The record of `cut` changes along; the caller writes it.
 ///
 /// # Errors
-/// As [`remove_blocks`]. What goes wrong after blocks were freed is the end of this transaction, and
-/// the next one's error, before that changed anything.
+/// As [`remove_blocks`]; `NoSpace` if the transaction has no block for the tree.
 pub(crate) fn remove_range(
     transaction: &mut Transaction<'_>,
-    record: &mut InodeRecord,
-    from: FileBlock,
-    end: FileBlock,
+    cut: &mut Cut<'_>,
+    range: &mut Range<u32>,
 ) -> Result<Progress> {
-    if !maps_blocks(record) || from >= end {
+    cut.check(range.start.into()..range.end.into())?;
+    let record = cut.record_mut();
+    if !maps_blocks(record) || range.start >= range.end {
         return Ok(Progress::Done);
     }
-    let mut owner = Owner {
-        transaction,
-        record,
-    };
-    if !owner.record.flags().contains(InodeFlags::EXTENTS) {
-        return remove_block_map::remove(&mut owner, from, end.0.into());
+    let mut owner = Owner::new(transaction, record);
+    if owner.record.flags().contains(InodeFlags::EXTENTS) {
+        return punch(&mut owner, range);
     }
-    let mut at = from;
-    let mut has_removed = false;
-    while at < end {
+    let progress = remove_block_map::remove(&mut owner, FileBlock(range.start), range.end.into())?;
+    // From the last one to the first.
+    range.end = owner
+        .lowest
+        .map_or(range.end, |lowest| range.end.min(lowest));
+    Ok(progress)
+}
+
+/// Takes a range out of an extent tree, from the first block to the last.
+fn punch(owner: &mut Owner<'_, '_>, range: &mut Range<u32>) -> Result<Progress> {
+    while range.start < range.end {
         if owner.transaction.is_large() {
             return Ok(Progress::More);
         }
-        let run = match owner.free_run(at, end) {
-            Err(_) if has_removed && owner.transaction.is_live() => return Ok(Progress::More),
-            freed => freed?,
+        let at = FileBlock(range.start);
+        let run = match owner.free_run(at, FileBlock(range.end)) {
+            Ok(run) => run,
+            Err(error) => return owner.stop(error),
         };
-        let next = FileBlock(at.0.saturating_add(run.len));
+        let next = at.0.saturating_add(run.len);
         if run.target != Target::Hole {
-            has_removed = true;
-            let mut tree = ExtentTree {
-                transaction: &mut *owner.transaction,
-                record: &mut *owner.record,
-            };
-            tree.punch(at, next)?;
+            owner.tree().punch(at, FileBlock(next))?;
         }
-        at = next;
+        range.start = next;
     }
     Ok(Progress::Done)
 }
@@ -155,9 +160,40 @@ pub(crate) fn zero_tail(transaction: &mut Transaction<'_>, record: &InodeRecord)
 pub(crate) struct Owner<'a, 'b> {
     pub(crate) transaction: &'a mut Transaction<'b>,
     pub(crate) record: &'a mut InodeRecord,
+    /// The lowest file block that was taken out of a block map.
+    pub(crate) lowest: Option<u32>,
+    /// What the transaction had changed before.
+    changes_before: u64,
 }
 
-impl Owner<'_, '_> {
+impl<'a, 'b> Owner<'a, 'b> {
+    pub(crate) fn new(transaction: &'a mut Transaction<'b>, record: &'a mut InodeRecord) -> Self {
+        Self {
+            lowest: None,
+            changes_before: transaction.changes(),
+            transaction,
+            record,
+        }
+    }
+
+    /// What an error means where the file is sound as it is: if something was freed, the end of this
+    /// transaction. The next one meets it again, before it changes anything.
+    pub(crate) fn stop(&self, error: Error) -> Result<Progress> {
+        let is_live = self.transaction.is_live();
+        if is_live && self.transaction.changes() != self.changes_before {
+            Ok(Progress::More)
+        } else {
+            Err(error)
+        }
+    }
+
+    fn tree(&mut self) -> ExtentTree<'_, 'b> {
+        ExtentTree {
+            transaction: &mut *self.transaction,
+            record: &mut *self.record,
+        }
+    }
+
     /// What reads the file as it is now.
     fn disk(&self) -> Option<DiskInode> {
         Some(DiskInode {
@@ -169,7 +205,8 @@ impl Owner<'_, '_> {
     }
 
     /// Frees the blocks of the run of an extent tree that begins at `at`, as far as it lies before
-    /// `end`; a hole has none. The run, cut so, is to be taken out of the tree.
+    /// `end`; a hole has none. The run, cut so, is to be taken out of the tree, which can be done.
+    /// After an error nothing was freed.
     fn free_run(&mut self, at: FileBlock, end: FileBlock) -> Result<Run> {
         let left = end.0.saturating_sub(at.0);
         let Some(disk) = self.disk() else {
@@ -178,15 +215,28 @@ impl Owner<'_, '_> {
         let run = self.transaction.instance.map_blocks(&disk, at)?;
         let len = run.len.min(left);
         if let Target::Written(start) | Target::Unwritten(start) = run.target {
+            let end = FileBlock(at.0.saturating_add(len));
+            self.tree().check_punch(at, end)?;
             self.free(start, len)?;
         }
         Ok(Run { len, ..run })
     }
 
-    /// Frees blocks of the file, and counts them off.
+    /// Frees blocks of the file, and counts them off; after an error nothing changed.
     pub(crate) fn free(&mut self, start: BlockNo, count: u32) -> Result<()> {
         let inode = self.record.ino();
-        free_blocks(self.transaction, inode, start, count)?;
+        let instance = self.transaction.instance;
+        let before = self.record.sectors();
+        let sectors = u64::from(count) * u64::from(instance.superblock.block_size() / 512);
+        let left = before.saturating_sub(sectors);
+        self.record
+            .set_sectors(left)
+            .at(&instance.damage, Some(inode), None)?;
+        if let Err(error) = free_blocks(self.transaction, inode, start, count) {
+            let restored = self.record.set_sectors(before);
+            debug_assert!(restored.is_ok(), "as many as it had");
+            return Err(error);
+        }
         // What a directory or a symbolic link holds went through the journal, and what is marked so:
         // a replay must not bring it back over whatever the blocks hold by then.
         let is_metadata = matches!(
@@ -198,12 +248,14 @@ impl Owner<'_, '_> {
                 self.transaction.forget(BlockNo(block));
             }
         }
-        let instance = self.transaction.instance;
-        let sectors = u64::from(count) * u64::from(instance.superblock.block_size() / 512);
-        let left = self.record.sectors().saturating_sub(sectors);
-        self.record
-            .set_sectors(left)
-            .at(&instance.damage, Some(inode), None)
+        Ok(())
+    }
+
+    /// Makes sure that [`Self::free_map_block`] won't fail.
+    pub(crate) fn check_map_block(&self, block: BlockNo) -> Result<()> {
+        let inode = self.record.ino();
+        self.transaction.check_owned(inode, block, 1)?;
+        self.transaction.check_release(inode, block)
     }
 
     /// Frees a block of the file's map.

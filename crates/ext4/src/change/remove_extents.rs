@@ -17,16 +17,18 @@ use crate::error::At;
 /// As [`remove_blocks`](super::remove_blocks::remove_blocks). What goes wrong after blocks were
 /// freed is the end of this transaction, and the next one's error, before that changed anything.
 pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progress> {
-    let mut has_removed = false;
     loop {
         let (path, last) = match last_extent(owner) {
-            Err(_) if has_removed && owner.transaction.is_live() => return Ok(Progress::More),
-            found => found?,
+            Ok(found) => found,
+            Err(error) => return owner.stop(error),
         };
-        let Some(extent) = last else {
+        let Some(Last { extent, is_only }) = last else {
             // An empty leaf below the root is no sound tree, but an old kernel may have left one.
             if path.is_empty() {
                 return Ok(Progress::Done);
+            }
+            if let Err(error) = check_prune(owner, &path) {
+                return owner.stop(error);
             }
             prune(owner, &path)?;
             continue;
@@ -43,11 +45,14 @@ pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progr
         let Some(start) = extent.start.checked_add(u64::from(kept)) else {
             return Ok(Progress::Done);
         };
-        match owner.free(start, gone.into()) {
-            Err(_) if has_removed && owner.transaction.is_live() => return Ok(Progress::More),
-            freed => freed?,
+        let checked = if is_only && kept == 0 {
+            check_prune(owner, &path)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = checked.and_then(|()| owner.free(start, gone.into())) {
+            return owner.stop(error);
         }
-        has_removed = true;
         let shorter = Extent {
             len: kept,
             ..extent
@@ -68,8 +73,15 @@ pub(crate) fn remove(owner: &mut Owner<'_, '_>, from: FileBlock) -> Result<Progr
     }
 }
 
-/// The last extent of the tree, and the nodes below the root that lead to it.
-fn last_extent(owner: &Owner<'_, '_>) -> Result<(Vec<Child>, Option<Extent>)> {
+/// The last extent of a tree.
+struct Last {
+    extent: Extent,
+    /// Whether it is its leaf's only one.
+    is_only: bool,
+}
+
+/// The nodes below the root that lead to the last extent of the tree, and that.
+fn last_extent(owner: &Owner<'_, '_>) -> Result<(Vec<Child>, Option<Last>)> {
     let instance = owner.transaction.instance;
     let inode = owner.record.ino();
     let root = ExtentNode::parse(owner.record.block_area(), &Place::Root, &instance.limits).at(
@@ -79,7 +91,7 @@ fn last_extent(owner: &Owner<'_, '_>) -> Result<(Vec<Child>, Option<Extent>)> {
     )?;
     let mut path = Vec::new();
     let mut next = last_child(&root);
-    let mut last = root.extents().next_back();
+    let mut last = last_of(&root);
     // Depths fall by one a level, so this ends.
     while let Some(child) = next {
         let buffer = instance.extent_node(inode, owner.record.checksum_seed(), &child)?;
@@ -89,10 +101,22 @@ fn last_extent(owner: &Owner<'_, '_>) -> Result<(Vec<Child>, Option<Extent>)> {
             Some(child.block),
         )?;
         next = last_child(&node);
-        last = node.extents().next_back();
+        last = last_of(&node);
         path.push(child);
     }
     Ok((path, last))
+}
+
+fn last_of(node: &ExtentNode<'_>) -> Option<Last> {
+    let extent = node.extents().next_back()?;
+    let is_only = node.len() == 1;
+    Some(Last { extent, is_only })
+}
+
+/// Makes sure that [`prune`] won't fail to free a node.
+fn check_prune(owner: &Owner<'_, '_>, path: &[Child]) -> Result<()> {
+    path.iter()
+        .try_for_each(|child| owner.check_map_block(child.block))
 }
 
 fn last_child(node: &ExtentNode<'_>) -> Option<Child> {

@@ -13,9 +13,9 @@
 
 use pagefence_ext4_format::FileBlock;
 use pagefence_ext4_format::extent::{Extent, ExtentNode, FILE_BLOCKS_END, Place};
-use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_vfs::{Error, Result};
 
+use crate::change::cut::Cut;
 use crate::change::extent_tree::{ExtentTree, Leaf, Step, after, join, part};
 use crate::change::remove_blocks::Progress;
 use crate::change::transaction::Transaction;
@@ -50,8 +50,8 @@ impl ShiftDown {
         Self { next: from, by }
     }
 
-    /// Moves as many leaves as the transaction takes, `most` at most. `record` changes along;
-    /// the caller writes it.
+    /// Moves as many leaves as the transaction takes, `most` at most. The record of `cut` changes
+    /// along.
     ///
     /// # Errors
     /// `Corrupt`, `Io`; those met after something was changed are the next transaction's, before
@@ -59,7 +59,7 @@ impl ShiftDown {
     pub(crate) fn step(
         &mut self,
         transaction: &mut Transaction<'_>,
-        record: &mut InodeRecord,
+        cut: &mut Cut<'_>,
         most: usize,
     ) -> Result<Progress> {
         let mut moved = 0;
@@ -69,7 +69,7 @@ impl ShiftDown {
             }
             let mut tree = ExtentTree {
                 transaction: &mut *transaction,
-                record: &mut *record,
+                record: cut.record_mut(),
             };
             let (path, leaf) = match tree.checked_leaf(self.next) {
                 Err(_) if moved > 0 || !tree.transaction.is_empty() => return Ok(Progress::More),
@@ -114,7 +114,7 @@ impl ShiftUp {
     pub(crate) fn step(
         &mut self,
         transaction: &mut Transaction<'_>,
-        record: &mut InodeRecord,
+        cut: &mut Cut<'_>,
         most: usize,
     ) -> Result<Progress> {
         let mut moved = 0;
@@ -124,7 +124,7 @@ impl ShiftUp {
             }
             let mut tree = ExtentTree {
                 transaction: &mut *transaction,
-                record: &mut *record,
+                record: cut.record_mut(),
             };
             let (path, leaf) = match tree.checked_leaf(FileBlock(self.end.0 - 1)) {
                 Err(_) if moved > 0 || !tree.transaction.is_empty() => return Ok(Progress::More),
@@ -144,9 +144,9 @@ impl ShiftUp {
                 .iter()
                 .any(|extent| extent.first < self.from && extent.end() > self.from);
             if is_cut && leaf.extents.len() >= leaf.max {
-                // Should there be no block to be had after all, nothing is half done.
-                if !tree.transaction.is_empty() {
-                    return Ok(Progress::More);
+                match tree.check_room(&path, &leaf, 1) {
+                    Err(_) if !tree.transaction.is_empty() => return Ok(Progress::More),
+                    checked => checked?,
                 }
                 tree.make_room(&path, false)?;
                 moved += 1;

@@ -14,11 +14,169 @@ use crate::dir::block_no;
 use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::htree::DxPath;
+use crate::instance::Instance;
 
 /// The hash of half MD4, where the superblock names none that an index on disk may have.
 const HALF_MD4: u8 = 1;
 /// The last of the hash functions that an index on disk may have.
 const LAST_HASH: u8 = 2;
+
+/// What a directory of one block becomes with an index.
+struct Indexed {
+    /// Its only block, and what that holds then.
+    at: BlockNo,
+    root: Vec<u8>,
+    /// The block of its entries.
+    leaf: Vec<u8>,
+}
+
+/// A block of entries cut in two.
+struct Halves {
+    at: BlockNo,
+    left: Vec<u8>,
+    right: Vec<u8>,
+    /// What the index is to say of the right one.
+    hash: u32,
+    /// Whether the new entry is there.
+    is_right: bool,
+}
+
+impl Instance {
+    /// Makes sure that a directory of one block can get an index.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(super) fn check_index(&self, disk: &DiskInode) -> Result<()> {
+        self.plan_index(disk).map(drop)
+    }
+
+    /// Makes sure that a full block of entries can be split for a name.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub(super) fn check_split(
+        &self,
+        disk: &DiskInode,
+        leaf: FileBlock,
+        name: &EntryName<'_>,
+    ) -> Result<()> {
+        let new = Owned {
+            hash: self.dx_hasher(disk)?.hash(name.as_bytes()).major,
+            inode: disk.number,
+            name: name.as_bytes().to_vec(),
+            kind: None,
+        };
+        self.plan_split(disk, leaf, new).map(drop)
+    }
+
+    fn plan_index(&self, disk: &DiskInode) -> Result<Indexed> {
+        let first = FileBlock(0);
+        let buffer = self.dir_block(disk, first)?;
+        let at = block_no(&buffer);
+        let view = self.dir_entries(disk, first, &buffer);
+        let (_, parent) = view.dots().at(&self.damage, Some(disk.number), Some(at))?;
+        let entries: Vec<_> = view.entries().collect::<std::result::Result<_, _>>().at(
+            &self.damage,
+            Some(disk.number),
+            Some(at),
+        )?;
+        let mut leaf = vec![0; buffer.len()];
+        let mut fits = dir_entry::init_block(&mut leaf, &self.dir_format);
+        for entry in entries.iter().filter(|entry| entry.role == Role::Name) {
+            let put = EntryName::new(entry.name).map(|name| {
+                dir_entry::insert(&mut leaf, &self.dir_format, entry.inode, &name, entry.kind)
+            });
+            fits &= matches!(put, Some(Ok(Some(_))));
+        }
+        let mut root = vec![0; buffer.len()];
+        let version = self.superblock.def_hash_version();
+        fits &= htree::init_root(
+            &mut root,
+            (disk.number, parent),
+            (self.dir_format.filetype, self.checksums),
+            if version <= LAST_HASH {
+                version
+            } else {
+                HALF_MD4
+            },
+            FileBlock(1),
+        );
+        if !fits {
+            let what = "its only block can't become a root";
+            return Err(self.damaged(disk.number, Some(at), what));
+        }
+        Ok(Indexed { at, root, leaf })
+    }
+
+    /// Half of the entries of a block, by hash, and the other half, with a new entry among them. Both
+    /// have room for it, for it is counted in when the middle is chosen.
+    fn plan_split(&self, disk: &DiskInode, leaf: FileBlock, new: Owned) -> Result<Halves> {
+        let hasher = self.dx_hasher(disk)?;
+        let buffer = self.leaf_block(disk, leaf)?;
+        let at = block_no(&buffer);
+        let (new_hash, new_name) = (new.hash, new.name.clone());
+        let mut entries = self
+            .dir_entries(disk, leaf, &buffer)
+            .entries()
+            .map(|entry| {
+                entry.map(|entry| Owned {
+                    hash: hasher.hash(entry.name).major,
+                    inode: entry.inode,
+                    name: entry.name.to_vec(),
+                    kind: entry.kind,
+                })
+            })
+            .chain([Ok(new)])
+            .collect::<std::result::Result<Vec<_>, _>>()
+            .at(&self.damage, Some(disk.number), Some(at))?;
+        entries.sort_by_key(|entry| entry.hash);
+        let half = entries.iter().map(Owned::len).sum::<usize>() / 2;
+        let mut sum = 0;
+        let mid = entries
+            .iter()
+            .take_while(|entry| {
+                sum += entry.len();
+                sum <= half
+            })
+            .count()
+            .max(1);
+        let unfit = || {
+            let what = "a full block of entries can't be split";
+            self.damaged(disk.number, Some(at), what)
+        };
+        let (Some(first), Some(before)) = (entries.get(mid), entries.get(mid - 1)) else {
+            return Err(unfit());
+        };
+        // Bit 0 says that names of this hash begin in the block before.
+        let hash = first.hash | u32::from(first.hash == before.hash);
+        let is_right = entries[mid..]
+            .iter()
+            .any(|entry| entry.hash == new_hash && entry.name == new_name);
+        let fill = |entries: &[Owned]| {
+            let mut bytes = vec![0; buffer.len()];
+            let mut fits = dir_entry::init_block(&mut bytes, &self.dir_format);
+            for entry in entries {
+                let put = EntryName::new(&entry.name).map(|name| {
+                    let (inode, kind) = (entry.inode, entry.kind);
+                    dir_entry::insert(&mut bytes, &self.dir_format, inode, &name, kind)
+                });
+                fits &= matches!(put, Some(Ok(Some(_))));
+            }
+            fits.then_some(bytes)
+        };
+        let (left, right) = entries.split_at(mid);
+        let (Some(left), Some(right)) = (fill(left), fill(right)) else {
+            return Err(unfit());
+        };
+        Ok(Halves {
+            at,
+            left,
+            right,
+            hash,
+            is_right,
+        })
+    }
+}
 
 /// Makes a directory that consists of one block a hashed one: its entries move into a second
 /// block, the first becomes the root.
@@ -27,59 +185,17 @@ const LAST_HASH: u8 = 2;
 /// `Corrupt`, `Io` (also of the kind `StorageFull`), `NoSpace`.
 pub(super) fn make_index(directory: &mut Directory<'_, '_>) -> Result<()> {
     let instance = directory.transaction.instance;
-    let disk = directory.disk()?;
-    let first = FileBlock(0);
-    let buffer = instance.dir_block(&disk, first)?;
-    let at = block_no(&buffer);
-    let view = instance.dir_entries(&disk, first, &buffer);
-    let (_, parent) = view
-        .dots()
-        .at(&instance.damage, Some(disk.number), Some(at))?;
-    let entries: Vec<_> = view.entries().collect::<std::result::Result<_, _>>().at(
-        &instance.damage,
-        Some(disk.number),
-        Some(at),
-    )?;
-    let mut bytes = vec![0; buffer.len()];
-    let mut fits = dir_entry::init_block(&mut bytes, &instance.dir_format);
-    for entry in entries.iter().filter(|entry| entry.role == Role::Name) {
-        let put = EntryName::new(entry.name).map(|name| {
-            dir_entry::insert(
-                &mut bytes,
-                &instance.dir_format,
-                entry.inode,
-                &name,
-                entry.kind,
-            )
-        });
-        fits &= matches!(put, Some(Ok(Some(_))));
-    }
-    let mut root = vec![0; buffer.len()];
-    let version = instance.superblock.def_hash_version();
-    fits &= htree::init_root(
-        &mut root,
-        (disk.number, parent),
-        (instance.dir_format.filetype, instance.checksums),
-        if version <= LAST_HASH {
-            version
-        } else {
-            HALF_MD4
-        },
-        FileBlock(1),
-    );
-    if !fits {
-        return Err(instance.damaged(disk.number, Some(at), "its only block can't become a root"));
-    }
+    let mut new = instance.plan_index(&directory.disk()?)?;
     let (leaf, leaf_at) = append_block(directory.transaction, directory.record)?;
     debug_assert_eq!(leaf, FileBlock(1), "it had one block");
-    directory.set_entries(leaf_at, &mut bytes)?;
+    directory.set_entries(leaf_at, &mut new.leaf)?;
     let flags = directory.record.flags() | InodeFlags::INDEX;
     directory.record.set_flags(flags);
-    change_index(directory, at, |block| {
-        block.copy_from_slice(&root);
+    change_index(directory, new.at, |block| {
+        block.copy_from_slice(&new.root);
         true
     })?;
-    directory.transaction.take_turn(at, Turn::Yields);
+    directory.transaction.take_turn(new.at, Turn::Yields);
     Ok(())
 }
 
@@ -162,78 +278,20 @@ impl Owned {
     }
 }
 
-/// Puts an entry into a full block of entries, half of which, by hash, moves into a new block. Both
-/// halves have room, for the new entry is counted in when the middle is chosen. Returns what the
-/// index is to say of the new block, and whether the entry is there.
+/// Puts an entry into a full block of entries, half of which, by hash, moves into a new block.
+/// Returns what the index is to say of the new block, and whether the entry is there.
 fn split_leaf(
     directory: &mut Directory<'_, '_>,
     disk: &DiskInode,
     leaf: FileBlock,
     new: Owned,
 ) -> Result<((u32, FileBlock), bool)> {
-    let instance = directory.transaction.instance;
-    let hasher = instance.dx_hasher(disk)?;
-    let buffer = instance.leaf_block(disk, leaf)?;
-    let at = block_no(&buffer);
-    let (new_hash, new_name) = (new.hash, new.name.clone());
-    let mut entries = instance
-        .dir_entries(disk, leaf, &buffer)
-        .entries()
-        .map(|entry| {
-            entry.map(|entry| Owned {
-                hash: hasher.hash(entry.name).major,
-                inode: entry.inode,
-                name: entry.name.to_vec(),
-                kind: entry.kind,
-            })
-        })
-        .chain([Ok(new)])
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .at(&instance.damage, Some(disk.number), Some(at))?;
-    entries.sort_by_key(|entry| entry.hash);
-    let half = entries.iter().map(Owned::len).sum::<usize>() / 2;
-    let mut sum = 0;
-    let mid = entries
-        .iter()
-        .take_while(|entry| {
-            sum += entry.len();
-            sum <= half
-        })
-        .count()
-        .max(1);
-    let unfit = || {
-        let what = "a full block of entries can't be split";
-        instance.damaged(disk.number, Some(at), what)
-    };
-    let (Some(first), Some(before)) = (entries.get(mid), entries.get(mid - 1)) else {
-        return Err(unfit());
-    };
-    // Bit 0 says that names of this hash begin in the block before.
-    let hash = first.hash | u32::from(first.hash == before.hash);
-    let is_right = entries[mid..]
-        .iter()
-        .any(|entry| entry.hash == new_hash && entry.name == new_name);
-    let fill = |entries: &[Owned]| {
-        let mut bytes = vec![0; buffer.len()];
-        let mut fits = dir_entry::init_block(&mut bytes, &instance.dir_format);
-        for entry in entries {
-            let put = EntryName::new(&entry.name).map(|name| {
-                let (inode, kind) = (entry.inode, entry.kind);
-                dir_entry::insert(&mut bytes, &instance.dir_format, inode, &name, kind)
-            });
-            fits &= matches!(put, Some(Ok(Some(_))));
-        }
-        fits.then_some(bytes)
-    };
-    let (left, right) = entries.split_at(mid);
-    let (Some(left), Some(mut right)) = (fill(left), fill(right)) else {
-        return Err(unfit());
-    };
+    let mut halves = directory.transaction.instance.plan_split(disk, leaf, new)?;
     let (new, new_at) = append_block(directory.transaction, directory.record)?;
-    directory.set_entries(new_at, &mut right)?;
-    directory.change_entries(at, &left)?;
-    directory.transaction.take_turn(at, Turn::Yields);
-    Ok(((hash, new), is_right))
+    directory.set_entries(new_at, &mut halves.right)?;
+    directory.change_entries(halves.at, &halves.left)?;
+    directory.transaction.take_turn(halves.at, Turn::Yields);
+    Ok(((halves.hash, new), halves.is_right))
 }
 
 /// Moves the upper half of the entries of a level's node into a new node. Returns what the level

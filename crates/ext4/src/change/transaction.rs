@@ -4,6 +4,9 @@
 //! that reads metadata through the instance sees the change at once. A transaction that is
 //! dropped takes its changes back; [`super::Store::commit`] makes them durable as a whole.
 
+use std::collections::VecDeque;
+use std::marker::PhantomData;
+
 use hashbrown::{HashMap, HashSet};
 use pagefence_block_io::{Buffer, DeviceError};
 use pagefence_ext4_format::group_desc::GroupDesc;
@@ -14,12 +17,14 @@ use pagefence_jbd2::{Handle, Turn};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{Allocator, Claim, Reach, Reservation, Sink};
+use crate::alloc::{Allocator, BusyRun, Claim, Reach, Reservation, Sink};
 use crate::change::free_blocks::free_blocks;
 use crate::change::space::Space;
 use crate::error::{At, device};
 use crate::instance::Instance;
 use crate::live::Live;
+
+mod prepare;
 
 /// Changes that belong together. See the module's documentation.
 #[derive(Debug)]
@@ -42,6 +47,9 @@ struct Running<'a> {
     record: Recording<'a>,
     /// Blocks for metadata that it may take.
     reservation: Reservation,
+    /// Blocks for metadata that were found, and where they may lie ([`Transaction::prepare`]).
+    prepared: VecDeque<BusyRun>,
+    prepared_reach: Reach,
 }
 
 /// A journal handle that knows whether anything was changed through it. The allocator has a block
@@ -51,6 +59,15 @@ pub(crate) struct Recording<'a> {
     handle: Handle<'a>,
     /// Something was changed, and it has not ended well so far.
     is_half_done: bool,
+    /// Counts what was changed ([`Transaction::changes`]).
+    changes: u64,
+}
+
+impl Recording<'_> {
+    fn note_change(&mut self) {
+        self.is_half_done = true;
+        self.changes += 1;
+    }
 }
 
 impl Sink for Recording<'_> {
@@ -59,10 +76,14 @@ impl Sink for Recording<'_> {
     }
 
     fn defer(&mut self, block: BlockNo) {
-        self.is_half_done = true;
+        self.note_change();
         self.handle.defer(block);
     }
 }
+
+/// Shows that the file system is not mounted yet: changes are gathered, and no file has pages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recovering<'a>(PhantomData<&'a Instance>);
 
 /// Credits below which a handle asks for more.
 const CREDITS_LOW: u32 = 32;
@@ -127,8 +148,11 @@ impl<'a> Transaction<'a> {
                 record: Recording {
                     handle,
                     is_half_done: false,
+                    changes: 0,
                 },
                 reservation,
+                prepared: VecDeque::new(),
+                prepared_reach: Reach::Everywhere,
             }),
         }
     }
@@ -167,6 +191,7 @@ impl<'a> Transaction<'a> {
         match &mut self.backend {
             Backend::Gathered(_) => None,
             Backend::Running(running) => {
+                running.unprepare();
                 let blocks = running.reservation.blocks();
                 running.reservation.take(blocks)
             }
@@ -186,13 +211,23 @@ impl<'a> Transaction<'a> {
     pub(crate) fn blocks_left(&self) -> u64 {
         match &self.backend {
             Backend::Gathered(_) => 0,
-            Backend::Running(running) => running.reservation.blocks(),
+            Backend::Running(running) => {
+                running.reservation.blocks() + running.prepared.len() as u64
+            }
         }
     }
 
     /// Whether it is part of the journal's running transaction.
     pub(crate) fn is_live(&self) -> bool {
         matches!(self.backend, Backend::Running(_))
+    }
+
+    /// That the file system is not mounted yet, if this is a gathered one.
+    pub(crate) fn recovering(&self) -> Option<Recovering<'a>> {
+        match &self.backend {
+            Backend::Gathered(_) => Some(Recovering(PhantomData)),
+            Backend::Running(_) => None,
+        }
     }
 
     /// Whether it should end at the next sound state: there is room for a few more blocks only.
@@ -241,7 +276,7 @@ impl<'a> Transaction<'a> {
                     .handle
                     .change(block, |bytes| edit(bytes).map_err(EditError))
                     .map_err(|EditError(error)| error)?;
-                running.record.is_half_done = true;
+                running.record.note_change();
                 Ok(done)
             }
         }
@@ -255,7 +290,7 @@ impl<'a> Transaction<'a> {
                 gathered.changed.insert(block, buffer);
             }
             Backend::Running(running) => {
-                running.record.is_half_done = true;
+                running.record.note_change();
                 running.record.handle.set(block, bytes);
             }
         }
@@ -314,8 +349,17 @@ impl<'a> Transaction<'a> {
             }
             Backend::Running(running) => {
                 let allocator = &running.live.allocator;
-                let reservation = &mut running.reservation;
-                let run = allocator.allocate_within(self.instance, goal, reach, 1, reservation)?;
+                let prepared = match running.prepared_reach == reach {
+                    true => running.prepared.pop_front(),
+                    false => None,
+                };
+                let run = match prepared {
+                    Some(run) => run,
+                    None => {
+                        let space = &mut running.reservation;
+                        allocator.allocate_within(self.instance, goal, reach, 1, space)?
+                    }
+                };
                 let (block, _) = allocator.use_run(&mut running.record, run);
                 Ok(block)
             }

@@ -31,14 +31,14 @@ struct State {
 
 /// The device.
 #[derive(Debug)]
-pub(super) struct TestDevice {
+pub(crate) struct TestDevice {
     memory: MemoryDevice,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 impl TestDevice {
-    pub(super) fn new(memory: MemoryDevice) -> Self {
+    pub(crate) fn new(memory: MemoryDevice) -> Self {
         Self {
             memory,
             state: Mutex::new(State::default()),
@@ -47,12 +47,12 @@ impl TestDevice {
     }
 
     /// Fails what touches `bytes` from now on.
-    pub(super) fn fail(&self, operation: Operation, bytes: Range<u64>) {
+    pub(crate) fn fail(&self, operation: Operation, bytes: Range<u64>) {
         self.rule(operation, bytes, Fate::Fails);
     }
 
     /// Holds what touches `bytes` from now on.
-    pub(super) fn hold(&self, operation: Operation, bytes: Range<u64>) {
+    pub(crate) fn hold(&self, operation: Operation, bytes: Range<u64>) {
         self.rule(operation, bytes, Fate::IsHeld);
     }
 
@@ -65,7 +65,7 @@ impl TestDevice {
     }
 
     /// Waits until a call is held.
-    pub(super) fn wait_held(&self) {
+    pub(crate) fn wait_held(&self) {
         let mut state = self.state.lock();
         while state.held == 0 {
             self.changed.wait(&mut state);
@@ -73,15 +73,22 @@ impl TestDevice {
     }
 
     /// Makes what is held fail, and what touches its bytes from now on.
-    pub(super) fn fail_held(&self) {
+    pub(crate) fn fail_held(&self) {
         for rule in &mut self.state.lock().rules {
             rule.fate = Fate::Fails;
         }
         self.changed.notify_all();
     }
 
+    /// Forgets the rules of an operation; what is held goes on.
+    pub(crate) fn release(&self, operation: Operation) {
+        let mut state = self.state.lock();
+        state.rules.retain(|rule| rule.operation != operation);
+        self.changed.notify_all();
+    }
+
     /// Forgets all rules; what is held goes on.
-    pub(super) fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.state.lock().rules.clear();
         self.changed.notify_all();
     }
@@ -92,7 +99,7 @@ impl TestDevice {
     }
 
     /// Calls that failed.
-    pub(super) fn failed(&self) -> usize {
+    pub(crate) fn failed(&self) -> usize {
         self.state.lock().failed
     }
 

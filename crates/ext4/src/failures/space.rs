@@ -1,17 +1,23 @@
 //! Space that was promised to what could not be mapped: it is neither lost nor given twice.
 
 use pagefence_block_io::device::Operation;
+use pagefence_ext4_format::BlockNo;
 use pagefence_lock_order::Held;
 use pagefence_page_cache::WaitFor;
-use pagefence_vfs::{Error, FileSystem as _, WriteMode};
+use pagefence_vfs::{Error, FallocateMode, FileSystem as _, WriteMode};
 
 use super::{
-    BLOCK, create, drop_cache, find, formatted, inode, number, open, read, set_size, write,
+    BLOCK, create, drop_cache, extents, find, formatted, inode, number, open, place, punch, read,
+    set_size, write,
 };
+use crate::change::free_blocks::free_blocks;
 use crate::filesystem::FileSystem;
+use crate::live::Need;
 
 /// More sectors than these an inode can't count: with them it has blocks of 4 KiB, 2^48 - 1.
 const SECTORS_MAX: u64 = ((1 << 48) - 1) * 8;
+
+const PUNCH: FallocateMode = FallocateMode::PUNCH_HOLE.union(FallocateMode::KEEP_SIZE);
 
 /// Blocks with a gap behind each, so that the map needs a node below its root.
 const PIECES: u64 = 12;
@@ -140,4 +146,73 @@ fn times_that_can_not_be_written_cost_no_space() {
     drop(file);
     fs.sync().expect_err("a write failed");
     fs.shut_down().expect("all is written");
+}
+
+/// A range operation that fails gives back what it had reserved for delayed blocks that stay, at
+/// whichever step it fails.
+#[test]
+fn ranges_that_fail_cost_no_space() {
+    for mode in [PUNCH, FallocateMode::ZERO_RANGE, FallocateMode::KEEP_SIZE] {
+        let device = formatted();
+        let fs = open(&device);
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).expect("it opens");
+        for piece in 0..PIECES {
+            write(&fs, &file, 2 * piece * BLOCK, &[1; BLOCK as usize]);
+        }
+        fs.sync_file(&file, false).expect("nothing fails");
+        let delayed = 2 * PIECES + 100;
+        write(&fs, &file, delayed * BLOCK, &[2; BLOCK as usize]);
+        let before = unreserved(&fs);
+        if mode == FallocateMode::KEEP_SIZE {
+            // Blocks are found and can't be counted.
+            set_sectors(&fs, "file", SECTORS_MAX);
+            let told = fs.allocate(&file, BLOCK, BLOCK, mode);
+            assert!(matches!(told, Err(Error::Corrupt { .. })), "{told:?}");
+        } else {
+            // The edge can't be written; the blocks behind it can't be freed.
+            device.fail(Operation::Write, place(&fs, id, 0));
+            fs.allocate(&file, 100, 3 * BLOCK, mode)
+                .expect_err("an edge was not written");
+        }
+        assert_eq!(unreserved(&fs), before, "{mode:?}");
+        fs.instance.live().expect("no journal is aborted");
+    }
+}
+
+/// The map can't be changed at the second of two extents that a punch takes: the first is gone, and
+/// no space with it.
+#[test]
+fn a_punch_that_ends_half_way_costs_no_space() {
+    let device = formatted();
+    let fs = open(&device);
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    for piece in 0..4 {
+        write(&fs, &file, 2 * piece * BLOCK, &[1; BLOCK as usize]);
+    }
+    fs.sync_file(&file, false).expect("nothing fails");
+    let before = unreserved(&fs);
+    write(&fs, &file, 200 * BLOCK, &[2; BLOCK as usize]);
+    let third = BlockNo(place(&fs, id, 4 * BLOCK).start / BLOCK);
+    {
+        // One of them is free already, the bitmap says.
+        let inode = inode(&fs, id);
+        let mut held = Held::at_entry();
+        let (mut transaction, mut held) = fs
+            .instance
+            .begin(&mut held, Need::RECORD)
+            .expect("it begins");
+        let (_map, _held) = inode.core.block_map.write(&mut held);
+        free_blocks(&mut transaction, number(id), third, 1).expect("it was in use");
+        transaction.end();
+    }
+    let told = punch(&fs, &file, 0..10 * BLOCK);
+    assert!(matches!(told, Err(Error::Corrupt { .. })), "{told:?}");
+    fs.instance.live().expect("no journal is aborted");
+    let left = extents(&fs, id);
+    assert_eq!(left.len(), 2, "two of four: {left:?}");
+    fs.sync().expect("nothing fails");
+    // One block found its place, and two became free, and that which was said to be.
+    assert_eq!(unreserved(&fs), before + 2);
 }

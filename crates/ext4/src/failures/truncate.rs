@@ -4,7 +4,7 @@ use pagefence_block_io::device::Operation;
 use pagefence_ext4_format::extent::{ExtentNode, Place};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, thread};
-use pagefence_vfs::{FileSystem as _, WriteMode};
+use pagefence_vfs::{FallocateMode, FileSystem as _, WriteMode};
 
 use super::device::TestDevice;
 use super::{
@@ -125,4 +125,31 @@ fn what_could_not_be_cut_off_is_at_the_next_mount() {
     let fs = open(&device);
     assert_eq!(fs.attr(id).expect("it is there").size, BLOCK);
     assert_eq!(extents(&fs, id).len(), 1);
+}
+
+/// Space that is put behind a cut that failed is not taken away with what is left of the cut.
+#[test]
+fn space_behind_a_cut_that_failed_stays() {
+    for mode in [FallocateMode::empty(), FallocateMode::KEEP_SIZE] {
+        let device = formatted();
+        let (fs, leaf) = with_leaf(&device);
+        let id = find(&fs, "file");
+        let file = fs.open(id, true).expect("it opens");
+        device.fail(Operation::Read, leaf..leaf + BLOCK);
+        set_size(&fs, id, BLOCK).expect_err("the leaf can't be read");
+        fs.allocate(&file, BLOCK, 9 * BLOCK, mode)
+            .expect_err("it still can't");
+        device.heal();
+        fs.allocate(&file, BLOCK, 9 * BLOCK, mode).expect("it can");
+        let blocks = fs.attr(id).expect("it is there").blocks_512 * 512 / BLOCK;
+        assert_eq!(blocks, 10 + 1, "{mode:?}: data and a leaf");
+        write(&fs, &file, 8 * BLOCK, b"x");
+        fs.sync_file(&file, false).expect("nothing fails");
+        let mut expected = vec![3; BLOCK as usize];
+        expected.resize(8 * BLOCK as usize, 0);
+        let bytes = read(&fs, &file, 0..8 * BLOCK).expect("it can be read");
+        assert!(bytes == expected, "{mode:?}");
+        let blocks = fs.attr(id).expect("it is there").blocks_512 * 512 / BLOCK;
+        assert_eq!(blocks, 10 + 1, "{mode:?}: data and a leaf");
+    }
 }

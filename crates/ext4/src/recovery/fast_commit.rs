@@ -22,6 +22,7 @@ use pagefence_vfs::Result;
 use zerocopy::FromBytes;
 
 use crate::change::change_dir::{Directory, entry_kind, make_directory};
+use crate::change::cut::Cut;
 use crate::change::extent_tree::ExtentTree;
 use crate::change::free_inode::free_inode;
 use crate::change::release_xattrs::release_xattrs;
@@ -325,7 +326,11 @@ impl<'a, 'b> Replay<'a, 'b> {
         self.mark_owned(&mut record)?;
         self.touched.remove(&record.ino());
         // The transaction's size is not limited, so these come to their end.
-        remove_blocks(self.transaction, &mut record, FileBlock(0))?;
+        if let Some(proof) = self.transaction.recovering() {
+            let mut cut = Cut::while_recovering(proof, record);
+            remove_blocks(self.transaction, &mut cut, FileBlock(0))?;
+            record = cut.into_record();
+        }
         let now = clock::seconds();
         release_xattrs(self.transaction, &mut record, now)?;
         free_inode(self.transaction, &mut record, now)

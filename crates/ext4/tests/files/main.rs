@@ -9,12 +9,15 @@
 
 mod crash;
 mod full;
+#[path = "../images/common/kernel.rs"]
+mod kernel;
 mod maps;
 mod migrate;
 mod migrate_crash;
 mod order;
 mod races;
 mod ranges;
+mod rules;
 mod shift;
 mod support;
 mod traces;

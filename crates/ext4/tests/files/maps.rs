@@ -11,7 +11,7 @@ use pagefence_ext4::{File, FileSystem, MountOptions};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, ExtentState, FallocateMode, FileSystem as _, InodeId, WriteMode};
 
-use crate::support::{Image, KINDS, create, find, read_all, set_size, write_all};
+use crate::support::{Image, KINDS, create, find, read_all, set_size, try_create, write_all};
 
 const PUNCH: FallocateMode = FallocateMode::PUNCH_HOLE.union(FallocateMode::KEEP_SIZE);
 const ZERO: FallocateMode = FallocateMode::ZERO_RANGE.union(FallocateMode::KEEP_SIZE);
@@ -410,4 +410,182 @@ fn preallocation_ends_the_delay_of_blocks_that_failed() {
         let bytes = read_all(&fs, find(&fs, "file"));
         assert!(bytes == vec![8; length as usize], "{}", kind.name);
     }
+}
+
+/// Words of a block, as they are on disk.
+fn words(block: &[u8]) -> Vec<u32> {
+    let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
+    block.chunks_exact(4).map(word).collect()
+}
+
+/// Blocks that the inode has no sectors left to count: nothing of the map has changed by then, nor
+/// what was mapped before.
+#[test]
+fn blocks_that_can_not_be_counted_cost_an_error_only() {
+    for kind in &KINDS {
+        for room in [0, 1] {
+            let options = [kind.options, &["-O", "^huge_file"]].concat();
+            let image = Image::new(&options, "8M");
+            let fs = image.open();
+            let block = u64::from(fs.stat_fs().unwrap().block_size);
+            let id = create(&fs, "file");
+            let file = fs.open(id, true).unwrap();
+            let data = vec![7; block as usize];
+            for piece in 0..8 {
+                write_all(&fs, &file, (12 + 2 * piece) * block, &data);
+            }
+            drop(file);
+            fs.shut_down().unwrap();
+            drop(fs);
+            let sectors = u64::from(u32::MAX) / (block / 512) * (block / 512);
+            set_field(&image.path, id, "blocks", sectors - room * block / 512);
+            let fs = image.open();
+            let file = fs.open(id, true).unwrap();
+            let what = format!("{}, room for {room}", kind.name);
+            for piece in 0..2 {
+                write_all(&fs, &file, (40 + 2 * piece) * block, &data);
+            }
+            let told = fs.sync_file(&file, false);
+            assert!(
+                matches!(told, Err(Error::Corrupt { .. })),
+                "{what}: {told:?}"
+            );
+            let pieces = places(&fs, id).len() as u64;
+            assert_eq!(pieces, 8 + room, "{what}");
+            if kind.has_extents {
+                let more = fs.allocate(&file, 100 * block, 2 * block, FallocateMode::KEEP_SIZE);
+                assert!(
+                    matches!(more, Err(Error::Corrupt { .. })),
+                    "{what}: {more:?}"
+                );
+            }
+            create(&fs, "another");
+            drop(file);
+            let _told = fs.sync();
+            fs.shut_down().unwrap();
+        }
+    }
+}
+
+/// What is wrong in the middle of a block map costs the operation, not the mount: what lies behind
+/// it is gone, what lies before it is not.
+#[test]
+fn damage_in_a_block_map_costs_an_error_only() {
+    for kind in KINDS.iter().filter(|kind| !kind.has_extents) {
+        for (outside, cuts) in [(false, false), (false, true), (true, false), (true, true)] {
+            let image = Image::new(kind.options, "8M");
+            let fs = image.open();
+            let block = u64::from(fs.stat_fs().unwrap().block_size);
+            let id = create(&fs, "file");
+            let file = fs.open(id, true).unwrap();
+            for piece in 0..8 {
+                write_all(
+                    &fs,
+                    &file,
+                    (12 + 2 * piece) * block,
+                    &vec![7; block as usize],
+                );
+            }
+            let gone = create(&fs, "gone");
+            write_all(&fs, &fs.open(gone, true).unwrap(), 0, &[7; 10]);
+            fs.sync().unwrap();
+            let free = places(&fs, gone)[0] / block;
+            fs.unlink(fs.root(), b"gone").unwrap();
+            fs.forget(gone);
+            let places = places(&fs, id);
+            drop(file);
+            fs.shut_down().unwrap();
+            drop(fs);
+            let mut bytes = std::fs::read(&image.path).unwrap();
+            let pointed = |at: &usize| {
+                let pointers = words(&bytes[*at..*at + block as usize]);
+                (0..8).all(|piece| u64::from(pointers[2 * piece]) * block == places[piece])
+            };
+            // The indirect block, and its copies in the log.
+            let found: Vec<_> = (0..bytes.len())
+                .step_by(block as usize)
+                .filter(pointed)
+                .collect();
+            assert!(!found.is_empty());
+            let bad = if outside { u32::MAX } else { free as u32 };
+            for at in found {
+                bytes[at + 6 * 4..at + 7 * 4].copy_from_slice(&bad.to_le_bytes());
+            }
+            std::fs::write(&image.path, &bytes).unwrap();
+            let fs = image.open();
+            let file = fs.open(id, true).unwrap();
+            let outcome = if cuts {
+                set_size(&fs, id, 0)
+            } else {
+                fs.allocate(&file, 0, 1 << 20, PUNCH)
+            };
+            let what = format!("{}, outside: {outside}, cuts: {cuts}", kind.name);
+            assert!(
+                matches!(outcome, Err(Error::Corrupt { .. })),
+                "{what}: {outcome:?}"
+            );
+            create(&fs, "another");
+            drop(file);
+            fs.sync().unwrap();
+            let left = fs.attr(id).unwrap().blocks_512 * 512 / block;
+            assert_eq!(
+                left,
+                3 + 1 + 1,
+                "{what}: those before, the bad one, the map"
+            );
+            fs.shut_down().unwrap();
+        }
+    }
+}
+
+/// A directory whose root says that it has less room than there is can be read; it does not grow,
+/// and that is known before a name is made.
+#[test]
+fn directories_with_less_room_than_there_is_do_not_grow() {
+    let image = Image::new(&["-t", "ext4", "-b", "1024", "-O", "^metadata_csum"], "8M");
+    let root = InodeId(2);
+    set_field(&image.path, root, "block[1]", 3);
+    let fs = image.open();
+    let free = fs.stat_fs().unwrap().inodes_free;
+    let name = |number: usize| format!("{number:0>200}");
+    let made: Vec<_> = (0..20)
+        .map(|number| try_create(&fs, &name(number)))
+        .collect();
+    let fit = made.iter().take_while(|made| made.is_ok()).count();
+    assert!((2..6).contains(&fit), "{fit}");
+    for late in &made[fit..] {
+        assert!(matches!(late, Err(Error::Corrupt { .. })), "{late:?}");
+    }
+    create(&fs, "short");
+    fs.sync().unwrap();
+    assert_eq!(fs.stat_fs().unwrap().inodes_free, free - fit as u64 - 1);
+    fs.shut_down().unwrap();
+}
+
+/// A directory that ends in a hole can't be made longer, so its blocks can't be split: that is known
+/// before a name is made.
+#[test]
+fn a_directory_that_can_not_be_split_costs_an_error_only() {
+    let image = Image::new(&["-t", "ext4", "-b", "1024"], "8M");
+    let name = |number: usize| format!("{number:0>100}");
+    let fs = image.open();
+    for number in 0..40 {
+        create(&fs, &name(number));
+    }
+    let size = fs.attr(fs.root()).unwrap().size;
+    fs.shut_down().unwrap();
+    drop(fs);
+    set_field(&image.path, InodeId(2), "size", size + 1024);
+    let fs = image.open();
+    let free = fs.stat_fs().unwrap().inodes_free;
+    let made: Vec<_> = (40..100)
+        .map(|number| try_create(&fs, &name(number)))
+        .collect();
+    let is_damage = |made: &&_| matches!(made, Err(Error::Corrupt { .. }));
+    let late = made.iter().filter(is_damage).count();
+    let fit = made.iter().filter(|made| made.is_ok()).count();
+    assert!(late > 0 && late + fit == 60, "{late}, {fit} of 60");
+    fs.sync().unwrap();
+    assert_eq!(fs.stat_fs().unwrap().inodes_free, free - fit as u64);
+    fs.shut_down().unwrap();
 }

@@ -4,7 +4,7 @@ use pagefence_vfs::{
     Error, ExtentState, FallocateMode, FileSystem as _, SetAttr, Whence, WriteMode, XattrMode,
 };
 
-use crate::support::{Image, KINDS, create, find, read_all, root, set_size, write_all};
+use crate::support::{Image, KINDS, Random, create, find, read_all, root, set_size, write_all};
 
 /// What lies behind the end of a file never shows, however it grows again.
 #[test]
@@ -356,4 +356,130 @@ fn without_large_file_sizes_end_at_two_gibibytes() {
     fs.shut_down().unwrap();
     drop(fs);
     image.assert_clean("two gibibytes");
+}
+
+/// Holes punched, ranges made zero and space asked for anywhere, with dirty pages and no sync between:
+/// the bytes are those of a plain array, before and after the next mount.
+#[test]
+fn ranges_of_every_kind_leave_the_bytes_that_they_should() {
+    const SPAN: u64 = 300 << 10;
+    for (seed, kind) in (1..).zip(&KINDS) {
+        let image = Image::new(kind.options, "8M");
+        let fs = image.open();
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).unwrap();
+        let mut random = Random::new(seed);
+        let mut bytes: Vec<u8> = Vec::new();
+        for step in 0..400_u64 {
+            let offset = random.below(SPAN);
+            let length = 1 + random.below(if step % 3 == 0 { SPAN / 2 } else { 9000 });
+            let (start, end) = (offset as usize, (offset + length) as usize);
+            let size = bytes.len();
+            let clear = |bytes: &mut Vec<u8>, end: usize| {
+                let end = end.min(bytes.len());
+                bytes[start.min(end)..end].fill(0);
+            };
+            let what = format!("{}, step {step}: {offset}+{length}", kind.name);
+            let allocate = |mode| fs.allocate(&file, offset, length, mode);
+            let fits = kind.has_extents || end <= size;
+            match random.below(8) {
+                0 | 1 => {
+                    let data = vec![step as u8 | 1; length as usize];
+                    let (done, error) = write_all(&fs, &file, offset, &data);
+                    assert!(error.is_none() && done == data.len(), "{what}: {error:?}");
+                    bytes.resize(size.max(end), 0);
+                    bytes[start..end].copy_from_slice(&data);
+                }
+                2 | 3 => {
+                    allocate(FallocateMode::PUNCH_HOLE | FallocateMode::KEEP_SIZE).expect(&what);
+                    clear(&mut bytes, end);
+                }
+                4 => {
+                    let done = allocate(FallocateMode::ZERO_RANGE);
+                    assert_eq!(done.is_ok(), fits, "{what}: {done:?}");
+                    if fits {
+                        bytes.resize(size.max(end), 0);
+                        clear(&mut bytes, end);
+                    }
+                }
+                5 => {
+                    let done = allocate(FallocateMode::ZERO_RANGE | FallocateMode::KEEP_SIZE);
+                    assert_eq!(done.is_ok(), fits, "{what}: {done:?}");
+                    if fits {
+                        clear(&mut bytes, end);
+                    }
+                }
+                6 => {
+                    let keeps = random.below(2) == 0;
+                    let mode = if keeps {
+                        FallocateMode::KEEP_SIZE
+                    } else {
+                        FallocateMode::empty()
+                    };
+                    assert_eq!(allocate(mode).is_ok(), fits, "{what}");
+                    if fits && !keeps {
+                        bytes.resize(size.max(end), 0);
+                    }
+                }
+                _ => {
+                    set_size(&fs, id, offset).expect(&what);
+                    bytes.resize(start, 0);
+                }
+            }
+            if step % 16 == 0 {
+                assert!(read_all(&fs, id) == bytes, "{what}");
+            }
+        }
+        drop(file);
+        fs.shut_down().unwrap();
+        drop(fs);
+        image.assert_clean(kind.name);
+        let fs = image.open();
+        assert!(read_all(&fs, find(&fs, "file")) == bytes, "{}", kind.name);
+    }
+}
+
+/// In a block map zeros stand for space: a range of it that was made zero has all its blocks, and
+/// past the end of the file there can be none.
+#[test]
+fn zeros_stand_for_space_in_block_maps() {
+    const KEEP: FallocateMode = FallocateMode::KEEP_SIZE;
+    const ZERO: FallocateMode = FallocateMode::ZERO_RANGE;
+    for kind in KINDS.iter().filter(|kind| !kind.has_extents) {
+        let image = Image::new(kind.options, "8M");
+        let fs = image.open();
+        let block = u64::from(fs.stat_fs().unwrap().block_size);
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).unwrap();
+        let size = 40 * block + 100;
+        write_all(&fs, &file, 0, &vec![7; 10 * block as usize]);
+        set_size(&fs, id, size).unwrap();
+        fs.sync_file(&file, false).unwrap();
+        let (start, end) = (3 * block + 5, 30 * block + 7);
+        fs.allocate(&file, start, end - start, ZERO | KEEP).unwrap();
+        let mut expected = vec![0; size as usize];
+        expected[..start as usize].fill(7);
+        assert!(read_all(&fs, id) == expected, "{}", kind.name);
+        fs.sync_file(&file, false).unwrap();
+        let has_data = |from: u64, to: u64| {
+            fs.seek(&file, from, Whence::Data).ok() == Some(from)
+                && fs.seek(&file, from, Whence::Hole).unwrap() == to
+        };
+        assert!(has_data(0, 31 * block), "{}", kind.name);
+        for mode in [ZERO, ZERO | KEEP, KEEP, FallocateMode::empty()] {
+            for offset in [size - 1, size, size + 100 * block] {
+                let done = fs.allocate(&file, offset, 2, mode);
+                assert!(
+                    matches!(done, Err(Error::Unsupported(_))),
+                    "{}: {mode:?}: {done:?}",
+                    kind.name
+                );
+            }
+        }
+        assert!(read_all(&fs, id) == expected, "{}", kind.name);
+        drop(file);
+        fs.shut_down().unwrap();
+        drop(fs);
+        image.assert_clean(kind.name);
+    }
 }

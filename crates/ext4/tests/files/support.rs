@@ -133,13 +133,18 @@ impl Image {
 
 /// Makes an empty file in the root directory.
 pub(crate) fn create(fs: &FileSystem, name: &str) -> InodeId {
+    try_create(fs, name).unwrap()
+}
+
+/// Makes an empty file in the root directory, if it can be made.
+pub(crate) fn try_create(fs: &FileSystem, name: &str) -> Result<InodeId> {
     let new = New {
         kind: NewKind::Regular,
         permissions: 0o644,
         umask: 0,
     };
     let made = fs.create(fs.root(), name.as_bytes(), &new, &root());
-    made.unwrap().attr.id
+    Ok(made?.attr.id)
 }
 
 pub(crate) fn find(fs: &FileSystem, name: &str) -> InodeId {

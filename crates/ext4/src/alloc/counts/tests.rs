@@ -36,7 +36,7 @@ proptest! {
         for_maps in 0..5_000u64,
         steps in proptest::collection::vec(step(), 1..80),
     ) {
-        let counts = Counts::new(free, for_root, for_maps);
+        let counts = Counts::new(free, for_root, for_maps, None);
         let mut left = signed(free);
         let mut takers = Vec::new();
         for step in steps {
@@ -85,7 +85,7 @@ fn threads_take_all_there_is_and_no_more() {
     const FOR_ROOT: u64 = 777;
     const FOR_MAPS: u64 = 55;
     const RESERVE: u64 = FOR_ROOT + FOR_MAPS;
-    let counts = Counts::new(FREE, FOR_ROOT, FOR_MAPS);
+    let counts = Counts::new(FREE, FOR_ROOT, FOR_MAPS, None);
     let taken: u64 = thread::scope(|scope| {
         let takers: Vec<_> = (0..THREADS)
             .map(|number| {
@@ -129,7 +129,7 @@ fn threads_take_all_there_is_and_no_more() {
 /// One thread moves its blocks from hand to hand; another always finds enough beside them.
 #[test]
 fn what_moves_is_never_missed() {
-    let counts = Counts::new(20, 0, 0);
+    let counts = Counts::new(20, 0, 0, None);
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {

@@ -229,10 +229,8 @@ fn frees_reach_over_groups() {
     assert_eq!(flex.allocator.counts(), free);
 }
 
-/// What a block map is to name lies where 32 bits lead to, wherever the goal is, and if there is
-/// nothing left there, nowhere.
-#[test]
-fn block_maps_get_blocks_that_they_can_name() {
+/// A file system with blocks that 32 bits can't name.
+fn large_world() -> World {
     let device = MemoryDevice::new((16 << 40) + (1 << 30));
     let mut parameters = Parameters::new(Kind::Ext4);
     let features = "^has_journal,^resize_inode,meta_bg";
@@ -242,38 +240,72 @@ fn block_maps_get_blocks_that_they_can_name() {
     parameters.inodes = Some(1);
     parameters.contents = Contents::Zeros;
     format(&device, &parameters, &Tree::new()).expect("a new file system");
-    let world = World::new(device);
+    World::new(device)
+}
+
+/// What a block map is to name lies where 32 bits lead to, wherever the goal is, and if there is
+/// nothing left there, nowhere. What it was promised there nobody else gets.
+#[test]
+fn block_maps_get_blocks_that_they_can_name() {
+    const END: u64 = 1 << 32;
+    let world = large_world();
     let allocator = &world.allocator;
-    let end = 1_u64 << 32;
     let superblock = world.superblock();
-    assert!(superblock.blocks_count() > end + 1000);
-    let (border, _) = superblock.group_of_block(BlockNo(end)).expect("it has one");
-    let goal = BlockNo(end + 500);
-    let allocate = |reach| {
+    assert!(superblock.blocks_count() > END + 1000);
+    let (border, _) = superblock.group_of_block(BlockNo(END)).expect("it has one");
+    let low = allocator.counts.low.as_ref().expect("there are others");
+    let all = low.left();
+    let goal = BlockNo(END + 500);
+    let allocate = |goal, reach| {
         let mut promised = world.reserve(100);
         allocator.allocate_within(&world.instance, goal, reach, 100, &mut promised)
     };
-    let anywhere = allocate(Reach::Everywhere).expect("there are blocks");
+    let anywhere = allocate(goal, Reach::Everywhere).expect("there are blocks");
     assert_eq!(anywhere.start(), goal);
-    let run = allocate(Reach::Pointers).expect("there are blocks");
-    assert!(run.start().0 + 100 <= end, "{run:?}");
+    let run = allocate(goal, Reach::Pointers).expect("there are blocks");
+    assert!(run.start().0 + 100 <= END, "{run:?}");
+    assert_eq!(low.left(), all - 100);
     drop(run);
+    assert_eq!(low.left(), all);
     // Full groups, as searches see them, their bitmaps not in memory.
     let fill = |group| {
         let mut guard = allocator.lock(group);
         guard.blocks = Bits::Absent;
+        low.lose(guard.desc.free_clusters().into());
         guard.desc.set_free_clusters(0);
     };
     let last = GroupNo(border.0 - 1);
     (0..last.0).map(GroupNo).for_each(fill);
-    assert!(allocator.has_within(Reach::Pointers, 100));
-    let run = allocate(Reach::Pointers).expect("there are blocks");
-    let (group, _) = superblock.group_of_block(run.start()).expect("it has one");
-    assert_eq!(group, last);
-    drop(run);
+    let there = u64::try_from(low.left()).expect("not below zero");
+    let at_low = superblock.first_block_of_group(last);
+    let reserve = |blocks| allocator.reserve_within(blocks, Claim::Everybody, Reach::Pointers);
+    let mut promised = reserve(there - 10).expect("as many as there are");
+    assert!(matches!(reserve(11), Err(Error::NoSpace)));
+    // Others get what was not promised, and else what lies elsewhere.
+    let few = allocate(at_low, Reach::Everywhere).expect("there are blocks");
+    assert_eq!((few.len(), low.left()), (10, 0));
+    let none = allocate(at_low, Reach::Pointers);
+    assert!(is_no_space(&none), "{none:?}");
+    let other = allocate(at_low, Reach::Everywhere).expect("there are blocks");
+    assert!(other.start().0 >= END, "{other:?}");
+    let mut runs = Vec::new();
+    while promised.blocks() > 0 {
+        let want = 1 << 15;
+        let space = &mut promised;
+        let run = allocator
+            .allocate_within(&world.instance, goal, Reach::Pointers, want, space)
+            .expect("it was promised");
+        let (group, _) = superblock.group_of_block(run.start()).expect("it has one");
+        assert_eq!(group, last);
+        runs.push(run);
+    }
+    // Given back to whom they were promised, and then to everybody.
+    let run = runs.pop().expect("there is one");
+    run.give_back(&mut promised);
+    assert_eq!(low.left(), 0);
+    drop((promised, runs, few));
+    assert_eq!(low.left().unsigned_abs(), there);
     fill(last);
-    assert!(!allocator.has_within(Reach::Pointers, 1));
-    assert!(is_no_space(&allocate(Reach::Pointers)));
-    assert!(allocator.has_within(Reach::Everywhere, 1));
-    allocate(Reach::Everywhere).expect("there are blocks");
+    assert!(is_no_space(&allocate(goal, Reach::Pointers)));
+    allocate(goal, Reach::Everywhere).expect("there are blocks");
 }

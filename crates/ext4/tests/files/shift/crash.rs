@@ -52,7 +52,7 @@ fn cut(case: &Case, collapses: bool, first: usize, blocks: usize) -> [usize; 3] 
         }
         moments += 1;
         // What e2fsck has to mend takes its time.
-        if !case.has_log && moments % 3 != 0 {
+        if !case.has_log && moments % 3 != 1 {
             return;
         }
         let states = point.crash_states();
