@@ -363,10 +363,11 @@ impl Delayed {
     }
 
     /// Reserves what a map of another shape may take more than the one there is, until all that is
-    /// delayed is mapped ([`Self::settle`] gives back what it takes less).
+    /// delayed is mapped ([`Self::settle`] gives back what it takes less), and has what was promised
+    /// lie where that map can name it.
     ///
     /// # Errors
-    /// `NoSpace`, and then nothing changed.
+    /// `NoSpace`, and then no less is promised than before.
     pub(crate) fn reserve_for_shape(
         &mut self,
         allocator: &Allocator,
@@ -376,13 +377,11 @@ impl Delayed {
             return Ok(());
         }
         let needed = shape.worst_case(&self.amount());
-        let is_short = matches!(shape, MapShapeNow::Pointers { .. })
-            && !allocator.has_within(Reach::Pointers, self.holes.len() + needed);
-        if is_short {
-            return Err(Error::NoSpace);
-        }
         let more = needed.saturating_sub(blocks_of(self.map_space.as_ref()));
-        let more = allocator.reserve(more, Claim::Map)?;
+        let more = allocator.reserve_within(more, Claim::Map, shape.reach())?;
+        for space in [&mut self.space, &mut self.map_space].into_iter().flatten() {
+            space.confine(shape.reach())?;
+        }
         join(&mut self.map_space, more);
         Ok(())
     }
