@@ -8,6 +8,7 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::Ordering;
+use pagefence_lock_order::primitives::thread::spawn;
 use pagefence_page_cache::WaitFor;
 use pagefence_vfs::{
     Credentials, Error, FallocateMode, FileSystem as _, InodeId, MapFormat, New, NewKind, Result,
@@ -136,10 +137,11 @@ impl World {
         self.fs.instance.migration_probe.hold_before_swap(move || {
             let (fs, file) = (fs.upgrade(), file.upgrade());
             let store = Arc::clone(&store);
-            let thread = std::thread::spawn(move || {
+            let thread = spawn("store", move || {
                 let (fs, file) = fs.zip(file).expect("they are open");
                 store(&fs, &file);
             });
+            let thread = thread.expect("a thread can be started");
             thread.join().expect("it does not fail");
         });
     }
