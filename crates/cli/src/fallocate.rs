@@ -100,7 +100,7 @@ pub(crate) fn run(arguments: &FallocateArguments) -> anyhow::Result<()> {
     let shown = Path::new(&arguments.file).display();
     match Target::parse(&arguments.file)? {
         Target::InImage { image, path } => arguments.in_image(&image, &path),
-        Target::Mounted(path) => Ok(arguments.on_mount(&path)?),
+        Target::Mounted(path) => arguments.on_mount(&path).map_err(anyhow::Error::from),
     }
     .with_context(|| format!("the range of {shown} can't be changed"))
 }

@@ -40,7 +40,8 @@ pub(crate) fn run(arguments: &TruncateArguments) -> anyhow::Result<()> {
         Target::InImage { image, path } => arguments.in_image(&image, &path),
         Target::Mounted(path) => {
             let opened = File::options().write(true).open(&path);
-            Ok(opened.and_then(|file| file.set_len(arguments.size))?)
+            let cut = opened.and_then(|file| file.set_len(arguments.size));
+            cut.map_err(anyhow::Error::from)
         }
     }
     .with_context(|| format!("the size of {shown} can't be changed"))

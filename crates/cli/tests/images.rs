@@ -1,46 +1,11 @@
 //! `mkfs`, `info` and `demo`, run as a user runs them.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod common;
 
-struct Bench(tempfile::TempDir);
+use std::path::Path;
+use std::process::Command;
 
-impl Bench {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a directory can be made"))
-    }
-
-    fn join(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pagefence"));
-        command
-            .args(line.split_whitespace())
-            .current_dir(self.0.path())
-            .env("TMPDIR", self.0.path())
-            .env_remove("SOURCE_DATE_EPOCH");
-        command
-    }
-
-    fn run(&self, line: &str) -> String {
-        let output = self.command(line).output().expect("the program can be run");
-        assert!(output.status.success(), "{line}: {}", said(&output));
-        String::from_utf8(output.stdout).expect("it prints text")
-    }
-
-    /// Runs what must fail, and returns what it says.
-    fn fail(&self, line: &str) -> String {
-        let output = self.command(line).output().expect("the program can be run");
-        assert_eq!(output.status.code(), Some(1), "{line}");
-        said(&output)
-    }
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use common::{Bench, can_mount, said};
 
 #[test]
 fn what_mkfs_makes_info_tells() {
@@ -180,7 +145,7 @@ fn the_demo_shows_what_it_made_and_leaves_nothing() {
             said(&output)
         );
     }
-    let left: Vec<_> = std::fs::read_dir(bench.0.path())
+    let left: Vec<_> = std::fs::read_dir(bench.join(""))
         .expect("it is there")
         .collect();
     assert!(left.is_empty(), "{left:?}");
@@ -195,7 +160,7 @@ fn the_demo_without_fuse_shows_the_same_through_the_library() {
     let output = Command::new("unshare")
         .args(["-m", "sh", "-c", line])
         .arg(demo.get_program())
-        .env("TMPDIR", bench.0.path())
+        .env("TMPDIR", bench.join(""))
         .output();
     let Ok(output) = output else {
         eprintln!("skipped: there is no unshare");
@@ -221,15 +186,6 @@ fn the_demo_without_fuse_shows_the_same_through_the_library() {
         let mounted = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(tail(&hidden), tail(&mounted));
     }
-}
-
-/// Whether this machine can mount; says so if not.
-fn can_mount() -> bool {
-    let can = Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root();
-    if !can {
-        eprintln!("skipped: this test mounts, which needs root and /dev/fuse");
-    }
-    can
 }
 
 #[test]

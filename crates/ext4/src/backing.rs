@@ -4,14 +4,17 @@ use std::io::IoSliceMut;
 use std::ops::Range;
 
 use pagefence_ext4_format::FileBlock;
-use pagefence_lock_order::levels::{BlockMap, Inode, Invalidate, Level, PageLock, Writepages};
+use pagefence_lock_order::levels::{
+    BlockMap, Entry, Inode, Invalidate, Level, PageLock, Writepages,
+};
 use pagefence_lock_order::primitives::{Arc, Weak};
 use pagefence_lock_order::{After, Held};
 use pagefence_page_cache::{
-    Backing, FrameMut, PAGE_SIZE, PageCache, Segment, WriteBacking, WriteBatch,
+    Backing, CanFlush, FrameMut, PAGE_SIZE, PageCache, Segment, WriteBacking, WriteBatch,
 };
 use pagefence_vfs::{Error, Result};
 
+use crate::clock;
 use crate::delalloc::{Delayed, MapShapeNow};
 use crate::error::{FillError, device};
 use crate::inode::InodeCore;
@@ -119,7 +122,7 @@ impl FileData {
 
     /// Makes space of what is promised too generously, by writing back all that is delayed, and of
     /// what was freed and waits for a commit. No page is locked. Whether trying again is worth it.
-    pub(crate) fn find_space(&self, held: &mut Held<'_, Inode>) -> bool {
+    pub(crate) fn find_space<L: CanFlush>(&self, held: &mut Held<'_, L>) -> bool {
         let Ok(live) = self.instance.live() else {
             return false;
         };
@@ -254,6 +257,27 @@ impl WriteBacking for FileData {
 
     fn make_room(&self, held: &mut Held<'_, Inode>, error: &FillError) -> bool {
         error.is_no_space() && self.find_space(held)
+    }
+
+    fn make_room_for_fault(&self, held: &mut Held<'_, Entry>, error: &FillError) -> bool {
+        error.is_no_space() && self.find_space(held)
+    }
+
+    fn note_store(&self, _held: &mut Held<'_, PageLock>) {
+        let now = clock::now();
+        self.inode.update(|record| {
+            record.set_mtime(now);
+            record.set_ctime(now);
+        });
+    }
+
+    fn release(&self, held: &mut Held<'_, PageLock>, range: Range<u64>) {
+        let bits = self.instance.superblock.block_size_bits();
+        let block = |at: u64| u32::try_from(at >> bits).unwrap_or(u32::MAX);
+        let (mut delayed, _held) = self.inode.block_map.write(held);
+        delayed.release(block(range.start)..block(range.end));
+        // Space for the map is given up only if the map's shape is known: else more is kept.
+        let _counted = self.settle(&mut delayed, None);
     }
 
     fn grow(&self, _held: &mut Held<'_, PageLock>, end: u64) {

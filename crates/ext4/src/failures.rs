@@ -4,6 +4,8 @@
 mod damage;
 mod device;
 mod extents;
+mod mapped;
+mod shift;
 mod space;
 mod sync;
 mod trim;

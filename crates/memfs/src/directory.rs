@@ -222,7 +222,7 @@ impl MemFs {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests {
     use pagefence_vfs::InodeId;
 

@@ -7,7 +7,7 @@ use pagefence_vfs::{Error, InodeId, Result, Whence, WriteMode, without_privilege
 
 use crate::clock;
 use crate::data::FileData;
-use crate::filesystem::{MemFs, Open};
+use crate::filesystem::{MemFs, Open, ReleaseMemory};
 use crate::inode::Inode;
 use crate::setattr::SIZE_MAX;
 use crate::xattr::CAPABILITY;
@@ -22,6 +22,8 @@ pub struct File {
     mapping: Arc<Mapping<FileData>>,
     /// What the cache keeps for each reader; nothing is read ahead here.
     readahead: Readahead,
+    /// The last: by then its pages are gone, if they go with it.
+    _after: ReleaseMemory,
 }
 
 impl File {
@@ -42,6 +44,7 @@ impl MemFs {
             open: Open::new(&self.core, inode)?,
             mapping,
             readahead: Readahead::new(),
+            _after: ReleaseMemory::new(&self.core),
         })
     }
 

@@ -87,7 +87,8 @@ pub(crate) struct Core {
 }
 
 impl MemFs {
-    /// Makes an empty file system, with a page cache of its own. Memory is taken as it is used.
+    /// Makes an empty file system, with a page cache of its own. Memory is taken as it is used, but
+    /// for 10 MiB for each 64 GiB of its size.
     ///
     /// # Errors
     /// `InvalidInput` for a size of less than a page or more than 8 TiB, or without an inode for
@@ -241,6 +242,22 @@ impl Drop for Open {
         if self.inode.close() {
             self.core.delete(self.inode.number);
         }
+    }
+}
+
+/// Gives memory back, if some is due, when it is dropped.
+#[derive(Debug)]
+pub(crate) struct ReleaseMemory(Arc<Core>);
+
+impl ReleaseMemory {
+    pub(crate) fn new(core: &Arc<Core>) -> Self {
+        Self(Arc::clone(core))
+    }
+}
+
+impl Drop for ReleaseMemory {
+    fn drop(&mut self) {
+        self.0.release_memory();
     }
 }
 
@@ -417,7 +434,7 @@ impl FileSystem for MemFs {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests {
     use pagefence_lock_order::primitives::thread;
     use pagefence_vfs::{Credentials, Error, FileSystem as _, New, NewKind, WriteMode};

@@ -35,6 +35,8 @@ mod clock;
 mod data;
 mod directory;
 mod fallocate;
+#[cfg(all(test, not(shuttle)))]
+mod fault_tests;
 mod file;
 mod filesystem;
 mod inode;

@@ -104,7 +104,7 @@ impl Count {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests {
     use super::Limits;
 

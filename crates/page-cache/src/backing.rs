@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use pagefence_host_memory::FrameMut;
 use pagefence_lock_order::Held;
-use pagefence_lock_order::levels::{Inode, Invalidate, PageLock, Writepages};
+use pagefence_lock_order::levels::{Entry, Inode, Invalidate, PageLock, Writepages};
 
 use crate::write_batch::WriteBatch;
 
@@ -86,6 +86,28 @@ pub trait WriteBacking: Backing {
     fn make_room(&self, held: &mut Held<'_, Inode>, error: &Self::Error) -> bool {
         let (_, _) = (held, error);
         false
+    }
+
+    /// [`Self::make_room`] for a fault, which can't hold the inode lock (S2.2): nothing is held.
+    fn make_room_for_fault(&self, held: &mut Held<'_, Entry>, error: &Self::Error) -> bool {
+        let (_, _) = (held, error);
+        false
+    }
+
+    /// A page of the file becomes mapped for stores: its data changes about now. For the file's
+    /// times, and for nothing that can fail or wait.
+    fn note_store(&self, held: &mut Held<'_, PageLock>) {
+        let _ = held;
+    }
+
+    /// Undoes [`Self::reserve`] for bytes `range`, whole blocks that are neither dirty nor under
+    /// writeback: gives back the space of those that have some and no place yet, and leaves the
+    /// others alone (S3.13). The invalidate lock is held exclusively, and the page of the blocks is
+    /// locked, or there is none: so nobody makes them dirty, and nothing is chosen for them.
+    ///
+    /// A file system that reserves nothing has nothing to do.
+    fn release(&self, held: &mut Held<'_, PageLock>, range: Range<u64>) {
+        let (_, _) = (held, range);
     }
 
     /// The file's bytes up to `end` are in the cache and dirty: its size (i_size) is `end` from now

@@ -66,7 +66,7 @@ impl Config {
 impl Config {
     /// For files whose pages are the storage ([`crate::Backing::IS_STORAGE`]): they may all
     /// together have `pages` pages, and `in_hand` frames more are there for those who write, until
-    /// a reservation is refused. Nothing runs in the background. Memory is taken as it is used.
+    /// a reservation is refused. Nothing runs in the background.
     #[must_use]
     pub fn for_storage(pages: u64, in_hand: u64) -> Self {
         let frames = pages.saturating_add(in_hand);

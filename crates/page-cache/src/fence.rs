@@ -74,7 +74,8 @@ use pagefence_lock_order::levels::{Invalidate, Level};
 use pagefence_lock_order::{After, Held, OrderedWriteGuard};
 
 use crate::backing::{Backing, WriteBacking};
-use crate::mapping::{LARGEST, Mapping, PAGE_BYTES};
+use crate::mapping::{LARGEST, Mapping, PAGE_BYTES, pages_in};
+use crate::rmap::Unmap;
 use crate::writeback::WaitFor;
 
 /// The invalidate lock of one file, held exclusively; released when dropped.
@@ -87,6 +88,8 @@ use crate::writeback::WaitFor;
 pub struct Fence<'a, B: Backing> {
     mapping: &'a Mapping<B>,
     range: Range<u64>,
+    /// Pages of the file when this was made.
+    pages_before: u64,
     _guard: OrderedWriteGuard<'a, ()>,
 }
 
@@ -130,6 +133,7 @@ impl<B: Backing> Mapping<B> {
         let fence = Fence {
             mapping: self,
             range,
+            pages_before: pages_in(self.size()),
             _guard: guard,
         };
         (fence, held)
@@ -137,6 +141,14 @@ impl<B: Backing> Mapping<B> {
 }
 
 impl<B: Backing> Fence<'_, B> {
+    /// The mutant: private copies that were made after the first pass stay.
+    fn unmaps_once(&self) -> bool {
+        #[cfg(test)]
+        return self.mapping.shared().mutants.unmap_once;
+        #[cfg(not(test))]
+        false
+    }
+
     /// The file.
     #[must_use]
     pub fn mapping(&self) -> &Mapping<B> {
@@ -151,8 +163,10 @@ impl<B: Backing> Fence<'_, B> {
 }
 
 impl<B: WriteBacking> Fence<'_, B> {
-    /// Takes the pages of the range out of the cache, as `how` says. Waits for those being written
-    /// (under each page's lock, S4.16), so that no write is in flight to blocks that are taken away.
+    /// Takes the pages of the range out of the cache, and out of the mappings of who maps them, as
+    /// `how` says. Waits for those being written (under each page's lock, S4.16), so that no write
+    /// is in flight to blocks that are taken away. Private copies go if they lie past the end of the
+    /// file then, and stay otherwise.
     ///
     /// Takes page locks, ascending, waiting for them in a second pass only.
     ///
@@ -201,11 +215,34 @@ impl<B: WriteBacking> Fence<'_, B> {
             };
         }
         shorten();
-        self.mapping.pages().drop_range(held, pages);
+        self.unmap_and_drop(held, pages);
         Ok(Evicted {
             mapping: self.mapping,
             range: self.range.clone(),
         })
+    }
+}
+
+impl<B: WriteBacking> Fence<'_, B> {
+    /// Takes `pages` out of the cache and out of everybody's mappings. Those past the end of the
+    /// file are unmapped twice with private copies included: at first, so that most go at once;
+    /// and when the pages are gone, because a fault that had its page locked meanwhile may have
+    /// mapped a copy of it (S4.14). From then on faults find no page, and are past the end.
+    ///
+    /// Elsewhere private copies stay, and each page is unmapped under its lock (S4.15).
+    fn unmap_and_drop(&self, held: &mut Held<'_, Invalidate>, pages: Range<u64>) {
+        if pages.is_empty() {
+            return;
+        }
+        let all = self.mapping.pages();
+        let beyond = pages.start.max(pages_in(self.mapping.size()))..pages.end;
+        if !beyond.is_empty() {
+            all.rmap().unmap(&beyond, Unmap::EvenPrivate);
+        }
+        all.drop_range(held, pages);
+        if !beyond.is_empty() && !self.unmaps_once() {
+            all.rmap().unmap(&beyond, Unmap::EvenPrivate);
+        }
     }
 }
 
@@ -221,7 +258,14 @@ fn edges(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
 }
 
 impl<B: Backing> Drop for Fence<'_, B> {
+    /// Private copies of what the file has lost go, should it have become shorter after the
+    /// eviction (a collapse). Nobody can have made one past the new end since it did.
     fn drop(&mut self) {
+        let end = pages_in(self.mapping.size());
+        if end < self.pages_before && !self.unmaps_once() {
+            let rmap = self.mapping.pages().rmap();
+            rmap.unmap(&(end..u64::MAX), Unmap::EvenPrivate);
+        }
         self.mapping.pages().set_fenced(false);
     }
 }

@@ -221,11 +221,12 @@ impl Flusher {
         }
     }
 
-    /// Brings a writer of `own` below the limit. It holds the inode lock and nothing else.
-    pub(crate) fn throttle(&self, held: &mut Held<'_, Inode>, own: &dyn Flush) {
+    /// Brings who is to make pages of `own` dirty below the limit. A writer holds the inode lock and
+    /// nothing else, a fault nothing at all.
+    pub(crate) fn throttle<L: CanFlush>(&self, held: &mut Held<'_, L>, own: &dyn Flush) {
         let portion = Portion::Pages(self.limits.portion);
         while self.unclean() > self.limits.dirty {
-            if own.flush_below_inode(held, portion) > 0 || self.run_one(held) {
+            if L::flush(own, held, portion) > 0 || self.run_one(held) {
                 continue;
             }
             if self.writeback() == 0 {

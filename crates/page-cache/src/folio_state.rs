@@ -20,6 +20,10 @@ const MARKER: u32 = 1 << 3;
 const UNREAD: u32 = 1 << 4;
 /// Somebody may sleep until the page is written.
 const WRITEBACK_WAITERS: u32 = 1 << 5;
+/// Somebody may map this page. Changed under the page lock only, as the next one.
+const MAPPED: u32 = 1 << 6;
+/// Somebody may map this page for stores; only one that is mapped.
+const WRITABLE: u32 = 1 << 7;
 /// Uses since reclaim last looked, up to [`USES_MAX`].
 const USE: u32 = 1 << 8;
 const USES: u32 = USES_MAX * USE;
@@ -146,6 +150,7 @@ impl FolioState {
         let state = self.0.load(Ordering::Acquire);
         debug_assert_eq!(state & WRITEBACK, 0, "written twice at once");
         debug_assert_ne!(state & LOCKED, 0, "writeback begins under the page lock");
+        debug_assert_eq!(state & WRITABLE, 0, "written while it is stored to");
         let blocks = mask_at(state, DIRTY_SHIFT);
         // Both masks change under the page lock only, but for the end of writeback, of which
         // there is none: so flipping moves the bits.
@@ -168,6 +173,33 @@ impl FolioState {
     /// Announces a sleeper; false if the page is not under writeback.
     pub(crate) fn announce_writeback_waiter(&self) -> bool {
         self.0.fetch_or(WRITEBACK_WAITERS, Ordering::Acquire) & WRITEBACK != 0
+    }
+
+    /// Whether somebody may map the page.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.has(MAPPED)
+    }
+
+    /// Somebody is about to map the page, for stores if `writable`.
+    pub(crate) fn set_mapped(&self, writable: bool) {
+        let bits = if writable { MAPPED | WRITABLE } else { MAPPED };
+        if !self.has_all(bits) {
+            self.0.fetch_or(bits, Ordering::AcqRel);
+        }
+    }
+
+    /// Forgets that somebody maps the page; true if somebody may.
+    pub(crate) fn take_mapped(&self) -> bool {
+        self.has(MAPPED) && self.0.fetch_and(!(MAPPED | WRITABLE), Ordering::AcqRel) & MAPPED != 0
+    }
+
+    /// Forgets that somebody maps the page for stores; true if somebody may.
+    pub(crate) fn take_writable(&self) -> bool {
+        self.has(WRITABLE) && self.0.fetch_and(!WRITABLE, Ordering::AcqRel) & WRITABLE != 0
+    }
+
+    fn has_all(&self, bits: u32) -> bool {
+        self.0.load(Ordering::Acquire) & bits == bits
     }
 
     fn has(&self, bit: u32) -> bool {

@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use pagefence_lock_order::levels::{Invalidate, Level, Writepages};
+use pagefence_lock_order::primitives::atomic::AtomicBool;
 use pagefence_lock_order::primitives::{Arc, Weak};
 #[cfg(test)]
 use pagefence_lock_order::rank::RankGuard;
-use pagefence_lock_order::{After, Held, OrderedReadGuard, OrderedRwLock};
+use pagefence_lock_order::{After, Held, OrderedReadGuard, OrderedRwLock, OrderedWriteGuard};
 
 use crate::backing::{Backing, PAGE_SIZE};
 use crate::cache::{PageCache, Shared};
@@ -41,6 +42,8 @@ pub struct Mapping<B: Backing> {
     invalidate_lock: OrderedRwLock<Invalidate, ()>,
     writepages_lock: OrderedRwLock<Writepages, ()>,
     pub(crate) errors: ErrorLog<B::Error>,
+    /// Blocks may have kept space that they do not need: writing them back failed.
+    pub(crate) unwritten: AtomicBool,
     this: Weak<Mapping<B>>,
 }
 
@@ -50,13 +53,18 @@ pub(crate) enum Filler {
     Read,
     Readahead,
     Write,
+    Fault,
 }
 
-/// The invalidate lock, held shared.
+/// The invalidate lock, held by a filler.
 #[derive(Debug)]
 pub(crate) enum Section<'a> {
     Locked {
         _guard: OrderedReadGuard<'a, ()>,
+    },
+    /// Nobody else fills, and nobody stores to what was write-protected since.
+    Alone {
+        _guard: OrderedWriteGuard<'a, ()>,
     },
     #[cfg(test)]
     Mutant {
@@ -76,6 +84,7 @@ impl<B: Backing> Mapping<B> {
             invalidate_lock: OrderedRwLock::new(number, ()),
             writepages_lock: OrderedRwLock::new(number, ()),
             errors: ErrorLog::new(),
+            unwritten: AtomicBool::new(false),
             this: Weak::clone(this),
         })
     }
@@ -174,6 +183,7 @@ impl<B: Backing> Mapping<B> {
         if match filler {
             Filler::Read => self.shared().mutants.read_unlocked,
             Filler::Readahead => self.shared().mutants.readahead_unlocked,
+            Filler::Fault => self.shared().mutants.fault_unlocked,
             Filler::Write => false,
         } {
             let (rank, held) = held.descend(self.number());
@@ -182,6 +192,18 @@ impl<B: Backing> Mapping<B> {
         let _ = filler;
         let (guard, held) = self.invalidate_lock.read(held);
         (Section::Locked { _guard: guard }, held)
+    }
+
+    /// As [`Self::fill_section`], keeping out everybody else who wants to be in one.
+    pub(crate) fn fill_section_alone<'a, P: Level>(
+        &'a self,
+        held: &'a mut Held<'_, P>,
+    ) -> (Section<'a>, Held<'a, Invalidate>)
+    where
+        Invalidate: After<P>,
+    {
+        let (guard, held) = self.invalidate_lock.write(held);
+        (Section::Alone { _guard: guard }, held)
     }
 
     /// Has `range` read in the background; false if that was not possible.

@@ -17,4 +17,24 @@ pub(crate) struct Mutants {
     pub(crate) reclaim_takes_dirty: bool,
     /// A page is unlocked before it is dirty (RACES 3.0, K9).
     pub(crate) dirty_unlocked: bool,
+    /// Faults fill and dirty pages without the invalidate lock (S0.3, S3.2).
+    pub(crate) fault_unlocked: bool,
+    /// A fault maps its page after it has unlocked it (S4.7).
+    pub(crate) map_unlocked: bool,
+    /// A fault does not look at the size under the page lock (S4.5).
+    pub(crate) size_unchecked: bool,
+    /// A truncate takes mappings away before it drops pages only (S4.14).
+    pub(crate) unmap_once: bool,
+    /// An invalidator leaves the mappings of the pages that it drops (S4.16).
+    pub(crate) drop_mapped: bool,
+    /// Reclaim leaves the mappings of the pages that it takes.
+    pub(crate) reclaim_mapped: bool,
+    /// Writeback samples pages that are stored to (RACES 4.3.6).
+    pub(crate) write_unprotected: bool,
+    /// The pages at the edges of a truncate or punch stay mapped for stores (RACES B20).
+    pub(crate) edges_unprotected: bool,
+    /// A write past the end leaves the page of the end mapped for stores (RACES B22).
+    pub(crate) tail_unprotected: bool,
+    /// Punching delayed allocations takes the space of dirty blocks (S3.9).
+    pub(crate) punch_takes_dirty: bool,
 }

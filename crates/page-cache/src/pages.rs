@@ -16,6 +16,7 @@ use pagefence_lock_order::primitives::{Arc, RwLock};
 use crate::cache::Shared;
 use crate::dirty::DirtyIndex;
 use crate::folio::{Folio, PageLockGuard};
+use crate::rmap::Rmap;
 use crate::write_batch::Mask;
 
 const SLOTS: usize = 16;
@@ -48,6 +49,7 @@ pub(crate) struct Pages {
     tree: RwLock<BTreeMap<u64, Box<Chunk>>>,
     count: AtomicU64,
     dirty: DirtyIndex,
+    rmap: Rmap,
     /// [`crate::Backing::IS_STORAGE`].
     is_storage: bool,
     /// The invalidate lock is held exclusively; for assertions (S1.11).
@@ -69,6 +71,7 @@ impl Pages {
             tree: RwLock::new(BTreeMap::new()),
             count: AtomicU64::new(0),
             dirty: DirtyIndex::default(),
+            rmap: Rmap::default(),
             is_storage,
             #[cfg(debug_assertions)]
             fenced: AtomicBool::new(false),
@@ -92,6 +95,11 @@ impl Pages {
     /// The index of the dirty pages.
     pub(crate) fn dirty(&self) -> &DirtyIndex {
         &self.dirty
+    }
+
+    /// Who maps the file.
+    pub(crate) fn rmap(&self) -> &Rmap {
+        &self.rmap
     }
 
     /// Makes blocks of `folios`, all locked, dirty.
@@ -211,12 +219,14 @@ impl Pages {
 
     /// Takes locked pages out of the index. One that was taken out already stays out.
     ///
-    /// Every page leaves the index here or with the whole mapping, under its page lock.
+    /// Every page leaves the index here or with the whole mapping, under its page lock, and nobody
+    /// maps it then (S4.1, S4.17).
     pub(crate) fn remove<'a>(&self, locked: impl Iterator<Item = &'a Arc<Folio>>) -> usize {
         let mut tree = self.tree.write();
         let mut removed = 0;
         for folio in locked {
             debug_assert!(folio.state.is_locked(), "removed without its lock");
+            debug_assert!(!folio.state.is_mapped(), "removed while it is mapped");
             let (key, slot) = split(folio.index);
             let Some(chunk) = tree.get_mut(&key) else {
                 continue;
@@ -248,6 +258,8 @@ impl Pages {
         debug_assert_eq!(unclean.writeback, 0, "who writes keeps the mapping");
         self.note_discarded(unclean.dirty);
         for folio in tree.values().flat_map(|chunk| chunk.slots.iter().flatten()) {
+            // Who maps a range keeps the mapping, but the bit may be older than that.
+            folio.state.take_mapped();
             folio.state.set_detached();
         }
     }

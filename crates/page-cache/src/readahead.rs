@@ -66,6 +66,17 @@ pub(crate) struct Plan {
     window: Option<Window>,
 }
 
+impl Plan {
+    /// To read up to page `end` and no further.
+    pub(crate) fn up_to(end: u64) -> Self {
+        Self {
+            end,
+            marker: None,
+            window: None,
+        }
+    }
+}
+
 /// The next window, to be read in the background.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ahead {

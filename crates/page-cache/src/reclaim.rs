@@ -6,10 +6,14 @@
 //! read finds neighbours to lie in. A page is in no list, so nothing is to be kept up on a hit,
 //! and a page that leaves the cache otherwise leaves no stale entry behind.
 //!
+//! A page that is mapped is unmapped under its lock first. That its mapper was there shows as use
+//! only when it faults, so a page that is only loaded from goes after some rounds, and comes back.
+//!
 //! Pages that are dirty or under writeback stay; whoever finds no frame has the flusher write some.
 //!
-//! Reclaim only ever tries locks. So it may run wherever memory is needed, whatever is held, and
-//! a fence, a filler or a reader that holds a page is never waited for.
+//! Reclaim only ever tries locks, and a [`crate::MapTarget`] ends by itself. So it may run wherever
+//! memory is needed, whatever is held, and a fence, a filler or a reader that holds a page is never
+//! waited for.
 
 use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex, Weak};
@@ -117,11 +121,24 @@ fn take(folio: &Arc<Folio>, pressure: Pressure) -> bool {
     folio.pages.discard_for_mutant(&guard);
     // Pages become dirty under the page lock only, so now the answer stays. A mapping that is being
     // dropped has pages that are in no index any more.
-    let taken = may_go(folio) && folio.pages.remove_locked(&guard);
+    let taken = may_go(folio) && {
+        // Clean, so nobody can store to it; whoever loads from it faults it in again.
+        unmap(folio);
+        folio.pages.remove_locked(&guard)
+    };
     if !taken {
         guard.give_up_quietly();
     }
     taken
+}
+
+fn unmap(folio: &Arc<Folio>) {
+    #[cfg(test)]
+    if folio.shared().mutants.reclaim_mapped {
+        folio.state.take_mapped();
+        return;
+    }
+    folio.pages.unmap_locked(std::iter::once(folio));
 }
 
 /// Whether `folio` is in the cache and the device has all that it holds: a page under writeback is

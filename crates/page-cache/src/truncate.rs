@@ -20,9 +20,10 @@ const BATCH: usize = 64;
 
 impl Pages {
     /// Takes every page of `range` out of the cache, in two passes (S4.16): the first takes what
-    /// it can lock at once, the second waits for the rest. The invalidate lock is held
-    /// exclusively, so nobody brings a page back, and only those hold page locks who never wait
-    /// for this thread. What is dirty is forgotten; what is being written is waited for.
+    /// it can lock at once, the second waits for the rest. Each page is unmapped under its lock, and
+    /// removed before it is unlocked (S4.1). The invalidate lock is held exclusively, so nobody
+    /// brings a page back, and only those hold page locks who never wait for this thread. What is
+    /// dirty is forgotten; what is being written is waited for.
     pub(crate) fn drop_range(&self, held: &mut Held<'_, Invalidate>, range: Range<u64>) {
         self.assert_fenced();
         self.drop_unlocked(range.clone());
@@ -42,6 +43,7 @@ impl Pages {
                 .filter_map(PageLockGuard::try_lock)
                 .filter(|guard| self.may_drop(guard.folio()))
                 .collect();
+            self.unmap_for_drop(locked.iter().map(PageLockGuard::folio));
             for guard in &locked {
                 self.clear_dirty(guard, WHOLE);
             }
@@ -63,11 +65,21 @@ impl Pages {
                 if !self.may_drop(folio) {
                     self.shared().page_queues.wait_writeback(folio);
                 }
+                self.unmap_for_drop(once(folio));
                 // Reclaim may have been faster.
                 self.clear_dirty(&guard, WHOLE);
                 self.remove_locked(&guard);
             }
         }
+    }
+
+    fn unmap_for_drop<'a>(&self, folios: impl Iterator<Item = &'a Arc<Folio>>) {
+        #[cfg(test)]
+        if self.shared().mutants.drop_mapped {
+            folios.for_each(|folio| _ = folio.state.take_mapped());
+            return;
+        }
+        self.unmap_locked(folios);
     }
 
     /// Whether nobody writes `folio`, which is locked, so that nobody will.
@@ -168,6 +180,9 @@ impl<B: WriteBacking> Mapping<B> {
         }
         let block_size = u64::from(self.backing().block_size());
         let mut rewritten = Vec::new();
+        // Blocks of them lose their dirtiness and their space, and blocks past the old end may get
+        // some: the next store has to ask for it (B20). It waits for the fence.
+        self.protect_edges(&folios);
         for (edge, guard) in edges.iter().zip(&guards) {
             let folio = guard.folio();
             // So that what is in flight is not of the bytes before, and lands before.
@@ -190,6 +205,14 @@ impl<B: WriteBacking> Mapping<B> {
             }
         }
         Some(rewritten)
+    }
+
+    fn protect_edges(&self, folios: &[Arc<Folio>]) {
+        #[cfg(test)]
+        if self.shared().mutants.edges_unprotected {
+            return;
+        }
+        self.pages().write_protect_locked(folios.iter());
     }
 
     /// The blocks that `inside` of page `index` cuts and that hold data.

@@ -5,30 +5,52 @@
 //! partial page keeps is read; space is reserved, the last step that can fail; then the bytes are
 //! copied, the pages made dirty, the size raised, and the pages unlocked. No block is allocated.
 //!
+//! # Writes that end early
+//!
+//! Other caches map or reserve a range first and copy into it afterwards, so that a copy that ends
+//! early leaves reservations to be punched, in a race with faults (S3). Here there is nothing to
+//! punch, by the order of the steps: what is copied lies in private memory before a page is locked
+//! ([`Mapping::write_from`]); a page that can't be read and frames that are missing cut the run short
+//! before anything is reserved; and between the reservation and dirty pages nothing can fail. Both
+//! happen in one hold of the page locks and the invalidate lock. So no reservation of a write is ever
+//! without its dirty page (S3.6 to S3.8, S3.10, S3.11, S3.16, S3.18), and a dirty page never without
+//! its reservation (S3.2, S3.3). Nothing that was looked up in the block map outlives the page locks
+//! it was looked up under, so there is no cached mapping to go stale (S3.15). For what writing back
+//! leaves when it fails: [`crate::Fence::punch_delalloc`].
+//!
+//! A write that leaves a gap behind an end of the file that lies inside a page has the invalidate
+//! lock exclusively: what was stored past the end through a map would come to lie inside.
+//!
+//! # Who waits for whom
+//!
 //! Nothing is waited for with page locks held but other page locks, further up in the file: their
 //! holders (fillers, writeback gathering) wait for no lock of ours. Too many dirty pages, missing
 //! frames and missing space are waited for before the first page lock.
 
+use std::iter::once;
 use std::ops::Range;
 
 use pagefence_host_memory::FrameMut;
 use pagefence_lock_order::Held;
-use pagefence_lock_order::levels::{Inode, PageLock};
+use pagefence_lock_order::levels::{Inode, Invalidate, PageLock};
 use pagefence_lock_order::primitives::{Arc, Weak};
 
 use crate::backing::{PAGE_SIZE, WriteBacking};
 use crate::cache::Shared;
 use crate::flusher::Flush;
-use crate::folio::Folio;
+use crate::folio::{Folio, PageLockGuard};
 use crate::mapping::{Filler, LARGEST, Mapping, PAGE_BYTES};
 use crate::write_batch::{Mask, blocks_touched};
 
 /// Pages written under one hold of the locks, at most: 1 MiB.
 const CHUNK_PAGES: u64 = 256;
 
+/// Bytes copied from a source at a time: as many as are written under one hold of the locks.
+const BOUNCE_BYTES: usize = 256 * PAGE_SIZE;
+
 /// How often a write that found no space asks the file system to make some, before it tries to
 /// write less.
-const ROOM_TRIES: u32 = 3;
+pub(crate) const ROOM_TRIES: u32 = 3;
 
 /// What came of trying to write a chunk.
 enum Chunk {
@@ -59,11 +81,12 @@ impl<B: WriteBacking> Mapping<B> {
     /// its bytes before and some after.
     ///
     /// `data` is touched with page locks held: it must be private memory, never a mapping of a
-    /// file in this cache (RACES U1).
+    /// file in this cache (RACES U1); for those there is [`Self::write_from`].
     ///
     /// # Errors
     ///
-    /// If nothing could be written: no space, after [`WriteBacking::make_room`] had its chances, or
+    /// If nothing could be written: no space, after what failed writes keep was given back
+    /// ([`Self::give_back_unwritten`]) and [`WriteBacking::make_room`] had its chances, or
     /// the old contents of a page that is written in part can't be read.
     pub fn write(
         &self,
@@ -94,6 +117,9 @@ impl<B: WriteBacking> Mapping<B> {
             };
             let error = match failed {
                 Failed::Reserve(error) => {
+                    if self.give_back_unwritten(held) {
+                        continue;
+                    }
                     if tries < ROOM_TRIES && self.backing().make_room(held, &error) {
                         tries += 1;
                         continue;
@@ -112,6 +138,43 @@ impl<B: WriteBacking> Mapping<B> {
         Ok(done)
     }
 
+    /// As [`Self::write`], of `len` bytes that `source` copies into the buffers it is given, one
+    /// after the other: for memory of others, which may fault, be a mapping of a file in this cache,
+    /// or of this very range. It says how many bytes it copied; fewer than there is room for are the
+    /// last ones, and written.
+    ///
+    /// `source` is called with no lock of this cache held, before anything is reserved for what it
+    /// gives (RACES U1). So a source that ends early leaves nothing to give back.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::write`].
+    pub fn write_from(
+        &self,
+        held: &mut Held<'_, Inode>,
+        offset: u64,
+        len: usize,
+        mut source: impl FnMut(&mut [u8]) -> usize,
+    ) -> Result<usize, B::Error> {
+        let mut buffer = vec![0; len.min(BOUNCE_BYTES)];
+        let mut done = 0;
+        while done < len {
+            let room = (len - done).min(buffer.len());
+            let copied = source(&mut buffer[..room]).min(room);
+            let at = offset.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
+            let written = match self.write(held, at, &buffer[..copied]) {
+                Ok(written) => written,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            };
+            done += written;
+            if written < room {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
     /// Writes the front of `data`, up to `limit` pages of it.
     fn write_chunk(
         &self,
@@ -124,7 +187,16 @@ impl<B: WriteBacking> Mapping<B> {
         let whole = offset + u64::try_from(data.len()).expect("inside the file");
         let bytes = offset..whole.min((first + limit) * PAGE_BYTES);
         let written = {
-            let (_section, mut held) = self.fill_section(held, Filler::Write);
+            let size = self.size();
+            let leaves_gap = offset > size && !size.is_multiple_of(PAGE_BYTES);
+            let (_section, mut held) = if leaves_gap {
+                self.fill_section_alone(held)
+            } else {
+                self.fill_section(held, Filler::Write)
+            };
+            if leaves_gap {
+                self.zero_stores_past_end(&mut held, size);
+            }
             let pages = first..bytes.end.div_ceil(PAGE_BYTES);
             let (_rank, mut held) = held.descend::<PageLock>(pages.end - 1);
             let mut run = WriteRun::lock(self, &held, pages, bytes);
@@ -147,6 +219,26 @@ impl<B: WriteBacking> Mapping<B> {
         };
         self.tell_flusher();
         Ok(Chunk::Written(written))
+    }
+
+    /// Makes what the last page has past the end of the file, which is `size`, zeros: it may have been
+    /// stored to, and is about to be inside. Whoever stores to it from now on has to ask, and the
+    /// invalidate lock, held exclusively, keeps them waiting until the file is longer.
+    fn zero_stores_past_end(&self, held: &mut Held<'_, Invalidate>, size: u64) {
+        #[cfg(test)]
+        if self.shared().mutants.tail_unprotected {
+            return;
+        }
+        let Some(folio) = self.pages().get(size / PAGE_BYTES) else {
+            return;
+        };
+        let (_rank, held) = held.descend::<PageLock>(folio.index);
+        let guard = PageLockGuard::lock(&folio, &held);
+        self.pages().write_protect_locked(once(guard.folio()));
+        if let Some(frame) = folio.frame() {
+            let end = usize::try_from(size % PAGE_BYTES).expect("inside a page");
+            frame.zero(end, PAGE_SIZE - end);
+        }
     }
 
     /// Makes the new pages of `run` complete where the write does not, cutting the run short
@@ -245,11 +337,10 @@ impl<B: WriteBacking> Mapping<B> {
         drop(run);
         self.backing().grow(held, end);
         for (folio, blocks) in late {
-            if let Some(guard) = crate::folio::PageLockGuard::try_lock(&folio)
+            if let Some(guard) = PageLockGuard::try_lock(&folio)
                 && !folio.state.is_detached()
             {
-                self.pages()
-                    .set_dirty(std::iter::once((guard.folio(), blocks)));
+                self.pages().set_dirty(once((guard.folio(), blocks)));
             }
         }
         len

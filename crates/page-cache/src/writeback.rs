@@ -1,8 +1,9 @@
 //! Writing dirty pages back.
 //!
-//! Consecutive dirty pages are locked, marked as under writeback, unlocked, copied, and handed to
-//! the file system in one piece. The mark goes when the file system is done, the mapping of new
-//! blocks included, and its going takes no page lock; so whoever waits for it may hold one.
+//! Consecutive dirty pages are locked, write-protected for who maps them, marked as under writeback,
+//! unlocked, copied, and handed to the file system in one piece. The mark goes when the file system
+//! is done, the mapping of new blocks included, and its going takes no page lock; so whoever waits
+//! for it may hold one.
 //!
 //! Only the first page of a piece is waited for, its lock and its writeback by others, while no
 //! other is gathered (docs/adr/0008): the rest is taken if it can be had at once. Neither the inode
@@ -12,6 +13,7 @@ use std::ops::Range;
 
 use pagefence_host_memory::PageBuffer;
 use pagefence_lock_order::levels::{Entry, Inode, Level, PageLock, Writepages};
+use pagefence_lock_order::primitives::atomic::Ordering;
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_lock_order::{After, Held};
 
@@ -141,6 +143,10 @@ impl<B: WriteBacking> Mapping<B> {
         }
         // Noted before the mark goes: who waited for it asks for errors next.
         drop(marked);
+        if result.is_err() {
+            // After it: who finds the mark leaves the space to the next one who looks.
+            self.unwritten.store(true, Ordering::Release);
+        }
         Written::Pages(pages, result)
     }
 
@@ -179,6 +185,9 @@ impl<B: WriteBacking> Mapping<B> {
             }
             guards.push(guard);
         }
+        // Before the bytes are sampled, and before the pages are clean: a store after this faults,
+        // and makes its page dirty again (RACES 4.3.6).
+        self.protect(&guards);
         let masks: Vec<Mask> = guards
             .iter()
             .map(|guard| guard.folio().state.begin_writeback())
@@ -196,6 +205,18 @@ impl<B: WriteBacking> Mapping<B> {
             #[cfg(test)]
             ended: false,
         })
+    }
+
+    fn protect(&self, guards: &[PageLockGuard<'_>]) {
+        #[cfg(test)]
+        if self.shared().mutants.write_unprotected {
+            for guard in guards {
+                guard.folio().state.take_writable();
+            }
+            return;
+        }
+        let folios = guards.iter().map(PageLockGuard::folio);
+        self.pages().write_protect_locked(folios);
     }
 
     /// Copies the pages of `marked` and has them written.

@@ -2,8 +2,8 @@
 
 use pagefence_posix_acl::{Acl, AclEntry, AclTag};
 use pagefence_vfs::{
-    Access, Credentials, Error, FileSystem as _, New, NewKind, SetAttr, SetTime, Timestamp,
-    WriteMode, XattrMode,
+    Access, Credentials, Error, FileKind, FileSystem as _, New, NewKind, SetAttr, SetTime,
+    Timestamp, WriteMode, XattrMode,
 };
 
 use crate::{fresh, make, root};
@@ -204,4 +204,65 @@ fn attributes_have_namespaces_and_modes() {
     let refused = fs.set_xattr(id, b"user.a", &large, XattrMode::Set);
     assert!(matches!(refused, Err(Error::TooLarge)));
     assert_eq!(fs.xattr(id, b"user.a").expect("as it was"), b"v");
+}
+
+#[test]
+fn new_inodes_are_of_their_kind_and_take_the_directorys_group() {
+    let fs = fresh(1 << 20);
+    let dir = make(&fs, fs.root(), "d", NewKind::Directory);
+    let change = SetAttr {
+        permissions: Some(0o2777),
+        gid: Some(50),
+        ..SetAttr::default()
+    };
+    fs.set_attr(dir, &change, &root()).expect("set");
+    let (major, minor) = (8, 17);
+    let kinds = [
+        (NewKind::BlockDevice { major, minor }, FileKind::BlockDevice),
+        (NewKind::CharDevice { major, minor }, FileKind::CharDevice),
+        (NewKind::Fifo, FileKind::Fifo),
+        (NewKind::Socket, FileKind::Socket),
+        (NewKind::Regular, FileKind::Regular),
+        (NewKind::Directory, FileKind::Directory),
+    ];
+    for (number, (kind, expected)) in kinds.into_iter().enumerate() {
+        let new = New {
+            kind,
+            permissions: 0o2775,
+            umask: 0o022,
+        };
+        let name = [b'a' + number as u8];
+        let attr = fs
+            .create(dir, &name, &new, &somebody(7))
+            .expect("made")
+            .attr;
+        assert_eq!((attr.kind, attr.uid, attr.gid), (expected, 7, 50));
+        // A file that its maker's groups may run does not lend out a group that is none of them.
+        let lends = expected != FileKind::Regular;
+        assert_eq!(attr.permissions, if lends { 0o2755 } else { 0o755 });
+        let is_device = matches!(expected, FileKind::BlockDevice | FileKind::CharDevice);
+        let numbers = if is_device { (major, minor) } else { (0, 0) };
+        assert_eq!((attr.device_major, attr.device_minor), numbers);
+        let opened = fs.open(attr.id, false);
+        match expected {
+            FileKind::Regular => assert!(opened.is_ok()),
+            FileKind::Directory => assert!(matches!(opened, Err(Error::IsDirectory))),
+            _ => assert!(matches!(opened, Err(Error::InvalidArgument))),
+        }
+    }
+    for (target, refused) in [(0, true), (1, false), (4095, false), (4096, true)] {
+        let target = vec![b'x'; target];
+        let new = New {
+            kind: NewKind::Symlink(&target),
+            permissions: 0,
+            umask: 0o777,
+        };
+        let name = format!("l{}", target.len());
+        let made = fs.create(dir, name.as_bytes(), &new, &root());
+        assert_eq!(made.is_err(), refused, "{}", target.len());
+        if let Ok(made) = made {
+            assert_eq!(made.attr.permissions, 0o777);
+            assert_eq!(fs.read_link(made.attr.id).expect("a link"), target);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The file system in memory, through the interface: against the model of a file system, under
 //! races, full, and what is its own.
+#![cfg(not(shuttle))]
 
 mod attributes;
 mod model;

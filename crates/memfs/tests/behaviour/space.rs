@@ -212,3 +212,33 @@ fn what_is_no_data_is_bounded_too() {
     fs.forget(first);
     assert_eq!(fs.stat_fs().expect("it tells"), empty);
 }
+
+#[test]
+fn ranges_are_copied_between_files_and_within_one() {
+    let fs = fresh(8 << 20);
+    let (_, from) = file(&fs);
+    let data: Vec<u8> = (0..3_000_000).map(|at| (at % 249) as u8).collect();
+    fs.write(&from, 0, &data, WriteMode::default())
+        .expect("there is room");
+    let to = make(&fs, fs.root(), "to", NewKind::Regular);
+    let to = fs.open(to, true).expect("it opens");
+    let copy = |source, target, at, length| {
+        let mode = WriteMode::default();
+        fs.copy_range(source, 1000, target, at, length, mode)
+    };
+    let copied = copy(&from, &to, 5, u64::MAX).expect("copied");
+    assert_eq!(copied, 2_999_000, "up to the end");
+    let mut bytes = vec![0xee; data.len()];
+    assert_eq!(fs.read(&to, 0, &mut bytes).expect("read"), 2_999_005);
+    assert_eq!(bytes[..5], [0; 5]);
+    assert_eq!(bytes[5..2_999_005], data[1000..]);
+    assert_eq!(copy(&from, &from, 2000, 1000).expect("apart"), 1000);
+    let overlapping = copy(&from, &from, 1999, 1000);
+    assert!(matches!(overlapping, Err(Error::InvalidArgument)));
+    let far = copy(&from, &to, i64::MAX as u64, 10);
+    assert!(matches!(far, Err(Error::FileTooLarge)), "{far:?}");
+    // As much as there is room for.
+    let free = free(&fs) * PAGE;
+    let copied = copy(&from, &to, 4 << 20, u64::MAX).expect("in part");
+    assert!(copied <= free && copied + PAGE > free, "{copied} of {free}");
+}

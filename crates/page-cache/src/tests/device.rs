@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use pagefence_host_memory::FrameMut;
 use pagefence_lock_order::Held;
-use pagefence_lock_order::levels::{Inode, Invalidate, PageLock, Writepages};
+use pagefence_lock_order::levels::{Entry, Inode, Invalidate, PageLock, Writepages};
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::backing::{Backing, PAGE_SIZE, Segment, WriteBacking};
@@ -52,6 +52,7 @@ struct State {
     panicking_reads: usize,
     segment_hook: Option<Hook>,
     grow_hook: Option<Hook>,
+    reserve_hook: Option<Hook>,
     size_hook: Option<Hook>,
     reads: Vec<Range<u64>>,
     /// Blocks that have no data yet, and space set aside.
@@ -265,6 +266,11 @@ impl Control {
         self.state().grow_hook = Some(Box::new(hook));
     }
 
+    /// Runs `hook` when something was reserved next (K7).
+    pub(super) fn on_reserve(&self, hook: impl FnOnce() + Send + 'static) {
+        self.state().reserve_hook = Some(Box::new(hook));
+    }
+
     /// Runs `hook` when the size is asked for next.
     pub(super) fn on_size(&self, hook: impl FnOnce() + Send + 'static) {
         self.state().size_hook = Some(Box::new(hook));
@@ -305,6 +311,15 @@ impl Control {
         }
         bytes.truncate(state.size.try_into().expect("small"));
         bytes
+    }
+
+    fn find_room(&self) -> bool {
+        let mut state = self.state();
+        let found = state.room.pop();
+        if let (Some(found), Some(free)) = (found, &mut state.free) {
+            *free += found;
+        }
+        found.is_some()
     }
 
     fn pause(&self, at: Stop) {
@@ -473,16 +488,32 @@ impl WriteBacking for Device {
             *free = free.checked_sub(new.len()).ok_or(Failed)?;
         }
         state.reserved.extend(new);
+        let hook = state.reserve_hook.take();
+        drop(state);
+        if let Some(hook) = hook {
+            hook();
+        }
         Ok(())
     }
 
-    fn make_room(&self, _held: &mut Held<'_, Inode>, _error: &Failed) -> bool {
+    fn make_room_for_fault(&self, _held: &mut Held<'_, Entry>, _error: &Failed) -> bool {
+        self.find_room()
+    }
+
+    fn release(&self, _held: &mut Held<'_, PageLock>, range: Range<u64>) {
         let mut state = self.state();
-        let found = state.room.pop();
-        if let (Some(found), Some(free)) = (found, &mut state.free) {
-            *free += found;
+        let end = (state.blocks.len() * state.block_size) as u64;
+        let released = state.blocks_of(&(range.start.min(end)..range.end.min(end)));
+        let count = state.reserved.len();
+        state.reserved.retain(|at| !released.contains(at));
+        let count = count - state.reserved.len();
+        if let Some(free) = &mut state.free {
+            *free += count;
         }
-        found.is_some()
+    }
+
+    fn make_room(&self, _held: &mut Held<'_, Inode>, _error: &Failed) -> bool {
+        self.find_room()
     }
 
     fn grow(&self, _held: &mut Held<'_, PageLock>, end: u64) {

@@ -7,6 +7,12 @@ mod budget;
 #[cfg(not(shuttle))]
 mod edges;
 #[cfg(not(shuttle))]
+mod failed_writes;
+#[cfg(not(shuttle))]
+mod fault_mutants;
+#[cfg(not(shuttle))]
+mod faults;
+#[cfg(not(shuttle))]
 mod model;
 #[cfg(not(shuttle))]
 mod mutants;
@@ -14,6 +20,8 @@ mod mutants;
 mod races;
 #[cfg(shuttle)]
 mod shuttle;
+#[cfg(shuttle)]
+mod shuttle_faults;
 #[cfg(shuttle)]
 mod shuttle_writes;
 #[cfg(not(shuttle))]

@@ -24,16 +24,16 @@ const PAGE: u64 = PAGE_SIZE as u64;
 const PAGES: u64 = 2;
 const SCHEDULES: usize = 2000;
 
-struct World {
-    cache: Arc<PageCache>,
-    mapping: Arc<TestMapping>,
+pub(super) struct World {
+    pub(super) cache: Arc<PageCache>,
+    pub(super) mapping: Arc<TestMapping>,
     inode: OrderedRwLock<Inode, ()>,
     /// The version that every page has at least.
     floor: AtomicU8,
 }
 
 impl World {
-    fn new(mutants: Mutants) -> Arc<Self> {
+    pub(super) fn new(mutants: Mutants) -> Arc<Self> {
         Self::of(
             config(SMALL),
             mutants,
@@ -41,7 +41,7 @@ impl World {
         )
     }
 
-    fn of(config: Config, mutants: Mutants, device: Device) -> Arc<Self> {
+    pub(super) fn of(config: Config, mutants: Mutants, device: Device) -> Arc<Self> {
         let cache = PageCache::with_mutants(config, mutants).expect("a cache");
         let mapping = device.mapped(&cache);
         mapping.backing().let_holes_be_read();
@@ -53,7 +53,7 @@ impl World {
         })
     }
 
-    fn thread(
+    pub(super) fn thread(
         self: &Arc<Self>,
         name: &str,
         body: impl FnOnce(&Self) + Send + 'static,
@@ -70,7 +70,7 @@ impl World {
         assert!(version >= least, "stale: version {version} after {least}");
     }
 
-    fn write_at(&self, offset: u64, data: &[u8]) {
+    pub(super) fn write_at(&self, offset: u64, data: &[u8]) {
         let mut entry = Held::at_entry();
         let (_lock, mut held) = self.inode.write(&mut entry);
         let written = self.mapping.write(&mut held, offset, data);
@@ -86,13 +86,13 @@ impl World {
         self.floor.fetch_max(version, Ordering::SeqCst);
     }
 
-    fn write_back(&self, wait: WaitFor) {
+    pub(super) fn write_back(&self, wait: WaitFor) {
         let held = &mut Held::at_entry();
         let result = self.mapping.write_back(held, 0..u64::MAX, wait);
         assert_eq!(result, Ok(()));
     }
 
-    fn evict(&self, range: Range<u64>, how: Evict) {
+    pub(super) fn evict(&self, range: Range<u64>, how: Evict) {
         let mut entry = Held::at_entry();
         let (_lock, mut held) = self.inode.write(&mut entry);
         let (mut fence, mut held) = self.mapping.fence(&mut held, range);
@@ -102,7 +102,7 @@ impl World {
         }
     }
 
-    fn truncate(&self, size: u64) {
+    pub(super) fn truncate(&self, size: u64) {
         let mut entry = Held::at_entry();
         let (_lock, mut held) = self.inode.write(&mut entry);
         let from = size.min(crate::Backing::size(self.mapping.backing()));
@@ -112,12 +112,12 @@ impl World {
         Device::truncate(&evicted.expect("evicted"));
     }
 
-    fn reclaim(&self) {
+    pub(super) fn reclaim(&self) {
         self.cache.shared().clock.sweep(64, 1, Pressure::Any);
     }
 
     /// Waits for `threads`; the device then has, in full, what the cache has.
-    fn end(self: Arc<Self>, threads: Vec<JoinHandle<()>>) {
+    pub(super) fn end(self: Arc<Self>, threads: Vec<JoinHandle<()>>) {
         for thread in threads {
             thread.join().expect("a thread");
         }
@@ -144,7 +144,7 @@ impl World {
     }
 }
 
-fn check(scenario: impl Fn() + Send + Sync + 'static) {
+pub(super) fn check(scenario: impl Fn() + Send + Sync + 'static) {
     let scenario = Arc::new(scenario);
     let again = Arc::clone(&scenario);
     ::shuttle::check_random(move || scenario(), SCHEDULES);

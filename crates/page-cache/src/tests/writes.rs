@@ -7,6 +7,7 @@ use super::device::{Device, Failed, TestMapping};
 use super::{SMALL, Task, config, only, read, stamped, sync, write};
 use crate::backing::PAGE_SIZE;
 use crate::reclaim::Pressure;
+use crate::simulated::AddressSpace;
 use crate::{Config, PageCache};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -217,6 +218,25 @@ fn a_writer_over_the_limit_writes_back() {
         write(&mapping, 0, &[1; 200 * PAGE_SIZE]),
         Ok(200 * PAGE_SIZE)
     );
+    sync(&mapping).expect("synced");
+    assert_eq!(mapping.backing().violations(), 0);
+}
+
+#[test]
+fn a_fault_over_the_limit_of_dirty_pages_writes_back() {
+    let cache = PageCache::new(Config {
+        dirty_limit_bytes: 16 * PAGE,
+        ..config(1 << 20)
+    })
+    .expect("a cache");
+    let mapping = Device::hole(200 * PAGE, PAGE_SIZE).mapped(&cache);
+    let space = AddressSpace::shared(&mapping, 0..200);
+    for page in 0..200 {
+        space.store(page * PAGE, &[1; 10]).expect("stored");
+        let usage = cache.usage();
+        assert!(usage.dirty_bytes <= 24 * PAGE, "{usage:?}");
+    }
+    space.check();
     sync(&mapping).expect("synced");
     assert_eq!(mapping.backing().violations(), 0);
 }

@@ -136,3 +136,58 @@ fn pieces_in_each_part_of_a_block_map_move() {
         image.assert_clean(kind.name);
     }
 }
+
+/// A hole put into the middle of an extent makes two of it: leaves that are full split, and so do
+/// those above them. What is taken out again joins what it had parted.
+#[test]
+fn extents_are_cut_where_leaves_are_full() {
+    const PIECES: usize = 1100;
+    for kind in KINDS.iter().filter(|kind| kind.has_extents) {
+        let image = Image::new(kind.options, "24M");
+        let fs = image.open();
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).unwrap();
+        let block = fs.stat_fs().unwrap().block_size as usize;
+        let mut model = Model::new(block);
+        for piece in 0..PIECES {
+            let data: Vec<u8> = (0..2 * block)
+                .map(|at| (piece + at / block) as u8 | 1)
+                .collect();
+            write_all(&fs, &file, (3 * piece * block) as u64, &data);
+            model.write(3 * piece * block, &data);
+        }
+        fs.sync().unwrap();
+        let pieces = || fs.extents(id, 0, u64::MAX, 10_000).unwrap().len();
+        assert!(pieces() >= PIECES, "{}", kind.name);
+        let mut random = Random::new(3);
+        for cuts in 1..=100 {
+            // Behind the first block of some extent.
+            let runs = model.runs();
+            let run = runs[random.below(runs.len() as u64) as usize];
+            let from = run.0 as usize + block;
+            if (run.1 as usize) < from + block {
+                continue;
+            }
+            let length = (1 + random.below(5) as usize) * block;
+            let shift = |mode| fs.allocate(&file, from as u64, length as u64, mode);
+            let before = pieces();
+            shift(INSERT).unwrap_or_else(|error| panic!("{} {cuts}: {error:?}", kind.name));
+            assert!(pieces() <= before + 1, "{} {cuts}", kind.name);
+            if cuts % 4 == 0 {
+                shift(COLLAPSE).unwrap();
+            } else {
+                model.insert(from, from + length);
+            }
+        }
+        assert!(read_all(&fs, id) == model.bytes, "{}", kind.name);
+        assert_eq!(runs_of(&fs, &file), model.runs(), "{}", kind.name);
+        drop(file);
+        fs.shut_down().unwrap();
+        drop(fs);
+        image.assert_clean(kind.name);
+        let fs = image.open();
+        assert!(read_all(&fs, id) == model.bytes, "{}", kind.name);
+        set_size(&fs, id, 0).unwrap();
+        assert_eq!(fs.attr(id).unwrap().blocks_512, 0, "{}", kind.name);
+    }
+}

@@ -1,0 +1,245 @@
+//! Stores through maps: the space that they are given, and what becomes of it when there is none,
+//! when writing back fails, and when blocks are taken away meanwhile.
+
+use pagefence_block_io::MemoryDevice;
+use pagefence_block_io::device::Operation;
+use pagefence_ext4_format::inode::{Inode as Record, Timestamp};
+use pagefence_lock_order::Held;
+use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
+use pagefence_lock_order::primitives::{Arc, thread};
+use pagefence_page_cache::simulated::AddressSpace;
+use pagefence_page_cache::{FaultError, WaitFor};
+use pagefence_vfs::{Error, FileSystem as _, InodeId, WriteMode};
+
+use super::{
+    BLOCK, create, drop_cache, extents, formatted, inode, open, punch, read, set_size, write,
+};
+use crate::backing::FileData;
+use crate::failures::device::TestDevice;
+use crate::filesystem::FileSystem;
+use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
+
+type Space = AddressSpace<FileData>;
+
+const PAGES: u64 = 64;
+
+fn map(fs: &FileSystem, id: InodeId) -> Space {
+    let mapping = inode(fs, id).mapping(&fs.instance, &fs.cache);
+    Space::shared(&mapping, 0..PAGES)
+}
+
+fn unreserved(fs: &FileSystem) -> u64 {
+    let live = fs.instance.live().expect("it is written to");
+    live.allocator.counts().blocks_unreserved
+}
+
+/// Takes every block that is left.
+fn fill(fs: &FileSystem) {
+    let file = fs.open(create(fs, "filler"), true).expect("it opens");
+    let data = vec![0xF1; 256 << 10];
+    let mut offset = 0;
+    loop {
+        match fs.write(&file, offset, &data, WriteMode::empty()) {
+            Ok(written) => offset += written as u64,
+            Err(Error::NoSpace) => return,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+#[test]
+fn stores_to_holes_are_given_space_and_written_back() {
+    let device = formatted();
+    let fs = open(&device);
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    set_size(&fs, id, 10 * BLOCK + 100).expect("it grows");
+    let before = unreserved(&fs);
+    let space = map(&fs, id);
+    for page in [0, 5, 10] {
+        space.store(page * BLOCK + 10, &[7; 20]).expect("stored");
+    }
+    assert!(unreserved(&fs) <= before - 3, "each has its space");
+    let beyond = space.store(11 * BLOCK, &[7]);
+    assert!(matches!(beyond, Err(FaultError::Beyond)), "{beyond:?}");
+    fs.sync_file(&file, false).expect("it is written");
+    assert_eq!(extents(&fs, id).len(), 3);
+    assert_eq!(unreserved(&fs), before - 3, "the blocks, and no more");
+    let times = |record: &Record| (record.mtime(), record.ctime());
+    let past = Timestamp {
+        seconds: 1,
+        nanoseconds: 0,
+    };
+    file.inode.core.update(|record| {
+        record.set_mtime(past);
+        record.set_ctime(past);
+    });
+    space.store(5 * BLOCK, &[8; 5]).expect("stored");
+    space.check();
+    drop(space);
+    let stored = times(&file.inode.disk().record);
+    assert!(stored.0 != past && stored.1 != past, "a store counts");
+    fs.sync_file(&file, false).expect("it is written");
+    drop_cache(&fs);
+    let page = read(&fs, &file, 5 * BLOCK..5 * BLOCK + 40).expect("read");
+    assert_eq!(
+        page,
+        [vec![8; 5], vec![0; 5], vec![7; 20], vec![0; 10]].concat()
+    );
+    drop(file);
+    fs.shut_down().expect("nothing fails");
+}
+
+#[test]
+fn stores_without_space_are_refused_and_nothing_is_dirty() {
+    let device = formatted();
+    let fs = open(&device);
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    set_size(&fs, id, PAGES * BLOCK).expect("it grows");
+    let space = map(&fs, id);
+    space.store(0, &[1; 10]).expect("stored");
+    fill(&fs);
+    let refused = space.store(20 * BLOCK, &[2; 10]);
+    assert!(
+        matches!(refused, Err(FaultError::NoSpace(_))),
+        "{refused:?}"
+    );
+    space.check();
+    // What has its blocks, or was promised them, is stored.
+    space.store(100, &[3; 10]).expect("stored");
+    fs.sync_file(&file, false).expect("it was accepted");
+    drop_cache(&fs);
+    let bytes = read(&fs, &file, 20 * BLOCK..20 * BLOCK + 10).expect("read");
+    assert_eq!(bytes, [0; 10]);
+    // Space that is freed is found, though a commit has to end first.
+    let filler = super::find(&fs, "filler");
+    set_size(&fs, filler, 0).expect("it is cut");
+    space.store(20 * BLOCK, &[2; 10]).expect("stored");
+    drop((space, file));
+    fs.shut_down().expect("nothing fails");
+}
+
+#[test]
+fn space_of_what_could_not_be_written_is_given_back() {
+    let device = formatted();
+    let fs = open(&device);
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    let before = unreserved(&fs);
+    for piece in 0..12 {
+        write(&fs, &file, 2 * piece * BLOCK, &[7; BLOCK as usize]);
+    }
+    device.fail(Operation::Write, 0..u64::MAX);
+    let told = file
+        .mapping
+        .write_back(&mut Held::at_entry(), 0..u64::MAX, WaitFor::All);
+    assert!(told.is_err(), "the device fails");
+    device.heal();
+    assert!(unreserved(&fs) <= before - 12, "kept for who writes again");
+    let space = map(&fs, id);
+    space.store(4 * BLOCK, &[8; 10]).expect("stored");
+    {
+        let mut entry = Held::at_entry();
+        let (_lock, mut held) = file.inode.lock.write(&mut entry);
+        assert!(file.mapping.give_back_unwritten(&mut held));
+        assert!(!file.mapping.give_back_unwritten(&mut held), "once");
+    }
+    space.check();
+    let _told = fs.sync_file(&file, false);
+    fs.sync_file(&file, false)
+        .expect("what is dirty has its space");
+    assert_eq!(unreserved(&fs), before - 1, "the block that was stored to");
+    drop_cache(&fs);
+    let bytes = read(&fs, &file, 4 * BLOCK..4 * BLOCK + 10).expect("read");
+    assert_eq!(bytes, [8; 10]);
+    drop((space, file));
+    fs.sync().expect_err("a write failed");
+    fs.shut_down().expect("the rest is written");
+}
+
+#[test]
+fn a_store_after_a_truncate_down_and_up_in_a_page_of_small_blocks_is_kept() {
+    let memory = MemoryDevice::new(64 << 20);
+    let mut parameters = Parameters::new(Kind::Ext3);
+    parameters.block_size = Some(1024);
+    parameters.contents = Contents::Zeros;
+    format(&memory, &parameters, &Tree::new()).expect("a new file system");
+    let device = Arc::new(TestDevice::new(memory));
+    let fs = open(&device);
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    set_size(&fs, id, 3072).expect("it grows");
+    let space = map(&fs, id);
+    space.store(0, &[1; 4096]).expect("past the end as well");
+    set_size(&fs, id, 1024).expect("it is cut");
+    set_size(&fs, id, 4096).expect("it grows");
+    space.store(2048, &[5; 10]).expect("stored");
+    write(&fs, &file, 6000, &[6; 10]);
+    space.check();
+    drop(space);
+    fs.sync_file(&file, false).expect("it is written");
+    drop_cache(&fs);
+    let bytes = read(&fs, &file, 0..6010).expect("read");
+    let mut expected = vec![0; 6010];
+    expected[..1024].fill(1);
+    expected[2048..2058].fill(5);
+    expected[6000..].fill(6);
+    assert!(bytes == expected);
+    drop(file);
+    fs.shut_down().expect("nothing fails");
+}
+
+/// Blocks change under stores; what is dirty has its space at any moment, and nothing is left of
+/// it in the end (asserted where a file is written back, in debug builds).
+#[test]
+fn stores_against_writes_punches_truncates_and_syncs() {
+    let device = formatted();
+    let fs = Arc::new(open(&device));
+    let id = create(&fs, "file");
+    set_size(&fs, id, PAGES * BLOCK).expect("it grows");
+    let before = unreserved(&fs);
+    let space = Arc::new(map(&fs, id));
+    let stop = Arc::new(AtomicBool::new(false));
+    let storers: Vec<_> = (0..2_u64)
+        .map(|seed| {
+            let (space, stop) = (Arc::clone(&space), Arc::clone(&stop));
+            let store = move || {
+                let mut at = seed;
+                while !stop.load(Ordering::Relaxed) {
+                    at = (at * 13 + 7) % PAGES;
+                    match space.store(at * BLOCK + 8 * seed, &[7; 8]) {
+                        Ok(()) | Err(FaultError::Beyond) => {}
+                        failed => panic!("{failed:?}"),
+                    }
+                    space.check();
+                }
+            };
+            thread::spawn("storer", store).expect("a thread")
+        })
+        .collect();
+    let file = fs.open(id, true).expect("it opens");
+    for round in 0..150_u64 {
+        let at = (round * 29 + 3) % PAGES;
+        match round % 5 {
+            0 => punch(&fs, &file, at * BLOCK + 100..(at + 9) * BLOCK).expect("punched"),
+            1 => write(&fs, &file, at * BLOCK + 100, &[7; 5000]),
+            2 => set_size(&fs, id, at * BLOCK + 1000).expect("it is cut"),
+            3 => set_size(&fs, id, PAGES * BLOCK).expect("it grows"),
+            _ => fs.sync_file(&file, false).expect("it is written"),
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    for storer in storers {
+        storer.join().expect("no panic");
+    }
+    space.check();
+    drop(space);
+    fs.sync_file(&file, false).expect("it is written");
+    let bytes = read(&fs, &file, 0..PAGES * BLOCK).expect("read");
+    assert!(bytes.iter().all(|byte| [0, 7].contains(byte)));
+    set_size(&fs, id, 0).expect("it is cut");
+    assert_eq!(unreserved(&fs), before, "no space is lost");
+    drop(file);
+    fs.shut_down().expect("nothing fails");
+}

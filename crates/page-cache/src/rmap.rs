@@ -1,0 +1,343 @@
+//! Who maps a range of a file: those whose mappings are shot down before a page goes, and made
+//! read-only before it is written back (Linux: `i_mmap`, `unmap_mapping_range`, `folio_mkclean`).
+//!
+//! A mapper registers the range that it maps ([`crate::Mapping::map_range`]), and its pages become
+//! mapped by faults only, each under its page lock. So whoever holds the page lock, takes the
+//! mappings away and then removes the page knows that nobody maps it (S4.1): the page lock, and no
+//! sequence count, keeps a fault from coming in between (S4.13). A page remembers whether it may
+//! be mapped, and whether it may be stored to; for pages that nobody maps all of this costs a look
+//! at a bit.
+
+use std::ops::Range;
+
+use pagefence_lock_order::primitives::{Arc, RwLock};
+
+use crate::backing::WriteBacking;
+use crate::folio::Folio;
+use crate::mapping::Mapping;
+use crate::pages::Pages;
+
+/// What a mapping of a page allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Loads. A store is to fault.
+    Load,
+    /// Loads and stores.
+    Store,
+}
+
+/// Which mappings are taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmap {
+    /// Those of pages of the cache. Private copies stay: they belong to who made them, a hole
+    /// punched below them is none of theirs.
+    Shared,
+    /// Private copies as well: they lie past the end of the file from now on (S4.14).
+    EvenPrivate,
+}
+
+/// A page could not be mapped: its mapper has no memory for the entry or the copy, say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, thiserror::Error)]
+#[error("the page could not be mapped")]
+pub struct CannotMap;
+
+/// Who maps pages of a file: the page table of a process, as far as it maps this file.
+///
+/// Pages are named by their position in the file, in pages.
+///
+/// # What an implementor may do
+///
+/// Every method may be called with page locks held, so whatever it waits for must come to an end
+/// without them: it may take locks of its own that are held for short times only, below which none
+/// of this cache's is taken, and make system calls that finish by themselves (punching a memfd). It
+/// must not touch memory that is mapped through this cache or belongs to a client, issue a
+/// `UFFDIO_*` on a client's mappings (which waits for the client's mmap lock, for ever if the client
+/// likes), wait for an answer of the kernel's FUSE client, or call this cache: none of these ends
+/// without page locks for certain. Who can reach a page table by such means only notes here what is
+/// to be done, does it from a thread that holds nothing, and maps nothing until it is done; that
+/// pages it did not get hold of stay mapped meanwhile is what it must rule out.
+///
+/// On return of [`Self::unmap`] and [`Self::write_protect`] it is done: no load or store goes through
+/// the old entry any more. Both may be called at any time, several at once, for pages that are not
+/// mapped.
+pub trait MapTarget: Send + Sync + 'static {
+    /// Maps `page`, whose lock is held, for `access` (S4.7). Where the page is mapped already, by
+    /// another thread's fault, the entry stays and allows `access` from now on; it never allows
+    /// less than before. Where there is a private copy, that stays (S4.11).
+    ///
+    /// # Errors
+    /// The fault fails; nothing has changed.
+    fn map(&self, page: &MappedPage, access: Access) -> Result<(), CannotMap>;
+
+    /// Makes a private copy of `page`, whose lock is held until the copy is mapped in its place
+    /// (S4.9). Where there is one already, that stays.
+    ///
+    /// # Errors
+    /// The fault fails; nothing has changed.
+    fn map_copy(&self, page: &MappedPage) -> Result<(), CannotMap>;
+
+    /// Takes the mappings of `pages` away.
+    fn unmap(&self, pages: Range<u64>, which: Unmap);
+
+    /// Makes the mappings of `pages` read-only: the next store to each is a fault. Private copies
+    /// are left alone.
+    fn write_protect(&self, pages: Range<u64>);
+}
+
+/// A page of a file, as who maps it sees it.
+///
+/// It keeps the page's memory, not the page in the cache; who still has it after
+/// [`MapTarget::unmap`] looks at something that is no longer the file.
+#[derive(Clone, Debug)]
+pub struct MappedPage {
+    folio: Arc<Folio>,
+}
+
+impl MappedPage {
+    pub(crate) fn of(folio: &Arc<Folio>) -> Self {
+        Self {
+            folio: Arc::clone(folio),
+        }
+    }
+
+    /// Its position in the file, in pages.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        self.folio.index
+    }
+
+    /// Copies from byte `offset` of the page on: the loads of who maps it.
+    ///
+    /// # Panics
+    ///
+    /// If that reaches past the page.
+    pub fn copy_out(&self, offset: usize, target: &mut [u8]) {
+        if let Some(frame) = self.folio.frame() {
+            frame.copy_out(offset, target);
+        }
+    }
+
+    /// Copies to byte `offset` of the page on: the stores of who maps it, for which it is mapped
+    /// with [`Access::Store`].
+    ///
+    /// # Panics
+    ///
+    /// If that reaches past the page.
+    pub fn copy_in(&self, offset: usize, source: &[u8]) {
+        if let Some(frame) = self.folio.frame() {
+            frame.copy_in(offset, source);
+        }
+    }
+
+    /// Whether both are the same page of the cache, not just the same place of the file.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.folio, &other.folio)
+    }
+
+    /// Whether the page is in the cache, at the moment of asking. Always so while it is mapped.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        !self.folio.state.is_detached()
+    }
+
+    /// Whether something of the page is dirty, at the moment of asking. Always so while it is
+    /// mapped for stores (S3.3).
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.folio.state.dirty() != 0
+    }
+}
+
+/// The mappers of one file.
+#[derive(Default)]
+pub(crate) struct Rmap(RwLock<Option<Box<Mappers>>>);
+
+/// Few: one for each mapping of the file in a process.
+#[derive(Default)]
+struct Mappers {
+    list: Vec<Mapper>,
+    last: u64,
+}
+
+struct Mapper {
+    id: u64,
+    pages: Range<u64>,
+    target: Arc<dyn MapTarget>,
+}
+
+impl Rmap {
+    fn add(&self, pages: Range<u64>, target: Arc<dyn MapTarget>) -> u64 {
+        let mut mappers = self.0.write();
+        let mappers = mappers.get_or_insert_default();
+        mappers.last += 1;
+        let id = mappers.last;
+        mappers.list.push(Mapper { id, pages, target });
+        id
+    }
+
+    fn remove(&self, id: u64) {
+        let removed = {
+            let mut mappers = self.0.write();
+            mappers.as_mut().and_then(|mappers| {
+                let at = mappers.list.iter().position(|mapper| mapper.id == id)?;
+                Some(mappers.list.swap_remove(at))
+            })
+        };
+        debug_assert!(removed.is_some(), "registered once, removed once");
+    }
+
+    /// Takes the mappings of `pages` away, whoever has some.
+    pub(crate) fn unmap(&self, pages: &Range<u64>, which: Unmap) {
+        self.for_each(pages, |target, part| target.unmap(part, which));
+    }
+
+    fn write_protect(&self, pages: &Range<u64>) {
+        self.for_each(pages, MapTarget::write_protect);
+    }
+
+    /// Calls `what` for those who map some of `pages`. One that registers meanwhile has none of
+    /// them that are locked.
+    fn for_each(&self, pages: &Range<u64>, what: impl Fn(&dyn MapTarget, Range<u64>)) {
+        let mappers = self.0.read();
+        for mapper in mappers.iter().flat_map(|mappers| &mappers.list) {
+            let part = pages.start.max(mapper.pages.start)..pages.end.min(mapper.pages.end);
+            if !part.is_empty() {
+                what(&*mapper.target, part);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Rmap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mappers = self.0.read();
+        let ranges = mappers.iter().flat_map(|mappers| &mappers.list);
+        f.debug_list()
+            .entries(ranges.map(|mapper| &mapper.pages))
+            .finish()
+    }
+}
+
+impl Pages {
+    /// Takes the mappings of `folios`, locked and ascending, away: nobody maps them until they are
+    /// unlocked. Those that follow each other go in one call.
+    pub(crate) fn unmap_locked<'a>(&self, folios: impl Iterator<Item = &'a Arc<Folio>>) {
+        let mapped = folios.filter(|folio| {
+            debug_assert!(folio.state.is_locked(), "unmapped without its lock");
+            folio.state.take_mapped()
+        });
+        runs_of(mapped.map(|folio| folio.index), |run| {
+            self.rmap().unmap(&run, Unmap::Shared);
+        });
+    }
+
+    /// Makes the mappings of `folios`, locked and ascending, read-only: until they are unlocked
+    /// nobody stores to them.
+    pub(crate) fn write_protect_locked<'a>(&self, folios: impl Iterator<Item = &'a Arc<Folio>>) {
+        let writable = folios.filter(|folio| {
+            debug_assert!(folio.state.is_locked(), "protected without its lock");
+            folio.state.take_writable()
+        });
+        runs_of(writable.map(|folio| folio.index), |run| {
+            self.rmap().write_protect(&run);
+        });
+    }
+}
+
+/// Calls `what` for each run of numbers that follow each other.
+fn runs_of(numbers: impl Iterator<Item = u64>, mut what: impl FnMut(Range<u64>)) {
+    let mut run: Option<Range<u64>> = None;
+    for number in numbers {
+        match &mut run {
+            Some(run) if run.end == number => run.end += 1,
+            _ => {
+                if let Some(run) = run.replace(number..number + 1) {
+                    what(run);
+                }
+            }
+        }
+    }
+    if let Some(run) = run {
+        what(run);
+    }
+}
+
+/// A range of a file that is mapped; no longer when dropped.
+///
+/// Only who has one can fault pages in ([`MappedRange::fault`]), so no page is mapped by one who
+/// would not be told that it goes. It keeps the file's mapping in memory.
+#[must_use]
+pub struct MappedRange<B: WriteBacking> {
+    pub(crate) mapping: Arc<Mapping<B>>,
+    pub(crate) pages: Range<u64>,
+    pub(crate) target: Arc<dyn MapTarget>,
+    id: u64,
+}
+
+impl<B: WriteBacking> Mapping<B> {
+    /// Registers `target` as one who maps `pages` of the file from now on; it maps none yet. The
+    /// range may reach past the end of the file: faults there fail until the file is longer.
+    pub fn map_range(
+        self: &Arc<Self>,
+        pages: Range<u64>,
+        target: Arc<dyn MapTarget>,
+    ) -> MappedRange<B> {
+        let id = self.pages().rmap().add(pages.clone(), Arc::clone(&target));
+        MappedRange {
+            mapping: Arc::clone(self),
+            pages,
+            target,
+            id,
+        }
+    }
+}
+
+impl<B: WriteBacking> MappedRange<B> {
+    /// The file.
+    #[must_use]
+    pub fn mapping(&self) -> &Arc<Mapping<B>> {
+        &self.mapping
+    }
+
+    /// The range, in pages.
+    #[must_use]
+    pub fn pages(&self) -> Range<u64> {
+        self.pages.clone()
+    }
+}
+
+impl<B: WriteBacking> Drop for MappedRange<B> {
+    fn drop(&mut self) {
+        // Faults borrow this, so none is under way. First the entries: who is not on the list is
+        // not told of pages that go.
+        self.target.unmap(self.pages.clone(), Unmap::EvenPrivate);
+        self.mapping.pages().rmap().remove(self.id);
+    }
+}
+
+impl<B: WriteBacking> std::fmt::Debug for MappedRange<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MappedRange")
+            .field("file", &self.mapping.number())
+            .field("pages", &self.pages)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::runs_of;
+
+    #[test]
+    fn neighbours_go_together() {
+        let runs = |numbers: &[u64]| {
+            let mut runs = Vec::new();
+            runs_of(numbers.iter().copied(), |run| runs.push(run));
+            runs
+        };
+        assert_eq!(runs(&[]), []);
+        assert_eq!(runs(&[7, 9]), [7..8, 9..10]);
+        assert_eq!(runs(&[1, 2, 3, 5, 8, 9]), [1..4, 5..6, 8..10]);
+    }
+}
