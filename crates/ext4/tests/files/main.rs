@@ -12,6 +12,8 @@ mod full;
 #[path = "../images/common/kernel.rs"]
 mod kernel;
 mod maps;
+mod migrate;
+mod migrate_crash;
 mod order;
 mod races;
 mod ranges;
