@@ -214,6 +214,24 @@ fn t12_a_store_waits_for_the_punch_and_is_reserved_anew() {
 }
 
 #[test]
+fn t12_the_punch_waits_for_the_lock_of_each_page() {
+    // So nobody begins to write a page back while its reservation is judged (S3.12).
+    let (_cache, mapping, _space) = hole(PAGE_SIZE);
+    unwritten(&mapping);
+    let folio = mapping.pages().get(2).expect("cached");
+    let guard = PageLockGuard::try_lock(&folio).expect("free");
+    let puncher = {
+        let mapping = Arc::clone(&mapping);
+        Task::start(move || punch_delalloc(&mapping, 0..8 * PAGE))
+    };
+    assert!(!puncher.is_over_shortly(), "waits for the page");
+    assert_eq!(mapping.backing().reserved(), 2, "this one's and the next");
+    drop(guard);
+    puncher.finish();
+    assert_eq!(mapping.backing().reserved(), 0);
+}
+
+#[test]
 fn t12_blocks_of_one_page_are_punched_one_by_one() {
     let (_cache, mapping, _space) = hole(1024);
     write(&mapping, 0, &[1; PAGE_SIZE]).expect("written");
