@@ -7,13 +7,15 @@ use pagefence_block_io::{Device, MemoryDevice};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
-use pagefence_lock_order::primitives::atomic::Ordering;
+use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
+use pagefence_lock_order::primitives::thread::{scope, spawn};
 use pagefence_page_cache::WaitFor;
 use pagefence_vfs::{
     Credentials, Error, FallocateMode, FileSystem as _, InodeId, MapFormat, New, NewKind, Result,
     SetAttr, WriteMode,
 };
 
+use crate::failures::wait_for;
 use crate::filesystem::{File, FileSystem};
 use crate::inode::Inode;
 use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
@@ -136,10 +138,11 @@ impl World {
         self.fs.instance.migration_probe.hold_before_swap(move || {
             let (fs, file) = (fs.upgrade(), file.upgrade());
             let store = Arc::clone(&store);
-            let thread = std::thread::spawn(move || {
+            let thread = spawn("store", move || {
                 let (fs, file) = fs.zip(file).expect("they are open");
                 store(&fs, &file);
             });
+            let thread = thread.expect("a thread can be started");
             thread.join().expect("it does not fail");
         });
     }
@@ -362,6 +365,34 @@ fn nobody_waits_for_a_migration() {
         .expect("nothing is in the way");
     world.release();
     world.judge().expect("nothing is lost");
+}
+
+/// RACES B5: a punch looks at the form of the map when the migration is over (S2.1).
+#[test]
+fn a_punch_waits_for_a_migration_and_changes_the_new_map() {
+    for from in BOTH {
+        let mut world = World::new(4096, from);
+        let is_held = Arc::new(AtomicBool::new(false));
+        let holds = Arc::clone(&is_held);
+        world.hold(move |_, _| {
+            holds.store(true, Ordering::Release);
+            std::thread::sleep(Duration::from_millis(200));
+        });
+        let length = 5 * world.block;
+        scope(|scope| {
+            let migrating = scope.spawn(|| world.migrate(other(from)));
+            wait_for("the migration", || is_held.load(Ordering::Acquire));
+            let mode = FallocateMode::PUNCH_HOLE | FallocateMode::KEEP_SIZE;
+            let punched = world.fs.allocate(&world.file, 0, length, mode);
+            assert_eq!(world.has(), other(from), "it waits");
+            punched.expect("it is punched");
+            let migrated = migrating.join().expect("no panic");
+            migrated.expect("nothing was allocated");
+        });
+        world.release();
+        world.contents[..length as usize].fill(0);
+        world.judge().expect("nothing else is lost");
+    }
 }
 
 #[test]

@@ -18,8 +18,10 @@ use pagefence_vfs::{FileSystem as _, MapFormat, SetAttr, SetTime};
 use crate::migrate::{Pieces, by_kernel, check, has_extents, holes, image_with_file, migrate};
 use crate::support::{Image, find, root};
 
+/// Moments that are tried, evenly spread; all, if the variable `PAGEFENCE_CRASHES` is set.
+const MOMENTS: usize = 24;
 /// Outcomes by chance that are tried at each moment.
-const RANDOM_STATES: usize = 3;
+const RANDOM_STATES: usize = 2;
 
 const KINDS: [&[&str]; 3] = [
     &["-t", "ext4", "-b", "1024", "-J", "size=1"],
@@ -93,6 +95,7 @@ fn crashes(options: &[&str], from: MapFormat) -> usize {
                 };
                 fs.set_attr(fs.root(), &change, &root()).unwrap();
                 fs.sync_dir(&root_dir).unwrap();
+                std::thread::sleep(Duration::from_micros(300));
             }
         });
         migrate(&fs, id, other(from));
@@ -101,9 +104,19 @@ fn crashes(options: &[&str], from: MapFormat) -> usize {
     fs.shut_down().unwrap();
     drop(fs);
     let trace = device.take_trace().unwrap();
-    let (mut tried, mut as_before, mut by_the_kernel) = (0, 0, 0);
+    let mut flushes = 0;
+    trace.walk(|point| flushes += usize::from(point.is_before_flush()));
+    let step = match std::env::var("PAGEFENCE_CRASHES") {
+        Ok(_) => 1,
+        Err(_) => flushes.div_ceil(MOMENTS),
+    };
+    let (mut tried, mut moments, mut as_before, mut by_the_kernel) = (0, 0, 0, 0);
     trace.walk(|point| {
         if !point.is_before_flush() {
+            return;
+        }
+        moments += 1;
+        if moments % step != 0 {
             return;
         }
         let position = point.position();
