@@ -15,7 +15,7 @@
 //! between reserves space as ever. If that is written back in between, the block map gets blocks
 //! that the new one has not: whoever maps blocks clears the flag, under the block map's lock, and
 //! the migration ends with `Again`, the file as it was. Between its two ends the lock of writeback
-//! is free, so that a long migration delays no fsync (docs/adr/0011).
+//! is free, so that a long migration delays no fsync (docs/adr/0013).
 //!
 //! Why it is right:
 //! - *One owner for each block.* What belongs to no file belongs to the temporary inode, in every

@@ -102,8 +102,8 @@ fn a_power_cut_while_blocks_move_leaves_a_documented_state() {
         // A tree of a few leaves moves in one transaction.
         let is_split = case.name != "extents of 4k";
         let (mut total, mut tried) = ([0; 3], 0);
-        // Whether a commit comes between is chance where there is a log.
-        for (collapses, first, blocks) in shifts.into_iter().cycle().take(10 * shifts.len()) {
+        // Whether a commit comes between is chance where there is a log: until one did.
+        for (collapses, first, blocks) in shifts.into_iter().cycle().take(100 * shifts.len()) {
             let counts = cut(case, collapses, first, blocks);
             total
                 .iter_mut()
