@@ -1,10 +1,11 @@
 //! `cargo xtask tidy`: what the compiler can't check about the layout of the source.
 //!
 //! The rules: [`arrows`] between crates, [`rules`] for each source file, [`documents`] that name
-//! tests.
+//! tests, [`requirements`] that are all answered.
 
 mod arrows;
 mod documents;
+mod requirements;
 mod rules;
 mod source;
 
@@ -75,6 +76,7 @@ fn check(files: &[TextFile]) -> Vec<Violation> {
         violations.extend(rules::check(file));
     }
     violations.extend(documents::check(files));
+    violations.extend(requirements::check(files));
     violations.sort();
     violations
 }

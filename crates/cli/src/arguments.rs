@@ -9,6 +9,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use crate::demo::DemoArguments;
 use crate::fallocate::FallocateArguments;
 use crate::info::InfoArguments;
+use crate::migrate::MigrateArguments;
 use crate::mkfs::MkfsArguments;
 use crate::truncate::TruncateArguments;
 
@@ -38,6 +39,8 @@ pub(crate) enum Command {
     Fallocate(FallocateArguments),
     /// Give a file another size
     Truncate(TruncateArguments),
+    /// Give a file's blocks another kind of map: extents, or blocks as in ext2 and ext3
+    Migrate(MigrateArguments),
     /// Make a small image, mount it, show it, and clean up
     Demo(DemoArguments),
     /// Print completions for a shell

@@ -28,6 +28,7 @@ mod handoff;
 mod info;
 mod log;
 mod man;
+mod migrate;
 mod mkfs;
 mod mount;
 mod mount_options;
@@ -82,6 +83,7 @@ where
         Command::Info(arguments) => info::run(&arguments),
         Command::Fallocate(arguments) => fallocate::run(&arguments),
         Command::Truncate(arguments) => truncate::run(&arguments),
+        Command::Migrate(arguments) => migrate::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Completions { shell } => completions::run(shell),
         Command::Man { directory } => man::run(&directory),

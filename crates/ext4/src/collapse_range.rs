@@ -50,7 +50,7 @@ impl FileSystem {
         self.end_delay(&mut held, inode, &evicted)?;
         // What was written just now may have made the map another one.
         let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, Way::Down)?;
-        self.top_up(&mut space, blocks)?;
+        self.top_up(inode, &mut space, blocks)?;
         let mut phase = Phase::Punch;
         let mut left = gap.first..gap.end();
         let step = |transaction: &mut Transaction<'_>, cut: &mut Cut<'_>| {

@@ -362,6 +362,30 @@ impl Delayed {
         Ok(())
     }
 
+    /// Reserves what a map of another shape may take more than the one there is, until all that is
+    /// delayed is mapped ([`Self::settle`] gives back what it takes less), and has what was promised
+    /// lie where that map can name it.
+    ///
+    /// # Errors
+    /// `NoSpace`, and then no less is promised than before.
+    pub(crate) fn reserve_for_shape(
+        &mut self,
+        allocator: &Allocator,
+        shape: &MapShapeNow,
+    ) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let needed = shape.worst_case(&self.amount());
+        let more = needed.saturating_sub(blocks_of(self.map_space.as_ref()));
+        let more = allocator.reserve_within(more, Claim::Map, shape.reach())?;
+        for space in [&mut self.space, &mut self.map_space].into_iter().flatten() {
+            space.confine(shape.reach())?;
+        }
+        join(&mut self.map_space, more);
+        Ok(())
+    }
+
     /// The space of `count` blocks, for which writeback is about to choose a place.
     pub(crate) fn choose(&mut self, count: u64) -> Option<Reservation> {
         let space = self.space.as_mut()?.take(count)?;

@@ -428,5 +428,9 @@ fn check_file(file: &File) -> Result<()> {
     if flags.contains(InodeFlags::ENCRYPT) {
         return Err(Error::Unsupported("exchanging blocks that are encrypted"));
     }
+    if flags.contains(InodeFlags::JOURNAL_DATA) {
+        // The journal may have what they held.
+        return Err(Error::Unsupported("exchanging blocks that are journaled"));
+    }
     Ok(())
 }

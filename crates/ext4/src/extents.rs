@@ -39,11 +39,11 @@ impl Instance {
 
     /// Finds `block`, and shows `visit` each node on the way: the node, its bytes, and its block if
     /// it is not the root.
-    fn walk_to(
+    pub(crate) fn walk_to(
         &self,
         inode: &DiskInode,
         block: FileBlock,
-        visit: impl Fn(&ExtentNode<'_>, &[u8], Option<BlockNo>) -> Result<()>,
+        mut visit: impl FnMut(&ExtentNode<'_>, &[u8], Option<BlockNo>) -> Result<()>,
     ) -> Result<Run> {
         let bytes = inode.i_block();
         let root = ExtentNode::parse(bytes, &Place::Root, &self.limits).at(

@@ -9,8 +9,8 @@ use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_page_cache::{ErrorCursor, Mapping, PageCache, ReadError, Readahead};
 use pagefence_vfs::{
     Access, Attr, Cookie, Credentials, DirSink, Entry, Error, ExtentInfo, ExtentState,
-    FallocateMode, FileKind, FileSystemStat, Fsxattr, InodeId, New, RenameMode, Result, SetAttr,
-    Whence, WriteMode, XattrMode, XattrName,
+    FallocateMode, FileKind, FileSystemStat, Fsxattr, InodeId, MapFormat, New, RenameMode, Result,
+    SetAttr, Whence, WriteMode, XattrMode, XattrName,
 };
 
 use crate::backing::FileData;
@@ -513,6 +513,10 @@ impl pagefence_vfs::FileSystem for FileSystem {
 
     fn set_fsxattr(&self, id: InodeId, attributes: &Fsxattr, who: &Credentials) -> Result<()> {
         self.change_fsxattr(id, attributes, who)
+    }
+
+    fn migrate(&self, id: InodeId, to: MapFormat, who: &Credentials) -> Result<()> {
+        self.migrate_inode(id, to, who)
     }
 
     fn trim(&self, offset: u64, length: u64, least: u64) -> Result<u64> {

@@ -12,6 +12,16 @@ use crate::map_blocks::{Run, Target};
 impl Instance {
     /// Looks `block` up in the inode's block map. A block beyond what a map reaches is a hole.
     pub(crate) fn find_in_block_map(&self, inode: &DiskInode, block: FileBlock) -> Result<Run> {
+        self.walk_pointers_to(inode, block, |_| {})
+    }
+
+    /// As [`Self::find_in_block_map`], and shows `visit` each indirect block on the way.
+    pub(crate) fn walk_pointers_to(
+        &self,
+        inode: &DiskInode,
+        block: FileBlock,
+        mut visit: impl FnMut(BlockNo),
+    ) -> Result<Run> {
         let Some(path) = self.map_shape.path(block) else {
             return Ok(Run::hole(u32::MAX - block.0));
         };
@@ -34,6 +44,7 @@ impl Instance {
                 return Ok(hole_below(&path, level - 1, block));
             };
             self.check_owned(inode.number, at, 1)?;
+            visit(at);
             let buffer = self.read_block(at)?;
             let pointers = Pointers::block(&buffer, &self.limits);
             if level == last {

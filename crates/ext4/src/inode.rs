@@ -1,7 +1,7 @@
 //! Inodes in core.
 
 use pagefence_ext4_format::InodeNo;
-use pagefence_ext4_format::inode as format;
+use pagefence_ext4_format::inode::{self as format, InodeFlags};
 use pagefence_lock_order::OrderedRwLock;
 use pagefence_lock_order::levels::{self, BlockMap};
 use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -56,6 +56,12 @@ pub(crate) struct InodeCore {
     /// Blocks that a truncation failed to take away may lie behind the end. Changes under the
     /// inode lock.
     half_cut: AtomicBool,
+    /// The map is being migrated, and nobody has changed it since that began (S2.3). Set and tested
+    /// under the block map's lock, cleared under it by whoever changes the map.
+    migrating: AtomicBool,
+    /// The mutant: whoever changes the map leaves the flag as it is.
+    #[cfg(test)]
+    pub(crate) keeps_migrating: AtomicBool,
     /// The record says more than the inode table.
     dirty: AtomicBool,
     /// Held from the record's copy until it is in its block, so that copies get there in order.
@@ -78,6 +84,9 @@ impl Inode {
                 size: AtomicU64::new(disk.size()),
                 disk: RwLock::new(Arc::new(disk)),
                 half_cut: AtomicBool::new(false),
+                migrating: AtomicBool::new(false),
+                #[cfg(test)]
+                keeps_migrating: AtomicBool::new(false),
                 dirty: AtomicBool::new(false),
                 writing: Mutex::new(()),
                 sync_tid: AtomicU64::new(0),
@@ -202,9 +211,41 @@ impl InodeCore {
         result
     }
 
-    /// Takes over into the record in core what changed from `before` to `after`.
+    /// Takes over into the record in core what changed from `before` to `after`. If that is
+    /// anything of the map, the caller holds the block map's lock exclusively.
     pub(crate) fn adopt(&self, before: &format::Inode, after: &format::Inode) {
+        if says_of_map(before) != says_of_map(after) {
+            self.note_map_change();
+        }
         self.update(|record| record.adopt(before, after));
+    }
+
+    /// Says that the map is about to be read as a whole, to be replaced; the caller holds the
+    /// block map's lock (S2.4).
+    pub(crate) fn begin_migration(&self) {
+        self.migrating.store(true, Ordering::Release);
+    }
+
+    /// Whether nobody has changed the map since [`Self::begin_migration`].
+    pub(crate) fn is_migrating(&self) -> bool {
+        self.migrating.load(Ordering::Acquire)
+    }
+
+    /// Ends a migration; whether nobody has changed the map since it began. Who goes by that holds
+    /// the block map's lock exclusively, until the map is replaced (S2.6).
+    pub(crate) fn end_migration(&self) -> bool {
+        self.migrating.swap(false, Ordering::AcqRel)
+    }
+
+    /// Something in the map has another place or state: a migration that has read it must not put
+    /// its own in its place (S2.5). The caller holds the block map's lock exclusively.
+    /// [`Self::adopt`] calls it for what shows in the record.
+    pub(crate) fn note_map_change(&self) {
+        #[cfg(test)]
+        if self.keeps_migrating.load(Ordering::Acquire) {
+            return;
+        }
+        self.migrating.store(false, Ordering::Release);
     }
 
     /// Whether the record in core says more than the inode table.
@@ -255,4 +296,11 @@ impl InodeCore {
             self.sync_tid.load(Ordering::Acquire)
         }
     }
+}
+
+/// What a record says of the map: kind, root, and how many blocks there are.
+fn says_of_map(record: &format::Inode) -> (InodeFlags, &[u8], u64) {
+    let kinds = InodeFlags::EXTENTS | InodeFlags::INLINE_DATA;
+    let flags = record.flags().intersection(kinds);
+    (flags, record.block_area(), record.sectors())
 }

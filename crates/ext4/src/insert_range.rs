@@ -51,7 +51,7 @@ impl FileSystem {
         self.end_delay(&mut held, inode, &evicted)?;
         // What was written just now may have made the map another one.
         let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, Way::Up)?;
-        self.top_up(&mut space, blocks)?;
+        self.top_up(inode, &mut space, blocks)?;
         // e2fsck takes what lies behind the end of a file for damage: without a log, where a
         // commit is not one step, the file is longer before anything moves.
         let mut is_longer = self.instance.has_log();

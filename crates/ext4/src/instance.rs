@@ -57,6 +57,9 @@ pub(crate) struct Instance {
     pub(crate) access_times: bool,
     /// What is needed to write, if the file system was opened for that.
     pub(crate) live: Option<Live>,
+    /// Where tests hold a migration, and what they leave out of it.
+    #[cfg(test)]
+    pub(crate) migration_probe: crate::migrate::probe::Probe,
 }
 
 impl Instance {
@@ -83,6 +86,8 @@ impl Instance {
             metadata_bytes,
             access_times: true,
             live: None,
+            #[cfg(test)]
+            migration_probe: crate::migrate::probe::Probe::default(),
             superblock,
         })
     }

@@ -11,6 +11,7 @@
 //! map_blocks ── extents, indirect      from a file's blocks to the file system's
 //! backing  writeback  delalloc         what the page cache asks for: space, data written, mapped
 //! file_write  truncate  fallocate  inode_data  seek  atime      what is done to files
+//! migrate                              a file's map of the other kind
 //! fsync                                what is durable when
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
 //! system_zones                         blocks that no file may own
@@ -61,6 +62,7 @@ mod journal_location;
 mod live;
 mod map_blocks;
 mod memory;
+mod migrate;
 pub mod mkfs;
 mod mount;
 mod name_credits;

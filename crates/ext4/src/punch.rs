@@ -97,12 +97,14 @@ impl FileSystem {
                 continue;
             }
             let next = (at / STEP_BYTES + 1).saturating_mul(STEP_BYTES);
-            let mut rest = at..next.min(bytes.end);
-            at = rest.end;
-            while let Some(left) = self.clear_step(held, inode, rest, how)? {
-                rest = left;
-                // Whoever waits for the fence goes first.
-                thread::yield_now();
+            let mut rest = Some(at..next.min(bytes.end));
+            at = next;
+            while let Some(step) = rest {
+                rest = self.clear_step(held, inode, step, how)?;
+                if rest.is_some() || at < bytes.end {
+                    // Whoever waits for the fence goes first.
+                    thread::yield_now();
+                }
             }
         }
         Ok(())

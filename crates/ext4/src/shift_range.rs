@@ -20,7 +20,7 @@ use pagefence_lock_order::{After, Held};
 use pagefence_page_cache::{Evicted, WaitFor};
 use pagefence_vfs::{Error, FallocateMode, Result};
 
-use crate::alloc::{Claim, Reservation};
+use crate::alloc::{Claim, Reach, Reservation};
 use crate::backing::FileData;
 use crate::change::Transaction;
 use crate::change::cut::Cut;
@@ -173,11 +173,13 @@ impl FileSystem {
         blocks: u64,
     ) -> Result<Reservation> {
         let live = self.instance.live()?;
-        match live.allocator.reserve(blocks, Claim::Map) {
+        let reach = Reach::of(inode.disk().record.flags());
+        let reserve = || live.allocator.reserve_within(blocks, Claim::Map, reach);
+        match reserve() {
             Err(Error::NoSpace) => {
                 let mapping = inode.mapping(&self.instance, &self.cache);
                 mapping.backing().find_space(held);
-                live.allocator.reserve(blocks, Claim::Map)
+                reserve()
             }
             other => other,
         }
@@ -228,10 +230,12 @@ impl FileSystem {
     ///
     /// # Errors
     /// `NoSpace`.
-    pub(crate) fn top_up(&self, space: &mut Reservation, blocks: u64) -> Result<()> {
+    pub(crate) fn top_up(&self, inode: &Inode, space: &mut Reservation, blocks: u64) -> Result<()> {
         let more = blocks.saturating_sub(space.blocks());
         if more > 0 {
-            space.join(self.instance.live()?.allocator.reserve(more, Claim::Map)?);
+            let reach = Reach::of(inode.disk().record.flags());
+            let allocator = &self.instance.live()?.allocator;
+            space.join(allocator.reserve_within(more, Claim::Map, reach)?);
         }
         Ok(())
     }

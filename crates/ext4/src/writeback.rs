@@ -362,6 +362,7 @@ impl FileData {
                 return (mapped_to, Some((error, left)));
             }
             *record = changed;
+            self.inode.note_map_change();
             mapped_to = next.end() << bits;
             match unmapped.pop_front() {
                 Some(Unmapped::New { first, run }) => {

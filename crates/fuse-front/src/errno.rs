@@ -36,6 +36,7 @@ pub(crate) fn errno(error: &Error) -> Errno {
         Error::TooManyLinks => Errno::EMLINK,
         Error::TooLarge => Errno::E2BIG,
         Error::Busy => Errno::EBUSY,
+        Error::Again => Errno::EAGAIN,
         Error::OutOfMemory => Errno::ENOMEM,
         Error::Corrupt { .. } => euclean(),
         // Whatever the image's own file system said (EBADF, ENOSYS, …) is not about this file.
@@ -60,6 +61,7 @@ mod tests {
         assert_eq!(errno(&Error::CrossesDevices).code(), 18);
         assert_eq!(errno(&Error::NoAttribute).code(), 61);
         assert_eq!(errno(&Error::NoData).code(), 6);
+        assert_eq!(errno(&Error::Again).code(), 11);
         assert_eq!(errno(&Error::Unsupported("x")).code(), 95);
     }
 

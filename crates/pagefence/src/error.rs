@@ -83,6 +83,7 @@ impl Error {
                 E::TooManyLinks => io::ErrorKind::TooManyLinks,
                 E::TooLarge => io::ErrorKind::ArgumentListTooLong,
                 E::Busy => io::ErrorKind::ResourceBusy,
+                E::Again => io::ErrorKind::WouldBlock,
                 E::OutOfMemory => io::ErrorKind::OutOfMemory,
                 E::Corrupt { .. } => io::ErrorKind::InvalidData,
                 E::Io(error) => error.kind(),

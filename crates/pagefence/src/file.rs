@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use pagefence_ext4::FileSystem;
 use pagefence_vfs::{
-    ExtentInfo, FallocateMode, FileSystem as _, InodeId, SetAttr, Whence, WriteMode,
+    ExtentInfo, FallocateMode, FileSystem as _, InodeId, MapFormat, SetAttr, Whence, WriteMode,
 };
 
 use crate::change::ROOT;
@@ -399,6 +399,20 @@ impl File {
         let mode = mode | FallocateMode::USE_RESERVE;
         self.fs
             .allocate(&self.file, offset, length, mode)
+            .map_err(|error| self.fail(error))
+    }
+
+    /// Gives the file's blocks another kind of map, in which they stay where they are; does nothing
+    /// if it has such a map. Others may use the file meanwhile.
+    ///
+    /// # Errors
+    /// The volume is not open for writing; no space; [`io::ErrorKind::Unsupported`] if such a map
+    /// can't say what the file's says, [`io::ErrorKind::InvalidInput`] if the file system has no
+    /// extents, or the file has no map; [`io::ErrorKind::WouldBlock`] if somebody else's data got
+    /// blocks meanwhile: the file is as it was, and may be migrated the next time.
+    pub fn migrate(&self, to: MapFormat) -> Result<()> {
+        self.fs
+            .migrate(self.id, to, &ROOT)
             .map_err(|error| self.fail(error))
     }
 

@@ -42,6 +42,6 @@ pub use metadata::{FileType, Metadata};
 pub use mkfs::{Attributes, Formatted, Kind, Mkfs, Uuid};
 pub use open_options::OpenOptions;
 pub use options::Options;
-pub use pagefence_vfs::ExtentState;
+pub use pagefence_vfs::{ExtentState, MapFormat};
 pub use volume::{Usage, Volume};
 pub use walk::{Walk, WalkEntry};

@@ -119,6 +119,15 @@ bitflags! {
     }
 }
 
+/// How a file's blocks are mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapFormat {
+    /// An extent tree, as ext4 makes.
+    Extents,
+    /// Direct and indirect blocks, as ext2 and ext3 know.
+    Blocks,
+}
+
 /// Whether an extended attribute may be there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XattrMode {

@@ -93,6 +93,9 @@ pub enum Error {
     /// It is in use in a way that excludes this.
     #[error("it is busy")]
     Busy,
+    /// Somebody changed it meanwhile; nothing was done, and it may go well the next time.
+    #[error("it changed meanwhile: try again")]
+    Again,
     /// No memory within the budget.
     #[error("out of memory")]
     OutOfMemory,

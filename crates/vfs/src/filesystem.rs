@@ -3,7 +3,7 @@
 use bitflags::bitflags;
 
 use crate::attr::{Attr, FileSystemStat, InodeId};
-use crate::change::{FallocateMode, New, RenameMode, SetAttr, WriteMode, XattrMode};
+use crate::change::{FallocateMode, MapFormat, New, RenameMode, SetAttr, WriteMode, XattrMode};
 use crate::dir::{Cookie, DirSink};
 use crate::error::{Error, Result};
 use crate::xattr::XattrName;
@@ -441,6 +441,18 @@ pub trait FileSystem: Send + Sync + 'static {
     /// As [`Self::set_flags`].
     fn set_fsxattr(&self, id: InodeId, attributes: &Fsxattr, who: &Credentials) -> Result<()> {
         let _ = (id, attributes, who);
+        Err(Error::ReadOnly)
+    }
+
+    /// Gives a file's blocks another kind of map; they stay where they are, and readers and writers
+    /// go on meanwhile. Does nothing if the file has such a map already.
+    ///
+    /// # Errors
+    /// `Again` if blocks were mapped meanwhile, and the file is as before; `Unsupported` if such a
+    /// map can't say what the file's says, `InvalidArgument` if the file or the file system can't
+    /// have one; `NoSpace`, `NotPermitted`, `ReadOnly`.
+    fn migrate(&self, id: InodeId, to: MapFormat, who: &Credentials) -> Result<()> {
+        let _ = (id, to, who);
         Err(Error::ReadOnly)
     }
 

@@ -13,7 +13,7 @@ pub mod xattr;
 
 pub use attr::{Attr, FileKind, FileSystemStat, InodeId, Timestamp};
 pub use change::{
-    FallocateMode, New, NewKind, RenameMode, SetAttr, SetTime, WriteMode, XattrMode,
+    FallocateMode, MapFormat, New, NewKind, RenameMode, SetAttr, SetTime, WriteMode, XattrMode,
     without_privileges,
 };
 pub use dir::{Cookie, DirEntry, DirSink};

@@ -189,6 +189,46 @@ fn documents_name_tests_that_exist() {
 }
 
 #[test]
+fn every_requirement_has_a_row_that_says_something() {
+    let complete = super::requirements::complete();
+    let requirements = |text: &str| found(&[file("docs/REQUIREMENTS.md", text)]);
+    let with = |from: &str, to: &str| {
+        let text = complete.replace(from, to);
+        assert_ne!(text, complete, "{from}");
+        requirements(&text)
+    };
+    assert!(requirements(&complete).is_empty());
+    let head = "| number | what | where | test |\n|---|---|---|---|\n";
+    assert!(requirements(&format!("{head}{complete}")).is_empty());
+    let row = "| S3.18 | what | where | missing: all |\n";
+    assert_eq!(with(row, ""), ["0: has no row for S3.18"]);
+    assert_eq!(
+        with(row, &row.replace("S3.18", "S3.19")),
+        ["0: has no row for S3.18", "59: there is no number S3.19"]
+    );
+    let (line, of) = (59, "of S3.18");
+    assert_eq!(
+        with(row, &format!("{row}{row}")),
+        [format!("{}: has a second row for S3.18", line + 1)]
+    );
+    let too_little = [format!("{line}: says too little {of}")];
+    assert_eq!(
+        with(row, "| S3.18 | what | where | some test |\n"),
+        too_little
+    );
+    assert_eq!(
+        with(row, "| S3.18 | what |  | missing: all |\n"),
+        too_little
+    );
+    for good in ["by construction: there are none", "`test: xtask tidy`"] {
+        assert!(
+            with(row, &row.replace("missing: all", good)).is_empty(),
+            "{good}"
+        );
+    }
+}
+
+#[test]
 fn literals_and_lifetimes_are_told_apart() {
     let code = super::source::code_only(
         "let a = 'x'; fn f<'a>(b: &'a str) { g(r#\"unsafe \" \"#, b\"\\\"unsafe\", '\\''); }",

@@ -90,6 +90,20 @@ impl Reservation {
         self.low += std::mem::take(&mut other.low);
     }
 
+    /// Has all of it promised within `reach` from now on.
+    ///
+    /// # Errors
+    /// `NoSpace` if all that is free and not promised lies elsewhere; then nothing changed.
+    pub(crate) fn confine(&mut self, reach: Reach) -> Result<()> {
+        if let (Reach::Pointers, Some(low)) = (reach, &self.counts.low) {
+            if !low.take(self.blocks.saturating_sub(self.low)) {
+                return Err(Error::NoSpace);
+            }
+            self.low = self.blocks;
+        }
+        Ok(())
+    }
+
     /// Gives back all but `blocks`.
     pub(crate) fn shrink_to(&mut self, blocks: u64) {
         let surplus = self.blocks.saturating_sub(blocks);

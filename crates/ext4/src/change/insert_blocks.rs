@@ -229,7 +229,7 @@ fn follow(instance: &Instance, record: &InodeRecord, path: &MapPath) -> Result<W
 }
 
 /// What a slot of an indirect block says, or of the inode.
-fn pointer(
+pub(super) fn pointer(
     instance: &Instance,
     record: &InodeRecord,
     holder: Option<BlockNo>,

@@ -237,12 +237,13 @@ impl<'a, 'b> Owner<'a, 'b> {
             debug_assert!(restored.is_ok(), "as many as it had");
             return Err(error);
         }
-        // What a directory or a symbolic link holds went through the journal: a replay must not
-        // bring it back over whatever the blocks hold by then.
-        if matches!(
+        // What a directory or a symbolic link holds went through the journal, and what is marked so:
+        // a replay must not bring it back over whatever the blocks hold by then.
+        let is_metadata = matches!(
             self.record.kind(),
             Some(FileKind::Directory | FileKind::Symlink)
-        ) {
+        );
+        if is_metadata || self.record.flags().contains(InodeFlags::JOURNAL_DATA) {
             for block in start.0..start.0.saturating_add(u64::from(count)) {
                 self.transaction.forget(BlockNo(block));
             }

@@ -19,12 +19,14 @@
 use std::ops::Range;
 
 use hashbrown::HashSet;
-use pagefence_ext4_format::indirect::{DIRECT_SLOTS, Pointers, set_pointer};
+use pagefence_ext4_format::indirect::{DIRECT_SLOTS, MapPath, Pointers, set_pointer};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::{Error, Result};
 
+use crate::alloc::Reach;
 use crate::change::cut::Cut;
-use crate::change::insert_blocks::holder;
+use crate::change::extent_tree::count_blocks;
+use crate::change::insert_blocks::{holder, pointer};
 use crate::change::remove_blocks::{Owner, Progress};
 use crate::change::transaction::Transaction;
 use crate::disk_inode::DiskInode;
@@ -260,7 +262,8 @@ impl PointerShift {
                 leaves: self.leaves,
                 owner: Owner::new(&mut *transaction, cut.record_mut()),
             };
-            let change = match map.change(leaf, &self.shift, self.has_log) {
+            let change = map.change(leaf, &self.shift, self.has_log);
+            let change = match change.and_then(|change| map.check(&change).map(|()| change)) {
                 Err(_) if written.is_some() || !map.owner.transaction.is_empty() => {
                     return Ok(Progress::More);
                 }
@@ -353,30 +356,39 @@ pub(super) struct Map<'a, 'b> {
 }
 
 impl Map<'_, '_> {
+<<<<<<< HEAD
     /// The indirect blocks that lead to a leaf, itself the last; none if one is missing.
     pub(super) fn way(&self, leaf: u32) -> Result<Option<Vec<BlockNo>>> {
+=======
+    /// The way to a leaf, by its first block.
+    fn path(&self, leaf: u32) -> Result<MapPath> {
+>>>>>>> main
         let instance = self.owner.transaction.instance;
-        let inode = self.owner.record.ino();
         let first = u32::try_from(self.leaves.blocks(leaf).start).map(FileBlock);
-        let Some(path) = first.ok().and_then(|first| instance.map_shape.path(first)) else {
-            return Ok(None);
-        };
+        let path = first.ok().and_then(|first| instance.map_shape.path(first));
+        let what = "its block map does not reach so far";
+        path.ok_or_else(|| instance.damaged(self.owner.record.ino(), None, what))
+    }
+
+    /// The indirect blocks that lead to a leaf, itself the last, as many as are there.
+    fn follow(&self, leaf: u32) -> Result<Vec<BlockNo>> {
+        let instance = self.owner.transaction.instance;
+        let path = self.path(leaf)?;
         let mut way: Vec<BlockNo> = Vec::new();
         for slot in path.slots().iter().take(path.depth().into()) {
-            let next = match way.last() {
-                None => Pointers::root(self.owner.record.block_area(), &instance.limits)
-                    .and_then(|pointers| pointers.get(*slot)),
-                Some(holder) => {
-                    let bytes = instance.read_block(*holder)?;
-                    Pointers::block(&bytes, &instance.limits).get(*slot)
-                }
-            };
-            match next.at(&instance.damage, Some(inode), way.last().copied())? {
+            match pointer(instance, self.owner.record, way.last().copied(), *slot)? {
                 Some(next) => way.push(next),
-                None => return Ok(None),
+                None => break,
             }
         }
-        Ok(Some(way))
+        Ok(way)
+    }
+
+    /// As [`Self::follow`]; nothing if one is missing.
+    fn way(&self, leaf: u32) -> Result<Option<Vec<BlockNo>>> {
+        let depth = usize::from(self.path(leaf)?.depth());
+        let way = self.follow(leaf)?;
+        Ok((way.len() == depth).then_some(way))
     }
 
     /// The pointers of file blocks.
@@ -452,6 +464,29 @@ impl Map<'_, '_> {
         })
     }
 
+    /// Makes sure that [`Self::apply`] won't fail: that there are blocks for what is missing of the
+    /// map, and that what becomes empty can be freed. Changes nothing.
+    fn check(&mut self, change: &Change) -> Result<()> {
+        let is_filled = change.new.iter().flatten().next();
+        if let (true, Some(goal)) = (change.leaf > 0, is_filled) {
+            let depth = usize::from(self.path(change.leaf)?.depth());
+            let missing = (depth - self.follow(change.leaf)?.len()) as u64;
+            let (instance, inode) = (self.owner.transaction.instance, &*self.owner.record);
+            count_blocks(instance, &mut inode.clone(), missing.cast_signed())?;
+            self.owner
+                .transaction
+                .prepare(*goal, Reach::Pointers, missing)?;
+        }
+        let emptied = change.emptied.iter().map(|(leaf, _)| *leaf);
+        let gone = is_filled.is_none().then_some(change.leaf);
+        for leaf in emptied.chain(gone) {
+            for block in self.way(leaf)?.unwrap_or_default() {
+                self.owner.check_map_block(block)?;
+            }
+        }
+        Ok(())
+    }
+
     fn apply(&mut self, change: &Change) -> Result<()> {
         if change.new != change.old {
             self.write(change.leaf, &change.new)?;
@@ -487,11 +522,7 @@ impl Map<'_, '_> {
         let Some(goal) = pointers.iter().flatten().next().copied() else {
             return self.remove(leaf);
         };
-        let first = u32::try_from(self.leaves.blocks(leaf).start).map(FileBlock);
-        let path = first.ok().and_then(|first| instance.map_shape.path(first));
-        let Some(path) = path else {
-            return Err(instance.damaged(inode, None, "its block map does not reach so far"));
-        };
+        let path = self.path(leaf)?;
         match holder(self.owner.transaction, self.owner.record, &path, goal)? {
             None => set(self.owner.record.block_area_mut(), None),
             Some(block) => self
@@ -504,9 +535,8 @@ impl Map<'_, '_> {
     /// Frees a leaf, if it is there, and the indirect blocks above that lead nowhere else.
     fn remove(&mut self, leaf: u32) -> Result<()> {
         let instance = self.owner.transaction.instance;
-        let first = u32::try_from(self.leaves.blocks(leaf).start).map(FileBlock);
-        let path = first.ok().and_then(|first| instance.map_shape.path(first));
-        let (Some(way), Some(path)) = (self.way(leaf)?, path) else {
+        let path = self.path(leaf)?;
+        let Some(way) = self.way(leaf)? else {
             return Ok(());
         };
         let mut kept = way.len().saturating_sub(1);
@@ -536,55 +566,4 @@ impl Map<'_, '_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Leaves, Move, Way};
-
-    const LEAVES: Leaves = Leaves {
-        per_block: 256,
-        end: 12 + 256 + 256 * 256 + 256 * 256 * 256,
-    };
-
-    #[test]
-    fn leaves_lie_one_behind_the_other() {
-        for leaf in [0, 1, 2, 257, 258, 65_793] {
-            let blocks = LEAVES.blocks(leaf);
-            assert_eq!(LEAVES.holding(blocks.start), leaf);
-            assert_eq!(LEAVES.holding(blocks.end - 1), leaf);
-            assert_eq!(LEAVES.blocks(leaf + 1).start, blocks.end);
-        }
-        let above = [1, 2, 257, 258, 513, 514].map(|leaf| LEAVES.above(leaf));
-        let due = [None, Some(0), Some(0), Some(1), Some(1), Some(2)];
-        assert_eq!(above, due);
-    }
-
-    /// Every block of a leaf comes from where plain counting says.
-    #[test]
-    fn each_block_comes_from_one_place() {
-        for (way, first, len) in [
-            (Way::Down, 5, 3),
-            (Way::Down, 300, 1000),
-            (Way::Up, 5, 3),
-            (Way::Up, 0, 12),
-            (Way::Up, 20, 700),
-            (Way::Up, 268, 256),
-        ] {
-            let shift = Move { way, first, len };
-            for leaf in 0..6 {
-                let blocks = LEAVES.blocks(leaf);
-                let (stays, hole, moves) = shift.sources(&blocks);
-                let mut found: Vec<_> = stays.map(Some).collect();
-                found.extend((0..hole).map(|_| None));
-                found.extend(moves.map(Some));
-                let due: Vec<_> = blocks
-                    .map(|block| match way {
-                        _ if block < first => Some(block),
-                        Way::Down => Some(block + len),
-                        Way::Up if block < first + len => None,
-                        Way::Up => Some(block - len),
-                    })
-                    .collect();
-                assert_eq!(found, due, "{shift:?} {leaf}");
-            }
-        }
-    }
-}
+mod tests;

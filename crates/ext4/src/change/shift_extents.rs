@@ -144,9 +144,9 @@ impl ShiftUp {
                 .iter()
                 .any(|extent| extent.first < self.from && extent.end() > self.from);
             if is_cut && leaf.extents.len() >= leaf.max {
-                // Should there be no block to be had after all, nothing is half done.
-                if !tree.transaction.is_empty() {
-                    return Ok(Progress::More);
+                match tree.check_room(&path, &leaf, 1) {
+                    Err(_) if !tree.transaction.is_empty() => return Ok(Progress::More),
+                    checked => checked?,
                 }
                 tree.make_room(&path, false)?;
                 moved += 1;

@@ -3,16 +3,17 @@
 
 use pagefence_block_io::MemoryDevice;
 use pagefence_block_io::device::Operation;
-use pagefence_ext4_format::inode::{Inode as Record, Timestamp};
+use pagefence_ext4_format::inode::{Inode as Record, InodeFlags, Timestamp};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, thread};
 use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_page_cache::{FaultError, WaitFor};
-use pagefence_vfs::{Error, FileSystem as _, InodeId, WriteMode};
+use pagefence_vfs::{Error, ExtentState, FileSystem as _, InodeId, WriteMode};
 
 use super::{
-    BLOCK, create, drop_cache, extents, formatted, inode, open, punch, read, set_size, write,
+    BLOCK, create, drop_cache, extents, formatted, formatted_with, inode, open, punch, read,
+    set_size, wait_for, write,
 };
 use crate::backing::FileData;
 use crate::failures::device::TestDevice;
@@ -186,6 +187,54 @@ fn a_store_after_a_truncate_down_and_up_in_a_page_of_small_blocks_is_kept() {
     expected[2048..2058].fill(5);
     expected[6000..].fill(6);
     assert!(bytes == expected);
+    drop(file);
+    fs.shut_down().expect("nothing fails");
+}
+
+/// RACES B42: data leaves its inode for a block while it is stored to. What was stored before comes
+/// along, and what is stored meanwhile waits for the block.
+#[test]
+fn stores_to_data_that_leaves_its_inode_are_kept() {
+    let device = formatted_with("inline_data");
+    let fs = open(&device);
+    let id = create(&fs, "file");
+    // As Linux makes them; ours have a map from the beginning.
+    inode(&fs, id).core.update(|record| {
+        let flags = record.flags() - InodeFlags::EXTENTS;
+        record.set_flags(flags | InodeFlags::INLINE_DATA);
+        record.block_area_mut().fill(0);
+    });
+    let file = fs.open(id, true).expect("it opens");
+    write(&fs, &file, 0, &[1; 50]);
+    assert_eq!(extents(&fs, id)[0].state, ExtentState::Inline);
+    let space = map(&fs, id);
+    space.store(10, &[2; 10]).expect("stored");
+    let is_stored = AtomicBool::new(false);
+    // The first write is that of the block.
+    device.hold(Operation::Write, 0..u64::MAX);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| write(&fs, &file, 50, &[3; 500]));
+        device.wait_held();
+        scope.spawn(|| {
+            space.store(20, &[4; 10]).expect("stored");
+            is_stored.store(true, Ordering::Release);
+        });
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let is_early = is_stored.load(Ordering::Acquire);
+        device.heal();
+        assert!(!is_early, "it waits");
+        writer.join().expect("no panic");
+        wait_for("the store", || is_stored.load(Ordering::Acquire));
+    });
+    space.check();
+    drop(space);
+    fs.sync_file(&file, false).expect("it is written");
+    assert_eq!(extents(&fs, id)[0].state, ExtentState::Written);
+    drop_cache(&fs);
+    let mut expected = [vec![1; 50], vec![3; 500]].concat();
+    expected[10..20].fill(2);
+    expected[20..30].fill(4);
+    assert!(read(&fs, &file, 0..550).expect("read") == expected);
     drop(file);
     fs.shut_down().expect("nothing fails");
 }

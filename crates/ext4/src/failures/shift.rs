@@ -1,13 +1,14 @@
-//! RACES T16 (B3): a write that comes between the flush of a collapse or an insertion and the move of
-//! the blocks would be lost. The device holds the flush; what comes meanwhile waits, and is applied
-//! to the file as it is then.
+//! RACES T16 (B3): a write, or a store through a map, that comes between the flush of a collapse or
+//! an insertion and the move of the blocks would be lost. The device holds the flush; what comes
+//! meanwhile waits, and is applied to the file as it is then.
 
 use pagefence_block_io::device::Operation;
 use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
 use pagefence_lock_order::primitives::thread;
+use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_vfs::{FallocateMode, FileSystem as _};
 
-use super::{BLOCK, create, drop_cache, formatted, open, place, read, wait_for, write};
+use super::{BLOCK, create, drop_cache, formatted, inode, open, place, read, wait_for, write};
 
 /// Blocks of the file.
 const BLOCKS: u64 = 40;
@@ -26,6 +27,14 @@ fn company_waits_for_the_flush(mode: FallocateMode) {
     }
     fs.sync_file(&file, false).expect("nothing fails");
     drop_cache(&fs);
+    let space = AddressSpace::shared(&inode(&fs, id).mapping(&fs.instance, &fs.cache), 0..BLOCKS);
+    // Not what the reader wants: a cached page is read whoever has the fence.
+    let load = || {
+        let mut bytes = block(0);
+        space.load(33 * BLOCK, &mut bytes).expect("loaded");
+        bytes
+    };
+    assert!(load() == block(33));
     // Dirty, behind the range.
     let dirty = 30;
     write(&fs, &file, dirty * BLOCK, &block(100));
@@ -41,6 +50,10 @@ fn company_waits_for_the_flush(mode: FallocateMode) {
             write(&fs, &file, 35 * BLOCK, &block(200));
             done.fetch_add(1, Ordering::AcqRel);
         });
+        scope.spawn(|| {
+            space.store(36 * BLOCK, &block(150)).expect("stored");
+            done.fetch_add(1, Ordering::AcqRel);
+        });
         let reader = scope.spawn(|| {
             let bytes = read(&fs, &file, 20 * BLOCK..21 * BLOCK).expect("it can be read");
             done.fetch_add(1, Ordering::AcqRel);
@@ -49,7 +62,7 @@ fn company_waits_for_the_flush(mode: FallocateMode) {
         std::thread::sleep(std::time::Duration::from_millis(100));
         assert_eq!(done.load(Ordering::Acquire), 0, "they wait");
         device.heal();
-        wait_for("company", || done.load(Ordering::Acquire) == 2);
+        wait_for("company", || done.load(Ordering::Acquire) == 3);
         reader.join().expect("no panic")
     });
     let mut expected: Vec<Vec<u8>> = (0..BLOCKS).map(block).collect();
@@ -61,6 +74,10 @@ fn company_waits_for_the_flush(mode: FallocateMode) {
     }
     assert_eq!(seen, expected[20], "what it reads is where it belongs");
     expected[35] = block(200);
+    expected[36] = block(150);
+    assert!(load() == expected[33], "what was mapped is mapped no more");
+    space.check();
+    drop(space);
     let size = expected.len() as u64 * BLOCK;
     let all = read(&fs, &file, 0..size + 1).expect("it can be read");
     assert!(all == expected.concat());

@@ -66,8 +66,8 @@ fn a_fill_elsewhere_waits_for_one_step() {
             // Then the reader has the fence's lock, and the next step waits for it.
             device.wait_held();
             let cut = left();
-            assert!(cut > STEP_BYTES + BLOCK, "others are not: {cut} bytes");
             device.heal();
+            assert!(cut > STEP_BYTES + BLOCK, "all is done: {cut} bytes left");
             let bytes = reader.join().expect("no panic").expect("it is read");
             assert_eq!(bytes, [7; BLOCK as usize]);
             cleared.join().expect("no panic").expect("it is cleared");

@@ -4,12 +4,16 @@
 use pagefence_ext4_format::features::RoCompat;
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_lock_order::Held;
-use pagefence_vfs::{Credentials, Error, FileKind, Fsxattr, InodeId, Result};
+use pagefence_lock_order::levels;
+use pagefence_lock_order::primitives::Arc;
+use pagefence_vfs::{Credentials, Error, FileKind, Fsxattr, InodeId, MapFormat, Result};
 
 use super::Attributes;
 use crate::clock;
 use crate::disk_inode::DiskInode;
 use crate::filesystem::FileSystem;
+use crate::inode::Inode;
+use crate::migrate::Holder;
 
 /// Flags of FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR (FS_XFLAG_*), as inode flags.
 pub(crate) const XFLAGS: [(u32, InodeFlags); 7] = [
@@ -65,6 +69,7 @@ impl FileSystem {
         })
     }
 
+    /// A change of the form of the block map ([`FileSystem::migrate_inode`]) is part of it.
     fn change_extra(
         &self,
         id: InodeId,
@@ -72,8 +77,26 @@ impl FileSystem {
         wanted: impl FnOnce(&DiskInode) -> Result<Wanted>,
     ) -> Result<()> {
         let inode = self.changeable_inode(id)?;
-        let mut held = Held::at_entry();
-        let (_exclusive, mut held) = inode.lock.write(&mut held);
+        let mut holder = None;
+        let changed = {
+            let mut held = Held::at_entry();
+            let (_exclusive, mut held) = inode.lock.write(&mut held);
+            self.change_extra_locked(&mut held, &inode, who, wanted, &mut holder)
+        };
+        self.let_go(holder);
+        changed
+    }
+
+    /// [`Self::change_extra`], with the inode lock; a migration leaves `holder` to
+    /// [`Self::let_go`].
+    fn change_extra_locked(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        who: &Credentials,
+        wanted: impl FnOnce(&DiskInode) -> Result<Wanted>,
+        holder: &mut Option<Holder>,
+    ) -> Result<()> {
         let disk = inode.disk();
         let wanted = wanted(&disk)?;
         let flags = new_flags(&disk, wanted.flags, who)?;
@@ -85,6 +108,16 @@ impl FileSystem {
         if stays_immutable && (flags != disk.record.flags() || project.is_some()) {
             return Err(Error::NotPermitted);
         }
+        // First: a file that can't be migrated now keeps its other flags, too.
+        let changed = flags ^ disk.record.flags();
+        if changed.contains(InodeFlags::EXTENTS) {
+            let to = match flags.contains(InodeFlags::EXTENTS) {
+                true => MapFormat::Extents,
+                false => MapFormat::Blocks,
+            };
+            self.migrate_locked(held, inode, to, who.uid == 0, holder)?;
+        }
+        let disk = inode.disk();
         let xattrs = match project {
             Some(_) => {
                 let mut record = disk.record.clone();
@@ -101,7 +134,7 @@ impl FileSystem {
             project,
             ..Attributes::default()
         };
-        self.apply_attributes(&mut held, &inode, &attributes, xattrs, who.uid == 0)
+        self.apply_attributes(held, inode, &attributes, xattrs, who.uid == 0)
     }
 
     /// The project to be set, if it is another.
@@ -142,9 +175,6 @@ fn new_flags(disk: &DiskInode, wanted: InodeFlags, who: &Credentials) -> Result<
     let changed = (wanted ^ old) & InodeFlags::USER_MODIFIABLE;
     if changed.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND) && who.uid != 0 {
         return Err(Error::NotPermitted);
-    }
-    if changed.contains(InodeFlags::EXTENTS) {
-        return Err(Error::Unsupported("another form of a file's block map"));
     }
     if changed.contains(InodeFlags::JOURNAL_DATA) {
         return Err(Error::Unsupported("a file's data in the journal"));

@@ -13,6 +13,8 @@ mod full;
 #[path = "../images/common/kernel.rs"]
 mod kernel;
 mod maps;
+mod migrate;
+mod migrate_crash;
 mod order;
 mod races;
 mod ranges;

@@ -3,7 +3,7 @@
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::{Held, OrderedRwLock, levels::Inode};
 
-use super::device::{Device, Failed, TestMapping};
+use super::device::{Device, Failed, Stop, TestMapping};
 use super::faults::{Space, load, setup};
 use super::{Task, read, stamped, sync, write};
 use crate::backing::PAGE_SIZE;
@@ -104,6 +104,45 @@ fn a_source_may_be_a_mapping_of_the_file() {
 }
 
 #[test]
+fn t21_a_fence_in_the_queue_keeps_nobody_from_copying_the_source() {
+    // A source that is a mapping of the file faults while a fence is queued behind another filler:
+    // it waits for the fence, so the write must not keep that waiting (RACES U1, U2).
+    let (_cache, mapping, space) = setup(Device::stamped(8, PAGE_SIZE));
+    let mut others = None;
+    let written = with_inode(|held| {
+        mapping.write_from(held, 0, PAGE_SIZE, |buffer| {
+            mapping.backing().stop_at(Stop::BeforeIo);
+            let filler = {
+                let mapping = Arc::clone(&mapping);
+                Task::start(move || read(&mapping, 5 * PAGE, PAGE_SIZE))
+            };
+            mapping.backing().wait_stopped(1);
+            let puncher = {
+                let mapping = Arc::clone(&mapping);
+                Task::start(move || super::edges::punch(&mapping, 6 * PAGE..7 * PAGE))
+            };
+            assert!(!puncher.is_over_shortly(), "queued behind the filler");
+            let len = buffer.len();
+            let space = Arc::clone(&space);
+            let source = Task::start(move || load(&space, 10, len));
+            assert!(!source.is_over_shortly(), "waits for the fence");
+            mapping.backing().go_on();
+            buffer.copy_from_slice(&source.finish().expect("loaded"));
+            others = Some((filler, puncher));
+            len
+        })
+    });
+    assert_eq!(written, Ok(PAGE_SIZE));
+    let (filler, puncher) = others.expect("the source was asked");
+    assert_eq!(filler.finish(), Ok(stamped(5, 1)));
+    puncher.finish();
+    let file: Vec<u8> = (0..2).flat_map(|page| stamped(page, 1)).collect();
+    let expected = file[10..][..PAGE_SIZE].to_vec();
+    assert_eq!(read(&mapping, 0, PAGE_SIZE), Ok(expected));
+    assert_eq!(mapping.backing().violations(), 0);
+}
+
+#[test]
 fn a_write_that_fails_half_way_has_space_for_what_is_dirty_alone() {
     // What the last page keeps can't be read; no space; no frame for more than three pages.
     let (_cache, mapping, _space) = setup(Device::stamped(8, PAGE_SIZE));
@@ -172,6 +211,24 @@ fn t12_a_store_waits_for_the_punch_and_is_reserved_anew() {
     );
     sync(&mapping).expect("synced");
     assert_eq!(mapping.backing().violations(), 0);
+}
+
+#[test]
+fn t12_the_punch_waits_for_the_lock_of_each_page() {
+    // So nobody begins to write a page back while its reservation is judged (S3.12).
+    let (_cache, mapping, _space) = hole(PAGE_SIZE);
+    unwritten(&mapping);
+    let folio = mapping.pages().get(2).expect("cached");
+    let guard = PageLockGuard::try_lock(&folio).expect("free");
+    let puncher = {
+        let mapping = Arc::clone(&mapping);
+        Task::start(move || punch_delalloc(&mapping, 0..8 * PAGE))
+    };
+    assert!(!puncher.is_over_shortly(), "waits for the page");
+    assert_eq!(mapping.backing().reserved(), 2, "this one's and the next");
+    drop(guard);
+    puncher.finish();
+    assert_eq!(mapping.backing().reserved(), 0);
 }
 
 #[test]

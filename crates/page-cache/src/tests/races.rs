@@ -5,7 +5,7 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::{Held, OrderedRwLock};
 
 use super::device::{Device, Failed, Stop, TestMapping};
-use super::{SMALL, Task, config, read, stamped};
+use super::{SMALL, Task, config, read, stamped, write};
 use crate::backing::PAGE_SIZE;
 use crate::reclaim::Pressure;
 use crate::{Evict, PageCache};
@@ -74,6 +74,30 @@ fn t1_readahead_waits_for_the_fence() {
     drop(fence);
     assert!(worker.finish());
     assert_eq!(mapping.nr_pages(), 16, "the hole takes no memory");
+    assert_eq!(mapping.backing().violations(), 0);
+}
+
+#[test]
+fn t1_a_write_waits_for_the_fence_and_fills_from_the_hole() {
+    // By this lock, and not the inode lock alone: who gives reservations back for a fault has not
+    // got that (S1.14).
+    let (_cache, mapping) = setup(8);
+    mapping.backing().let_holes_be_read();
+    let mut entry = Held::at_entry();
+    let (mut fence, mut held) = mapping.fence(&mut entry, 0..4 * PAGE);
+    let evicted = fence.evict(&mut held, Evict::Discard).expect("evicted");
+    let writer = {
+        let mapping = Arc::clone(&mapping);
+        Task::start(move || write(&mapping, 2 * PAGE + 10, &[7; 10]))
+    };
+    assert!(!writer.is_over_shortly(), "the writer waits");
+    assert!(mapping.backing().take_reads().is_empty());
+    Device::punch(&evicted);
+    drop(fence);
+    assert_eq!(writer.finish(), Ok(10));
+    let mut expected = vec![0; PAGE_SIZE];
+    expected[10..20].fill(7);
+    assert_eq!(read(&mapping, 2 * PAGE, PAGE_SIZE), Ok(expected));
     assert_eq!(mapping.backing().violations(), 0);
 }
 
@@ -223,6 +247,24 @@ fn an_error_after_some_bytes_gives_those_bytes() {
         read(&mapping, 0, 2 * PAGE_SIZE).map(|bytes| bytes.len()),
         Ok(2 * PAGE_SIZE)
     );
+}
+
+#[test]
+fn a_read_ends_where_the_file_ends_when_its_pages_are_there() {
+    // S0.12, B37: the size before the pages were read counts for nothing.
+    let (_cache, mapping) = setup(8);
+    mapping.backing().stop_at(Stop::AfterIo);
+    let reader = {
+        let mapping = Arc::clone(&mapping);
+        Task::start(move || read(&mapping, 0, 8 * PAGE_SIZE))
+    };
+    mapping.backing().wait_stopped(1);
+    // The first step of a truncate.
+    mapping.backing().set_size(2 * PAGE + 100);
+    mapping.backing().go_on();
+    let seen = reader.finish().expect("read");
+    assert_eq!(seen.len(), 2 * PAGE_SIZE + 100);
+    assert_eq!(seen[..PAGE_SIZE], stamped(0, 1));
 }
 
 #[test]

@@ -44,7 +44,12 @@ impl ExtentTree<'_, '_> {
     /// Makes sure that `more` entries can be put into the leaf at the end of `path`, side by side:
     /// that it has room for them, or that there are blocks for nodes that split, and sectors of the
     /// inode to count them in.
-    pub(super) fn check_room(&mut self, path: &[Step], leaf: &Leaf, more: usize) -> Result<()> {
+    pub(in crate::change) fn check_room(
+        &mut self,
+        path: &[Step],
+        leaf: &Leaf,
+        more: usize,
+    ) -> Result<()> {
         let nodes = self.nodes_for(path, leaf, more)?;
         if nodes == 0 {
             return Ok(());

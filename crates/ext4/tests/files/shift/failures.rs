@@ -46,8 +46,10 @@ fn fail(
     let was_hit = device.calls(operation) > call;
     device.clear_faults();
     if !was_hit {
-        outcome.unwrap_or_else(|error| panic!("{what}: {error:?}"));
-        synced.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        assert!(
+            outcome.is_ok() && synced.is_ok(),
+            "{what}: {outcome:?} {synced:?}"
+        );
     }
     let found = read_all(&fs, find(&fs, "file"));
     let is_known = between.judge(&found).or_else(|| unwritten.judge(&found));
@@ -55,6 +57,9 @@ fn fail(
     drop(file);
     // Read-only if it could not be told what is on the device.
     let is_live = fs.shut_down().is_ok();
+    // What can't be read is met before anything changes; but for what the commit reads.
+    let must_live = operation == Operation::Read && case.has_log && outcome.is_err();
+    assert!(is_live || !must_live, "{what}: {outcome:?} {synced:?}");
     drop(fs);
     let left = device.live();
     let image = if is_live {

@@ -186,18 +186,24 @@ impl Between {
             return None;
         }
         let len = self.gap.len();
+        let same = |(a, b): &(&u8, &u8)| a == b;
+        let below = found.iter().zip(&self.low).take_while(same).count();
+        let above = found.iter().rev().zip(self.high.iter().rev());
+        let above = found.len() - above.take_while(same).count();
         let starts = (self.gap.start..=self.low.len()).step_by(self.block);
         let fits = |at: usize| {
+            if at > below || at + len < above {
+                return false;
+            }
             let may_stay = !self.has_log || (self.collapses && at == self.gap.start);
             let may_be = |from: usize, piece: &[u8]| {
                 let is = |other: &[u8]| other.get(from..from + piece.len()) == Some(piece);
                 let is_hole = piece.iter().all(|byte| *byte == 0);
                 is_hole || (may_stay && is(before)) || (!self.has_log && is(after))
             };
-            let window = (at..at + len)
+            (at..at + len)
                 .step_by(self.block)
-                .all(|from| may_be(from, &found[from..(from + self.block).min(found.len())]));
-            found[..at] == self.low[..at] && window && found[at + len..] == self.high[at + len..]
+                .all(|from| may_be(from, &found[from..(from + self.block).min(found.len())]))
         };
         starts.into_iter().any(fits).then_some(State::Between)
     }

@@ -1,0 +1,259 @@
+//! Migrations that the power, or the device, ends: the file is as it was or as it was to be, and
+//! each block has one owner (T11, RACES B6).
+
+use std::process::Command;
+use std::time::Duration;
+
+use pagefence_block_io::Device;
+use pagefence_block_io::device::Operation;
+use pagefence_block_io::fault_device::random::Random;
+use pagefence_block_io::fault_device::{Fault, FaultDevice, Times};
+use pagefence_block_io::memory_device::MemoryDevice;
+use pagefence_ext4::{FileSystem, MountOptions};
+use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
+use pagefence_lock_order::primitives::thread::scope;
+use pagefence_vfs::{FileSystem as _, MapFormat, SetAttr, SetTime};
+
+use crate::migrate::{Pieces, by_kernel, check, has_extents, holes, image_with_file, migrate};
+use crate::support::{Image, find, root};
+
+/// Moments that are tried, evenly spread; all, if the variable `PAGEFENCE_CRASHES` is set.
+const MOMENTS: usize = 24;
+/// Outcomes by chance that are tried at each moment.
+const RANDOM_STATES: usize = 2;
+
+const KINDS: [&[&str]; 3] = [
+    &["-t", "ext4", "-b", "1024", "-J", "size=1"],
+    &["-t", "ext4", "-b", "4096", "-O", "orphan_file"],
+    &["-t", "ext4", "-b", "1024", "-O", "^has_journal"],
+];
+
+fn open(device: Arc<dyn Device>) -> FileSystem {
+    let options = MountOptions {
+        write: true,
+        cache: Some(16 << 20),
+        commit_interval: Some(Duration::from_secs(3600)),
+        ..MountOptions::default()
+    };
+    FileSystem::open(device, &options).unwrap()
+}
+
+/// A device with a scattered file of extents, or of a block map.
+fn prepared(options: &[&str], from: MapFormat) -> (MemoryDevice, Pieces) {
+    let (image, pieces) = image_with_file(options, None, "10M", 3, 260);
+    if from == MapFormat::Blocks {
+        let fs = image.open();
+        migrate(&fs, find(&fs, "file"), from);
+        fs.shut_down().unwrap();
+    }
+    let bytes = std::fs::read(&image.path).unwrap();
+    (MemoryDevice::from_bytes(&bytes), pieces)
+}
+
+fn other(format: MapFormat) -> MapFormat {
+    match format {
+        MapFormat::Blocks => MapFormat::Extents,
+        MapFormat::Extents => MapFormat::Blocks,
+    }
+}
+
+/// Has e2fsck mend what it finds.
+fn mend(image: &Image, what: &str) {
+    let output = Command::new("e2fsck")
+        .args(["-f", "-y"])
+        .arg(&image.path)
+        .env("LC_ALL", "C")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        matches!(output.status.code(), Some(0 | 1)),
+        "{what}: {said}"
+    );
+    assert!(!said.contains("ultiply-claimed"), "{what}: {said}");
+}
+
+fn crashes(options: &[&str], from: MapFormat) -> usize {
+    let (before, pieces) = prepared(options, from);
+    let has_journal = !options.contains(&"^has_journal");
+    let device = Arc::new(FaultDevice::new(&before, 1));
+    device.set_atomic(1024..2048);
+    let fs = open(device.clone());
+    let id = find(&fs, "file");
+    let map = holes(&fs, id);
+    device.start_trace();
+    let is_over = AtomicBool::new(false);
+    scope(|scope| {
+        // Commits at any moment.
+        scope.spawn(|| {
+            let root_dir = fs.open_dir(fs.root()).unwrap();
+            while !is_over.load(Ordering::Relaxed) {
+                let change = SetAttr {
+                    modified: Some(SetTime::Now),
+                    ..SetAttr::default()
+                };
+                fs.set_attr(fs.root(), &change, &root()).unwrap();
+                fs.sync_dir(&root_dir).unwrap();
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        });
+        migrate(&fs, id, other(from));
+        is_over.store(true, Ordering::Relaxed);
+    });
+    fs.shut_down().unwrap();
+    drop(fs);
+    let trace = device.take_trace().unwrap();
+    let mut flushes = 0;
+    trace.walk(|point| flushes += usize::from(point.is_before_flush()));
+    let step = match std::env::var("PAGEFENCE_CRASHES") {
+        Ok(_) => 1,
+        Err(_) => flushes.div_ceil(MOMENTS),
+    };
+    let (mut tried, mut moments, mut as_before, mut by_the_kernel) = (0, 0, 0, 0);
+    trace.walk(|point| {
+        if !point.is_before_flush() {
+            return;
+        }
+        moments += 1;
+        if moments % step != 0 {
+            return;
+        }
+        let position = point.position();
+        let states = point.crash_states();
+        let mut random = Random::new(position as u64);
+        let mut outcomes = vec![states.nothing(), states.everything()];
+        outcomes.extend((0..RANDOM_STATES).map(|_| states.random(&mut random)));
+        for outcome in outcomes {
+            let what = format!("{options:?}, from {from:?}, moment {position}");
+            let image = states.image(&outcome);
+            tried += 1;
+            let by_e2fsck = Image::of(&image.to_vec());
+            if !has_journal || tried % 5 == 0 {
+                // What another's recovery makes of it.
+                mend(&by_e2fsck, &what);
+                by_e2fsck.assert_clean(&what);
+                let fs = by_e2fsck.open();
+                let checked = check(&fs, find(&fs, "file"), &pieces);
+                checked.unwrap_or_else(|told| panic!("{what}, e2fsck: {told}"));
+            }
+            if has_journal && tried % 40 == 7 && by_the_kernel < 8 {
+                by_the_kernel += 1;
+                let image = Image::of(&image.to_vec());
+                if by_kernel(&image.path, &pieces).is_some() {
+                    image.assert_clean(&format!("{what}, the kernel"));
+                }
+            }
+            let image = Arc::new(image);
+            let fs = open(image.clone());
+            let id = find(&fs, "file");
+            let checked = check(&fs, id, &pieces);
+            checked.unwrap_or_else(|told| panic!("{what}: {told}"));
+            assert_eq!(holes(&fs, id), map, "{what}");
+            as_before += usize::from(has_extents(&fs, id) == (from == MapFormat::Extents));
+            fs.shut_down().unwrap();
+            drop(fs);
+            if has_journal {
+                Image::of(&image.to_vec()).assert_clean(&what);
+            }
+        }
+    });
+    assert!(as_before > 0 && as_before < tried, "{as_before} of {tried}");
+    tried
+}
+
+#[test]
+fn a_power_cut_leaves_one_map_and_each_block_one_owner() {
+    let mut tried = 0;
+    for options in KINDS {
+        for from in [MapFormat::Blocks, MapFormat::Extents] {
+            tried += crashes(options, from);
+        }
+    }
+    assert!(tried > 100, "{tried} states");
+    println!("{tried} states");
+}
+
+/// Each call of the device in its turn fails, and those after it, or not.
+#[test]
+fn a_device_error_leaves_the_file_whole() {
+    for options in &KINDS[..2] {
+        for from in [MapFormat::Blocks, MapFormat::Extents] {
+            let (before, pieces) = prepared(options, from);
+            for operation in [Operation::Read, Operation::Write, Operation::Flush] {
+                for times in [Times::Once, Times::Forever] {
+                    let failed = fail_each(&before, &pieces, from, operation, times);
+                    assert!(
+                        failed > 0 || operation != Operation::Read,
+                        "{options:?}: no call of {operation:?} failed"
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn fail_each(
+    before: &MemoryDevice,
+    pieces: &Pieces,
+    from: MapFormat,
+    operation: Operation,
+    times: Times,
+) -> usize {
+    let mut failed = 0;
+    for call in 0.. {
+        let what = format!("from {from:?}, {operation:?} {call}, {times:?}");
+        let device = Arc::new(FaultDevice::new(before, 1));
+        device.set_atomic(1024..2048);
+        let fs = open(device.clone());
+        let id = find(&fs, "file");
+        let first = device.calls(operation);
+        device.fail(Fault {
+            operation,
+            call: first + call,
+            times,
+            errno: 5,
+        });
+        let migrated = fs.migrate(id, other(from), &root());
+        let synced = fs.sync();
+        let is_reached = device.calls(operation) > first + call;
+        failed += usize::from(migrated.is_err());
+        device.clear_faults();
+        if migrated.is_ok() && synced.is_ok() {
+            assert!(
+                has_extents(&fs, id) == (from == MapFormat::Blocks),
+                "{what}"
+            );
+        }
+        // What is in memory is whole, too.
+        if times == Times::Once {
+            let checked = check(&fs, id, pieces);
+            checked.unwrap_or_else(|told| panic!("{what}, in memory: {told}"));
+        }
+        let closed = fs.shut_down();
+        drop(fs);
+        let image = Arc::new(device.live());
+        let fs = open(image.clone());
+        if fs.read_only_because().is_none() {
+            let checked = check(&fs, find(&fs, "file"), pieces);
+            checked.unwrap_or_else(|told| panic!("{what}: {told}"));
+            fs.shut_down().unwrap();
+            drop(fs);
+            Image::of(&image.to_vec()).assert_clean(&what);
+        } else {
+            // The error is on record: e2fsck is asked for, and finds nothing else.
+            drop(fs);
+            let image = Image::of(&device.live().to_vec());
+            mend(&image, &what);
+            image.assert_clean(&what);
+            let fs = image.open();
+            let checked = check(&fs, find(&fs, "file"), pieces);
+            checked.unwrap_or_else(|told| panic!("{what}, mended: {told}"));
+        }
+        if !is_reached {
+            assert!(migrated.is_ok() && closed.is_ok(), "{what}");
+            break;
+        }
+    }
+    failed
+}
