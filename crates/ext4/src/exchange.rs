@@ -396,10 +396,12 @@ impl FileSystem {
                 progress = exchange.step(&mut transaction, &mut cut, other.as_mut())?;
                 // All that was dirty is written.
                 cut.record_mut().set_size(first.core.size());
+                first.core.note_map_change();
                 cut.adopt();
                 first.core.write(&mut transaction, true)?;
                 if let Some(mut other) = other {
                     other.record_mut().set_size(second.core.size());
+                    second.core.note_map_change();
                     other.adopt();
                     second.core.write(&mut transaction, true)?;
                 }

@@ -356,13 +356,8 @@ pub(super) struct Map<'a, 'b> {
 }
 
 impl Map<'_, '_> {
-<<<<<<< HEAD
-    /// The indirect blocks that lead to a leaf, itself the last; none if one is missing.
-    pub(super) fn way(&self, leaf: u32) -> Result<Option<Vec<BlockNo>>> {
-=======
     /// The way to a leaf, by its first block.
     fn path(&self, leaf: u32) -> Result<MapPath> {
->>>>>>> main
         let instance = self.owner.transaction.instance;
         let first = u32::try_from(self.leaves.blocks(leaf).start).map(FileBlock);
         let path = first.ok().and_then(|first| instance.map_shape.path(first));
@@ -385,7 +380,7 @@ impl Map<'_, '_> {
     }
 
     /// As [`Self::follow`]; nothing if one is missing.
-    fn way(&self, leaf: u32) -> Result<Option<Vec<BlockNo>>> {
+    pub(super) fn way(&self, leaf: u32) -> Result<Option<Vec<BlockNo>>> {
         let depth = usize::from(self.path(leaf)?.depth());
         let way = self.follow(leaf)?;
         Ok((way.len() == depth).then_some(way))
