@@ -232,7 +232,10 @@ impl FileSystem {
         }
         let exchange = self.exchange_of(ranges, manner)?;
         let blocks = self.survey(held, inodes, &exchange)?;
-        let mut space = self.reserve_for_shift(held, inodes[0], blocks)?;
+        // What a block map takes lies where it can be named; a tree can have that, too.
+        let narrow = inodes.into_iter().find(|inode| !inode.disk().has_extents());
+        let narrow = narrow.unwrap_or(inodes[0]);
+        let mut space = self.reserve_for_shift(held, narrow, blocks)?;
         let [first, second] = [0, 1].map(|side| (&*files[side].mapping, ranges.pages(side)));
         let (mut first, mut second, mut held) = fence_both(first, second, held);
         let first = first.evict(&mut held, Evict::WriteFirst)?;
@@ -246,7 +249,7 @@ impl FileSystem {
         }
         // What was written just now may have made the maps other ones.
         let blocks = self.survey(&mut held, inodes, &exchange)?;
-        self.top_up(&mut space, blocks)?;
+        self.top_up(narrow, &mut space, blocks)?;
         for side in [0, 1] {
             self.check_end(&mut held, inodes, ranges, side)?;
         }
