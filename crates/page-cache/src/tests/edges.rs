@@ -8,7 +8,7 @@ use pagefence_lock_order::primitives::Arc;
 use super::device::{Device, Failed, Stop, TestMapping};
 use super::{SMALL, Task, config, only, read, stamped, sync, write};
 use crate::backing::PAGE_SIZE;
-use crate::{Evict, PageCache};
+use crate::{Evict, PageCache, fence_both};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -222,4 +222,41 @@ fn without_a_frame_an_edge_waits_for_one() {
             .iter()
             .all(|&byte| byte == 0)
     );
+}
+
+/// RACES U5: two files are fenced in the order of their numbers, whichever is named first; one file
+/// once, over both ranges. The rank checker sees to it.
+#[test]
+fn two_files_are_fenced_in_order_and_one_file_once() {
+    let cache = PageCache::new(config(SMALL)).expect("a cache");
+    let first = Device::stamped(8, 1024).mapped(&cache);
+    let second = crate::Mapping::new(&cache, first.number() + 1, Device::stamped(8, 1024));
+    for (low_first, low, high) in [(true, 0..PAGE, PAGE..3 * PAGE), (false, 0..PAGE, 0..PAGE)] {
+        read(&first, 0, 8 * PAGE_SIZE).expect("read");
+        read(&second, 0, 8 * PAGE_SIZE).expect("read");
+        let mut entry = Held::at_entry();
+        let (one, other) = ((&*first, low), (&*second, high));
+        let (one, other) = if low_first {
+            (one, other)
+        } else {
+            (other, one)
+        };
+        let (mut fence, mut fence_other, mut held) =
+            fence_both(one.clone(), other.clone(), &mut entry);
+        assert_eq!(fence.mapping().number(), one.0.number());
+        let fence_other = fence_other.as_mut().expect("two files");
+        assert_eq!(fence_other.mapping().number(), other.0.number());
+        let evicted = fence.evict(&mut held, Evict::WriteFirst).expect("evicted");
+        let other_evicted = fence_other
+            .evict(&mut held, Evict::WriteFirst)
+            .expect("evicted");
+        assert_eq!(evicted.range(), one.1);
+        assert_eq!(other_evicted.range(), other.1);
+    }
+    let mut entry = Held::at_entry();
+    let ranges = ((&*first, 5 * PAGE..6 * PAGE), (&*first, PAGE..2 * PAGE));
+    let (mut fence, other, mut held) = fence_both(ranges.0, ranges.1, &mut entry);
+    assert!(other.is_none(), "one lock");
+    let evicted = fence.evict(&mut held, Evict::WriteFirst).expect("evicted");
+    assert_eq!(evicted.range(), PAGE..6 * PAGE);
 }
