@@ -207,3 +207,28 @@ fn data_moves_to_the_blocks_of_a_donor() {
         assert!(read_all(&fs, find(&fs, "file")) == bytes, "{}", kind.name);
     }
 }
+
+/// Files of less than a block, in their inodes or not, change places whole; what is behind their ends
+/// stays zeros.
+#[test]
+fn small_files_change_places_whole() {
+    let inline = ["-t", "ext4", "-b", "4096", "-O", "inline_data", "-I", "256"];
+    for options in [&inline[..], KINDS[2].options, KINDS[3].options] {
+        let image = Image::new(options, "8M");
+        let fs = image.open();
+        let (id, file) = made(&fs, "file", b"before");
+        let (other_id, other) = made(&fs, "other", b"behind");
+        fs.exchange_range(&file, 0, &other, 0, 6).unwrap();
+        set_size(&fs, id, 5000).unwrap();
+        let due = [&b"behind"[..], &[0; 4994]].concat();
+        assert!(read_all(&fs, id) == due, "{options:?}");
+        assert_eq!(read_all(&fs, other_id), b"before", "{options:?}");
+        drop((file, other));
+        fs.shut_down().unwrap();
+        drop(fs);
+        image.assert_clean("small files");
+        let fs = image.open();
+        assert!(read_all(&fs, find(&fs, "file")) == due, "{options:?}");
+        assert_eq!(read_all(&fs, find(&fs, "other")), b"before");
+    }
+}
