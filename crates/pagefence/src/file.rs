@@ -357,8 +357,7 @@ impl File {
     /// # let image = pagefence::doc_image();
     /// use pagefence::{OpenOptions, Options, Volume};
     /// let volume = Volume::open(&image, Options::new().write(true))?;
-    /// let mut options = OpenOptions::new();
-    /// options.read(true).write(true).create(true);
+    /// let options = OpenOptions::new().read(true).write(true).create(true);
     /// let (old, new) = (options.open(&volume, "/old")?, options.open(&volume, "/new")?);
     /// old.write_all_at(0, b"before")?;
     /// new.write_all_at(0, b"behind")?;
