@@ -11,7 +11,7 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{PAGE_SIZE, WaitFor};
 use pagefence_vfs::{Error, FallocateMode, Result};
 
-use crate::alloc::{BusyRun, Claim, Reservation};
+use crate::alloc::{BusyRun, Claim, Reach, Reservation};
 use crate::change::Transaction;
 use crate::change::insert_blocks::{NewRun, insert_blocks};
 use crate::delalloc::MapShapeNow;
@@ -239,7 +239,11 @@ impl FileSystem {
         space
     }
 
-    /// Space for `blocks`; looks for some if there is none.
+    /// Space for `blocks`; looks for some if there is none. The caller holds the inode lock
+    /// exclusively and no other.
+    ///
+    /// # Errors
+    /// `NoSpace`.
     pub(crate) fn reserve_all(
         &self,
         held: &mut Held<'_, levels::Inode>,
@@ -247,12 +251,28 @@ impl FileSystem {
         blocks: u64,
         claim: Claim,
     ) -> Result<Reservation> {
+        self.reserve_all_within(held, inode, blocks, claim, Reach::Everywhere)
+    }
+
+    /// As [`Self::reserve_all`], within `reach`.
+    ///
+    /// # Errors
+    /// As [`Self::reserve_all`].
+    pub(crate) fn reserve_all_within(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Inode,
+        blocks: u64,
+        claim: Claim,
+        reach: Reach,
+    ) -> Result<Reservation> {
         let live = self.instance.live()?;
-        match live.allocator.reserve(blocks, claim) {
+        let reserve = || live.allocator.reserve_within(blocks, claim, reach);
+        match reserve() {
             Err(Error::NoSpace) => {
                 let mapping = inode.mapping(&self.instance, &self.cache);
                 mapping.backing().find_space(held);
-                live.allocator.reserve(blocks, claim)
+                reserve()
             }
             other => other,
         }

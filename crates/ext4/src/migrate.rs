@@ -49,7 +49,7 @@ use pagefence_vfs::{Credentials, Error, FileKind, InodeId, MapFormat, Result};
 
 pub(crate) use holder::Holder;
 
-use crate::alloc::{Claim, Reach, Reservation};
+use crate::alloc::{Claim, Reach};
 use crate::backing::FileData;
 use crate::change::extent_tree::count_blocks;
 use crate::clock;
@@ -345,25 +345,6 @@ impl FileSystem {
         let tid = transaction.tid();
         transaction.end();
         Ok(tid)
-    }
-
-    /// Space for `blocks`; looks for some if there is none.
-    fn reserve_or_find(
-        &self,
-        held: &mut Held<'_, levels::Inode>,
-        inode: &Arc<Inode>,
-        blocks: u64,
-        claim: Claim,
-    ) -> Result<Reservation> {
-        let live = self.instance.live()?;
-        match live.allocator.reserve(blocks, claim) {
-            Err(Error::NoSpace) => {
-                let mapping = inode.mapping(&self.instance, &self.cache);
-                mapping.backing().find_space(held);
-                live.allocator.reserve(blocks, claim)
-            }
-            other => other,
-        }
     }
 }
 

@@ -172,17 +172,8 @@ impl FileSystem {
         inode: &Inode,
         blocks: u64,
     ) -> Result<Reservation> {
-        let live = self.instance.live()?;
         let reach = Reach::of(inode.disk().record.flags());
-        let reserve = || live.allocator.reserve_within(blocks, Claim::Map, reach);
-        match reserve() {
-            Err(Error::NoSpace) => {
-                let mapping = inode.mapping(&self.instance, &self.cache);
-                mapping.backing().find_space(held);
-                reserve()
-            }
-            other => other,
-        }
+        self.reserve_all_within(held, inode, blocks, Claim::Map, reach)
     }
 
     /// How what lies behind a range is to move, and how many blocks the map takes for that.

@@ -221,7 +221,7 @@ impl FileSystem {
         let total = u64::from(holder.count) + blocks;
         // Its last leaf splits off one entry when it is full: the others stay almost full.
         let for_map = 2 * nodes_for(total, instance.extents_per_node() - 1);
-        let mut space = self.reserve_or_find(held, file, blocks + for_map, claim)?;
+        let mut space = self.reserve_all(held, file, blocks + for_map, claim)?;
         let mut map_space = space.take(for_map);
         let mut goal = match holder.runs.last() {
             Some((start, len)) => BlockNo(start.0 + u64::from(*len)),

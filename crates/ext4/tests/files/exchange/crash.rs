@@ -5,12 +5,10 @@ use pagefence_block_io::fault_device::random::Random as StateRandom;
 use pagefence_block_io::memory_device::MemoryDevice;
 use pagefence_ext4::FileSystem;
 use pagefence_lock_order::primitives::Arc;
-use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
-use pagefence_lock_order::primitives::thread::scope;
-use pagefence_vfs::{FileSystem as _, SetAttr, SetTime};
+use pagefence_vfs::FileSystem as _;
 
 use crate::shift::kit::{CASES, Case, State, mended, open, with_file};
-use crate::support::{Image, create, find, read_all, root, write_all};
+use crate::support::{Image, create, find, read_all, write_all};
 
 /// Outcomes by chance that are tried at each moment.
 const RANDOM_STATES: usize = 1;
@@ -127,24 +125,10 @@ fn cut(case: &Case, at: [usize; 2], len: usize) -> [usize; 3] {
     let first = fs.open(find(&fs, "file"), true).unwrap();
     let second = fs.open(find(&fs, "other"), true).unwrap();
     let begun = device.trace_position();
-    let is_over = AtomicBool::new(!case.has_log);
-    scope(|scope| {
-        // Commits at any moment, so that a handle does not get more than it asked for.
-        scope.spawn(|| {
-            let root_dir = fs.open_dir(fs.root()).unwrap();
-            while !is_over.load(Ordering::Relaxed) {
-                let change = SetAttr {
-                    modified: Some(SetTime::Now),
-                    ..SetAttr::default()
-                };
-                fs.set_attr(fs.root(), &change, &root()).unwrap();
-                fs.sync_dir(&root_dir).unwrap();
-            }
-        });
-        let bytes = |blocks: usize| (blocks * files.block) as u64;
+    let bytes = |blocks: usize| (blocks * files.block) as u64;
+    case.beside_commits(&fs, || {
         fs.exchange_range(&first, bytes(at[0]), &second, bytes(at[1]), bytes(len))
             .unwrap();
-        is_over.store(true, Ordering::Relaxed);
     });
     fs.sync_file(&first, false).unwrap();
     fs.sync_file(&second, false).unwrap();

@@ -3,12 +3,10 @@
 use pagefence_block_io::fault_device::FaultDevice;
 use pagefence_block_io::fault_device::random::Random as StateRandom;
 use pagefence_lock_order::primitives::Arc;
-use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
-use pagefence_lock_order::primitives::thread::scope;
-use pagefence_vfs::{FileSystem as _, SetAttr, SetTime};
+use pagefence_vfs::FileSystem as _;
 
 use super::kit::{Between, CASES, Case, mended, open, with_file};
-use crate::support::{Image, find, read_all, root};
+use crate::support::{Image, find, read_all};
 
 /// Outcomes by chance that are tried at each moment.
 const RANDOM_STATES: usize = 1;
@@ -23,23 +21,7 @@ fn cut(case: &Case, collapses: bool, first: usize, blocks: usize) -> [usize; 3] 
     let fs = open(device.clone());
     let file = fs.open(find(&fs, "file"), true).unwrap();
     let begun = device.trace_position();
-    let is_over = AtomicBool::new(!case.has_log);
-    scope(|scope| {
-        // Commits at any moment, so that a handle does not get more than it asked for.
-        scope.spawn(|| {
-            let root_dir = fs.open_dir(fs.root()).unwrap();
-            while !is_over.load(Ordering::Relaxed) {
-                let change = SetAttr {
-                    modified: Some(SetTime::Now),
-                    ..SetAttr::default()
-                };
-                fs.set_attr(fs.root(), &change, &root()).unwrap();
-                fs.sync_dir(&root_dir).unwrap();
-            }
-        });
-        between.change(&fs, &file).unwrap();
-        is_over.store(true, Ordering::Relaxed);
-    });
+    case.beside_commits(&fs, || between.change(&fs, &file).unwrap());
     fs.sync_file(&file, false).unwrap();
     drop(file);
     drop(fs);
