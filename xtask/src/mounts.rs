@@ -57,7 +57,7 @@ impl Drop for LoopDevice {
 pub(crate) struct KernelMount {
     directory: PathBuf,
     is_mounted: bool,
-    _device: LoopDevice,
+    device: LoopDevice,
 }
 
 impl KernelMount {
@@ -82,8 +82,13 @@ impl KernelMount {
         Ok(Self {
             directory: directory.to_owned(),
             is_mounted: true,
-            _device: device,
+            device,
         })
+    }
+
+    /// The loop device that is mounted.
+    pub(crate) fn device(&self) -> &Path {
+        &self.device.path
     }
 
     /// Takes it down; waits a little while it is busy.
