@@ -29,7 +29,7 @@ use crate::sparse;
 /// Arguments of `ranges`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Operations on each type of file system.
+    /// Operations on each type of file system with maps, and as many without.
     #[arg(long, default_value_t = 10_000)]
     operations: u64,
     /// Decides what is done.
@@ -64,22 +64,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let (mut operations, mut mismatches) = (0, 0);
     for kind in &arguments.types {
         for &block_size in &arguments.block_sizes {
-            let scratch = Scratch::new()?;
-            let pair = Pair::new(&scratch, &binary, kind, block_size)?;
-            let what = format!("{kind} {block_size}");
-            let mut done = Done::default();
-            match pair.try_all(arguments, &mut done)? {
-                None => println!("ok       {what}: {}", done.in_words()),
-                Some(difference) => {
-                    mismatches += 1;
-                    println!("DIFFERS  {what}, seed {}: {difference}", arguments.seed);
-                    println!(
-                        "         the images are kept in {}",
-                        scratch.keep().display()
-                    );
+            // Without maps nothing at all is let pass.
+            for has_maps in [true, false] {
+                let scratch = Scratch::new()?;
+                let pair = Pair::new(&scratch, &binary, (kind, block_size), has_maps)?;
+                let without = if has_maps { "" } else { " without maps" };
+                let what = format!("{kind} {block_size}{without}");
+                let mut done = Done::default();
+                match pair.try_all(arguments, &mut done)? {
+                    None => println!("ok       {what}: {}", done.in_words()),
+                    Some(difference) => {
+                        mismatches += 1;
+                        println!("DIFFERS  {what}, seed {}: {difference}", arguments.seed);
+                        let kept = scratch.keep();
+                        println!("         the images are kept in {}", kept.display());
+                    }
                 }
+                operations += done.operations;
             }
-            operations += done.operations;
         }
     }
     println!("ranges: {operations} operations, {mismatches} mismatches");
@@ -92,7 +94,7 @@ struct Done {
     operations: u64,
     refused: u64,
     sorts: BTreeMap<String, u64>,
-    /// Blocks that are unwritten in our file and zeros in the kernel's.
+    /// Blocks of zeros that one of them has more, of pages that were stored to.
     zeros: usize,
 }
 
@@ -114,7 +116,7 @@ impl Done {
             .map(|(sort, count)| format!("{sort} {count}"))
             .collect();
         format!(
-            "{} operations, {} of them refused by both: {}; {} blocks of zeros unwritten here only",
+            "{} operations, {} of them refused by both: {}; {} blocks of zeros in one of them only",
             self.operations,
             self.refused,
             sorts.join(", "),
@@ -164,7 +166,12 @@ impl Place {
 }
 
 impl Pair {
-    fn new(scratch: &Scratch, binary: &Path, kind: &str, block_size: u32) -> Result<Self> {
+    fn new(
+        scratch: &Scratch,
+        binary: &Path,
+        (kind, block_size): (&str, u32),
+        has_maps: bool,
+    ) -> Result<Self> {
         let (ours, kernels) = (
             Place::new(scratch, "ours")?,
             Place::new(scratch, "kernels")?,
@@ -183,6 +190,7 @@ impl Pair {
             scope: Scope {
                 block_size: u64::from(block_size),
                 has_extents: kind == "ext4",
+                has_maps,
             },
             ours,
             kernels,
@@ -290,13 +298,15 @@ impl Pair {
             )));
         }
         let size = self.scope.block_size;
-        let apart = match compare::states_apart(&self.ours.image, &self.kernels.image, size)? {
+        let images = (&self.ours.image, &self.kernels.image);
+        let apart = match compare::states_apart(images.0, images.1, size, self.scope.has_maps)? {
             Ok(apart) => apart,
             Err(difference) => return Ok(Some(difference)),
         };
         done.zeros += apart.len();
         let ours = compare::with_data(&found.ours, &apart, size, &found.sizes);
-        Ok(compare::different_map(&ours, &found.kernels))
+        let kernels = compare::with_data(&found.kernels, &apart, size, &found.sizes);
+        Ok(compare::different_map(&ours, &kernels))
     }
 
     /// Compares the bytes of what is mounted, and tells the maps.

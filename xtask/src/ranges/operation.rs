@@ -134,6 +134,8 @@ pub(crate) struct Scope {
     pub(crate) block_size: u64,
     /// Whether the kernel knows all modes for these files; it knows punch alone for block maps.
     pub(crate) has_extents: bool,
+    /// Whether files are mapped.
+    pub(crate) has_maps: bool,
 }
 
 impl Scope {
@@ -144,11 +146,12 @@ impl Scope {
         let what = match random.below(100) {
             0..18 => What::Write,
             18..24 => What::WriteDirect,
-            24..38 if size > 0 => What::Store,
-            38..43 if size > 0 => What::Load,
+            24..38 if size > 0 && self.has_maps => What::Store,
+            38..43 if size > 0 && self.has_maps => What::Load,
             43..52 => What::Read,
             52..59 => What::Truncate,
             59..62 => What::Unmap,
+            24..43 => What::Write,
             _ => What::Change(self.mode(random), way(random)),
         };
         let mut operation = Operation {
@@ -272,6 +275,7 @@ mod tests {
         let scope = Scope {
             block_size: 1024,
             has_extents: true,
+            has_maps: true,
         };
         for number in 1..20_000 {
             let sizes = [0, 1, 5000, MOST_BYTES];
@@ -300,6 +304,7 @@ mod tests {
         let scope = Scope {
             block_size: 4096,
             has_extents: false,
+            has_maps: false,
         };
         for number in 1..2000 {
             let operation = scope.draw(&mut random, number, &[9000; FILES]);
