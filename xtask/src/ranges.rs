@@ -71,7 +71,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
                 let without = if has_maps { "" } else { " without maps" };
                 let what = format!("{kind} {block_size}{without}");
                 let mut done = Done::default();
-                match pair.try_all(arguments, &mut done)? {
+                let tried = pair.try_all(arguments, &mut done);
+                match tried.unwrap_or_else(|error| Some(format!("{error:#}"))) {
                     None => println!("ok       {what}: {}", done.in_words()),
                     Some(difference) => {
                         mismatches += 1;

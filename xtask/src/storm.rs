@@ -12,7 +12,7 @@ mod stamps;
 mod tests;
 mod watch;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -50,8 +50,10 @@ pub(crate) struct Arguments {
 
 /// How long a round takes.
 const ROUND: Duration = Duration::from_secs(10);
-/// Bytes of a volume: less than what the files may grow to.
-const IMAGE_BYTES: u64 = 12 << 20;
+/// Bytes of a volume.
+const IMAGE_BYTES: u64 = 16 << 20;
+/// Bytes that are free in it when the storm begins: less than what the files grow to.
+const FREE_BYTES: u64 = 3 << 20;
 /// The page cache: less than the files hold.
 const CACHE_BYTES: u64 = 4 << 20;
 
@@ -124,6 +126,7 @@ impl Storm {
         let mut owns: Vec<_> = (0..self.threads)
             .map(|thread| Owns::new(thread, block_size))
             .collect();
+        Self::fill(image)?;
         let start = Instant::now();
         let mut round = 0;
         while round == 0 || start.elapsed() < self.length {
@@ -138,6 +141,15 @@ impl Storm {
     fn open(image: &Path) -> Result<Volume> {
         let options = Options::new().write(true).cache(CACHE_BYTES);
         Ok(Volume::open(image, options)?)
+    }
+
+    /// Leaves [`FREE_BYTES`].
+    fn fill(image: &Path) -> Result<()> {
+        let volume = Self::open(image)?;
+        let taken = volume.usage()?.free.saturating_sub(FREE_BYTES);
+        let bytes = vec![0x5a; usize::try_from(taken)?];
+        volume.write("/ballast", bytes)?;
+        Ok(volume.close()?)
     }
 
     fn round(
@@ -281,7 +293,7 @@ fn short(kind: Kind, block_size: u32, scratch: &Scratch) -> Result<u64> {
         round: Duration::from_secs(1),
     };
     let watch = Watch::new(storm.threads);
-    let image: PathBuf = scratch.join("storm.img");
+    let image = scratch.join("storm.img");
     storm.rage(&image, &watch)?;
     Ok(watch.table().1)
 }
