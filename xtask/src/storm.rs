@@ -52,8 +52,8 @@ pub(crate) struct Arguments {
 const ROUND: Duration = Duration::from_secs(10);
 /// Bytes of a volume.
 const IMAGE_BYTES: u64 = 16 << 20;
-/// Bytes that are free in it when the storm begins: less than what the files grow to.
-const FREE_BYTES: u64 = 3 << 20;
+/// Blocks that are free in it when the storm begins: less than what the files grow to.
+const FREE_BLOCKS: u64 = 768;
 /// The page cache: less than the files hold.
 const CACHE_BYTES: u64 = 4 << 20;
 
@@ -126,7 +126,7 @@ impl Storm {
         let mut owns: Vec<_> = (0..self.threads)
             .map(|thread| Owns::new(thread, block_size))
             .collect();
-        Self::fill(image)?;
+        self.fill(image)?;
         let start = Instant::now();
         let mut round = 0;
         while round == 0 || start.elapsed() < self.length {
@@ -143,10 +143,13 @@ impl Storm {
         Ok(Volume::open(image, options)?)
     }
 
-    /// Leaves [`FREE_BYTES`].
-    fn fill(image: &Path) -> Result<()> {
+    /// Leaves [`FREE_BLOCKS`].
+    fn fill(&self, image: &Path) -> Result<()> {
         let volume = Self::open(image)?;
-        let taken = volume.usage()?.free.saturating_sub(FREE_BYTES);
+        let taken = volume
+            .usage()?
+            .free
+            .saturating_sub(FREE_BLOCKS * u64::from(self.block_size));
         let bytes = vec![0x5a; usize::try_from(taken)?];
         volume.write("/ballast", bytes)?;
         Ok(volume.close()?)

@@ -271,14 +271,10 @@ impl Owns {
             },
             "read" => {
                 let mut found = vec![0xee; length as usize];
-                file.read_at(offset, &mut found)
-                    .map(|count| found.truncate(count))
-                    .and_then(|()| {
-                        own.file = Some(file);
-                        Ok(found)
-                    })
-                    .map_err(text)
-                    .and_then(|found| own.differs(offset, &found, length as usize))?;
+                let read = file.read_at(offset, &mut found);
+                own.file = Some(file);
+                found.truncate(read.map_err(text)?);
+                own.differs(offset, &found, length as usize)?;
                 return Ok(Came::Done);
             }
             _ => {
