@@ -193,7 +193,14 @@ impl Storm {
                 Err(panic) => std::panic::resume_unwind(panic),
             })
         });
-        outcome?;
+        outcome.map_err(|error| {
+            let of_threads = owns.iter().flat_map(Owns::complaints);
+            let all: Vec<_> = shared.complaints().into_iter().chain(of_threads).collect();
+            match all.is_empty() {
+                true => error,
+                false => error.context(format!("fsync says: {}", all.join("; "))),
+            }
+        })?;
         shared.check().map_err(|error| anyhow!(error))?;
         for own in &mut *owns {
             own.compare()

@@ -138,7 +138,7 @@ impl Shared {
             "s allocate" => outcome(file.allocate(offset, length)),
             "s truncate" => clearing(first, MOST_BLOCKS - first, &|| file.set_len(offset)),
             "s migrate" => outcome(migrate(file, actor.random)),
-            _ => outcome(file.sync_data()),
+            _ => file.sync_data().map(|()| Came::Done).map_err(text),
         };
         actor.end(sort, came.map_err(|error| format!("{what}: {error}"))?);
         Ok(())
@@ -208,7 +208,7 @@ impl Shared {
             )),
             "m truncate" => outcome(file.set_len(offset)),
             "m migrate" => outcome(migrate(file, actor.random)),
-            _ => outcome(file.sync_all()),
+            _ => file.sync_all().map(|()| Came::Done).map_err(text),
         };
         actor.end(sort, came.map_err(|error| format!("{what}: {error}"))?);
         Ok(())
@@ -243,6 +243,14 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// What fsync says of each file: why its data could not be written.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        let staying = self.staying.iter().map(|(file, _)| file);
+        let all = staying.chain(&self.moving);
+        all.filter_map(|file| file.sync_all().err().map(text))
+            .collect()
     }
 
     /// What the files of a volume hold that has been opened again.
