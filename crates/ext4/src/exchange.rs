@@ -101,7 +101,8 @@ impl FileSystem {
         if Arc::ptr_eq(&file.inode, &donor.inode) {
             return Err(Error::InvalidArgument);
         }
-        let block = u64::from(self.instance.superblock.block_size());
+        let superblock = &self.instance.superblock;
+        let unit = u64::from(superblock.block_size()) * u64::from(superblock.blocks_per_cluster());
         let mut done = 0;
         while done < length {
             let moved = self.locked(files, |held| {
@@ -114,7 +115,7 @@ impl FileSystem {
                 // As Linux: what lies behind the end of either file is left out.
                 let mut left = (length - done).min(MOVE_BYTES);
                 for (file, offset) in files.iter().zip(offsets) {
-                    let end = file.inode.core.size().next_multiple_of(block);
+                    let end = file.inode.core.size().next_multiple_of(unit);
                     left = left.min(end.saturating_sub(offset));
                 }
                 if left == 0 {
