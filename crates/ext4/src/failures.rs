@@ -3,6 +3,7 @@
 
 mod damage;
 mod device;
+mod exchange;
 mod extents;
 mod mapped;
 mod shift;
@@ -117,6 +118,12 @@ pub(crate) fn punch(fs: &FileSystem, file: &File, range: Range<u64>) -> Result<(
 pub(crate) fn extents(fs: &FileSystem, id: InodeId) -> Vec<ExtentInfo> {
     let found = fs.extents(id, 0, u64::MAX, usize::MAX);
     found.expect("it can be read")
+}
+
+/// Blocks that nobody has, nor was promised.
+pub(crate) fn unreserved(fs: &FileSystem) -> u64 {
+    let live = fs.instance.live().expect("it is written to");
+    live.allocator.counts().blocks_unreserved
 }
 
 /// Where on the device the block is that holds byte `offset`.
