@@ -120,12 +120,6 @@ pub(crate) fn extents(fs: &FileSystem, id: InodeId) -> Vec<ExtentInfo> {
     found.expect("it can be read")
 }
 
-/// Blocks that nobody has, nor was promised.
-pub(crate) fn unreserved(fs: &FileSystem) -> u64 {
-    let live = fs.instance.live().expect("it is written to");
-    live.allocator.counts().blocks_unreserved
-}
-
 /// Where on the device the block is that holds byte `offset`.
 pub(crate) fn place(fs: &FileSystem, id: InodeId, offset: u64) -> Range<u64> {
     let within =

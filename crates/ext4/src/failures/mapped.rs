@@ -13,7 +13,7 @@ use pagefence_vfs::{Error, ExtentState, FileSystem as _, InodeId, WriteMode};
 
 use super::{
     BLOCK, create, drop_cache, extents, formatted, formatted_with, inode, open, punch, read,
-    set_size, unreserved, wait_for, write,
+    set_size, wait_for, write,
 };
 use crate::backing::FileData;
 use crate::failures::device::TestDevice;
@@ -27,6 +27,11 @@ const PAGES: u64 = 64;
 fn map(fs: &FileSystem, id: InodeId) -> Space {
     let mapping = inode(fs, id).mapping(&fs.instance, &fs.cache);
     Space::shared(&mapping, 0..PAGES)
+}
+
+pub(super) fn unreserved(fs: &FileSystem) -> u64 {
+    let live = fs.instance.live().expect("it is written to");
+    live.allocator.counts().blocks_unreserved
 }
 
 /// Takes every block that is left.
