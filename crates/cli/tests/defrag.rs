@@ -6,11 +6,12 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Bench, can_mount};
 use pagefence_fuse_front::ioctl::{extents, fallocate};
 use pagefence_fuse_front::move_extents::{Donor, donate, move_extents};
+use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
+use pagefence_lock_order::primitives::thread::scope;
 use rustix::fs::{FallocateFlags, IFlags};
 
 const PIECE: u64 = 16 << 10;
@@ -140,7 +141,7 @@ fn a_file_moves_while_it_is_read_and_written() {
         rustix::fs::fallocate(&donor, FallocateFlags::empty(), 0, length).expect("room");
         let named = donate(&donor).expect("it is open for writing");
         let is_over = AtomicBool::new(false);
-        let last = std::thread::scope(|scope| {
+        let last = scope(|scope| {
             let writer = scope.spawn(|| {
                 let mut rounds = vec![0; blocks as usize];
                 let mut at = 0;

@@ -101,8 +101,7 @@ impl FileSystem {
         if Arc::ptr_eq(&file.inode, &donor.inode) {
             return Err(Error::InvalidArgument);
         }
-        let superblock = &self.instance.superblock;
-        let unit = u64::from(superblock.block_size()) * u64::from(superblock.blocks_per_cluster());
+        let block = u64::from(self.instance.superblock.block_size());
         let mut done = 0;
         while done < length {
             let moved = self.locked(files, |held| {
@@ -115,7 +114,7 @@ impl FileSystem {
                 // As Linux: what lies behind the end of either file is left out.
                 let mut left = (length - done).min(MOVE_BYTES);
                 for (file, offset) in files.iter().zip(offsets) {
-                    let end = file.inode.core.size().next_multiple_of(unit);
+                    let end = file.inode.core.size().next_multiple_of(block);
                     left = left.min(end.saturating_sub(offset));
                 }
                 if left == 0 {

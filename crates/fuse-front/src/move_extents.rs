@@ -19,7 +19,7 @@
 //! | at | size | field | |
 //! |---|---|---|---|
 //! | 0 | 24 | donor | in: what `DONATE` answered |
-//! | 24 | 8 | offset | in: bytes, in the file; a multiple of the block (cluster) size |
+//! | 24 | 8 | offset | in: bytes, in the file; a multiple of the block size |
 //! | 32 | 8 | donor offset | in: bytes, in the donor; as well |
 //! | 40 | 8 | length | in: bytes, not 0; as well |
 //! | 48 | 8 | moved | out: bytes from `offset` on that are done |
