@@ -1,6 +1,7 @@
 //! The files that belong to one thread: every operation is held against the model of a file, byte by
 //! byte.
 
+use std::collections::VecDeque;
 use std::io::ErrorKind;
 
 use pagefence::{File, MapFormat, OpenOptions, Result as PagefenceResult, Volume};
@@ -13,12 +14,16 @@ use crate::random::Random;
 const MOST_BYTES: u64 = 1 << 20;
 /// Most bytes that an operation is about.
 const MOST_RANGE: u64 = 128 << 10;
+/// Operations on a file that are told if the next one fails.
+const TRAIL: usize = 24;
 
 /// A file, and what it should hold.
 struct Own {
     path: String,
     file: Option<File>,
     model: Bytes,
+    /// What was done to it of late, in words.
+    trail: VecDeque<String>,
 }
 
 /// The files of a thread.
@@ -117,6 +122,7 @@ impl Owns {
             path: format!("/own-{thread}-{number}"),
             file: None,
             model: Bytes::new(block_size as u32),
+            trail: VecDeque::new(),
         };
         Self {
             thread,
@@ -200,7 +206,20 @@ impl Owns {
             }
             _ => self.on_one(number, sort, (offset, length), random),
         };
-        let came = came.map_err(|error| format!("operation {}, {what}: {error}", self.tag))?;
+        let came = came.map_err(|error| {
+            let trail = self.files[number].trail.iter();
+            let before: Vec<_> = trail.map(String::as_str).collect();
+            let before = before.join("; ");
+            format!("operation {}, {what}: {error}; before: {before}", self.tag)
+        })?;
+        for (other, own) in self.files.iter_mut().enumerate() {
+            if other == number || sort == "exchange" {
+                own.trail.push_back(format!("{what}: {came:?}"));
+                if own.trail.len() > TRAIL {
+                    own.trail.pop_front();
+                }
+            }
+        }
         watch.end(self.thread, sort, came);
         Ok(())
     }
