@@ -184,7 +184,6 @@ impl<B: Backing> Mapping<B> {
             let (rank, held) = held.descend(self.number());
             return (Section::Mutant { _rank: rank }, held);
         }
-
         #[cfg(test)]
         if match filler {
             Filler::Read => self.shared().mutants.read_unlocked,
