@@ -4,6 +4,7 @@
 mod damage;
 mod device;
 mod extents;
+mod holes;
 mod mapped;
 mod shift;
 mod space;

@@ -26,6 +26,7 @@ struct Rule {
 struct State {
     rules: Vec<Rule>,
     held: usize,
+    held_ever: usize,
     failed: usize,
 }
 
@@ -87,10 +88,22 @@ impl TestDevice {
         self.changed.notify_all();
     }
 
+    /// Forgets the rules that were made for exactly `bytes`; what is held goes on.
+    pub(crate) fn let_go(&self, bytes: &Range<u64>) {
+        let mut state = self.state.lock();
+        state.rules.retain(|rule| rule.bytes != *bytes);
+        self.changed.notify_all();
+    }
+
     /// Forgets all rules; what is held goes on.
     pub(crate) fn heal(&self) {
         self.state.lock().rules.clear();
         self.changed.notify_all();
+    }
+
+    /// How often a call was held, or held again.
+    pub(crate) fn held_ever(&self) -> usize {
+        self.state.lock().held_ever
     }
 
     /// What it holds.
@@ -124,6 +137,7 @@ impl TestDevice {
                 }
                 Some(Fate::IsHeld) => {
                     state.held += 1;
+                    state.held_ever += 1;
                     self.changed.notify_all();
                     self.changed.wait(&mut state);
                     state.held -= 1;
