@@ -27,7 +27,9 @@
 //! - *No writeback spans two maps.* It holds its lock from looking blocks up until they are mapped
 //!   (RACES B7).
 //! - *What is promised stays promised.* What delayed blocks take of the new map is reserved in the
-//!   same section, before anything changes.
+//!   same section, before anything changes. That a hole becomes delayed meanwhile, or was when the
+//!   old map was read, changes nothing in that map: only its being given a place does. None of them
+//!   is on its way to one in that section: who brings it there holds the lock of writeback.
 
 mod holder;
 mod new_map;

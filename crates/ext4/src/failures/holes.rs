@@ -8,8 +8,8 @@ use pagefence_block_io::device::Operation;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, thread};
-use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_page_cache::WaitFor;
+use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_vfs::{ExtentState, FallocateMode, FileSystem as _, InodeId};
 
 use super::{
@@ -84,7 +84,8 @@ fn stores_while_space_is_put_in_keep_theirs() {
     });
     space.check();
     let file = fs.open(id, true).expect("it opens");
-    fs.sync_file(&file, false).expect("what is dirty has its space");
+    fs.sync_file(&file, false)
+        .expect("what is dirty has its space");
     assert!(unreserved(&fs) <= before - 29);
     drop_cache(&fs);
     for page in stored {
@@ -175,7 +176,8 @@ fn stores_against_space(device: &Arc<TestDevice>) {
             let syncer = scope.spawn(|| {
                 let file = fs.open(id, true).expect("it opens");
                 while !is_stored.load(Ordering::Acquire) {
-                    fs.sync_file(&file, false).expect("what is dirty has its space");
+                    fs.sync_file(&file, false)
+                        .expect("what is dirty has its space");
                 }
             });
             allocate(&fs, &file, 0..64 * BLOCK);

@@ -10,7 +10,8 @@ use pagefence_vfs::{Error, FallocateMode, FileSystem as _};
 
 use super::device::TestDevice;
 use super::{
-    BLOCK, create, drop_cache, find, formatted, inode, number, open, place, punch, read, wait_for, write,
+    BLOCK, create, drop_cache, find, formatted, inode, number, open, place, punch, read, wait_for,
+    write,
 };
 use crate::file_write::note_change;
 use crate::filesystem::FileSystem;

@@ -8,6 +8,7 @@
 )]
 
 mod crash;
+mod damaged_directories;
 mod exchange;
 mod full;
 #[path = "../images/common/kernel.rs"]
