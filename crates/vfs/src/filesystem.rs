@@ -445,8 +445,8 @@ pub trait FileSystem: Send + Sync + 'static {
         Err(Error::ReadOnly)
     }
 
-    /// Gives a file's blocks another kind of map; they stay where they are, and readers and writers
-    /// go on meanwhile. Does nothing if the file has such a map already.
+    /// Gives the blocks of a file, a directory or a link another kind of map; they stay where they are,
+    /// and readers and writers of a file go on meanwhile. Does nothing if the file has such a map already.
     ///
     /// # Errors
     /// `Again` if blocks were mapped meanwhile, and the file is as before; `Unsupported` if such a

@@ -16,6 +16,7 @@ mod kernel;
 mod maps;
 mod migrate;
 mod migrate_crash;
+mod migrate_dirs;
 mod order;
 mod races;
 mod ranges;
