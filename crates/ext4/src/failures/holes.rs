@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use pagefence_block_io::MemoryDevice;
 use pagefence_block_io::device::Operation;
+use pagefence_ext4_format::GroupNo;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, thread};
@@ -13,7 +14,7 @@ use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_vfs::{ExtentState, FallocateMode, FileSystem as _, InodeId};
 
 use super::{
-    BLOCK, create, drop_cache, extents, formatted, inode, open, place, punch, read, set_size,
+    BLOCK, create, drop_cache, extents, find, formatted, inode, open, place, punch, read, set_size,
     wait_for, write,
 };
 use crate::backing::FileData;
@@ -144,6 +145,54 @@ fn space_is_put_in_behind_what_is_being_written() {
     let found = extents(&fs, id);
     let written = found.iter().find(at_store).map(|extent| extent.state);
     assert_eq!(written, Some(ExtentState::Written));
+    drop((space, file));
+    fs.shut_down().expect("nothing fails");
+}
+
+/// From the look at a hole until it has its blocks nobody makes it dirty.
+#[test]
+fn stores_wait_while_space_is_put_in() {
+    let device = formatted();
+    {
+        let fs = open(&device);
+        let id = create(&fs, "file");
+        set_size(&fs, id, PAGES * BLOCK).expect("it grows");
+        fs.shut_down().expect("nothing fails");
+    }
+    let fs = open(&device);
+    let id = find(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    let space = map(&fs, id);
+    let group = fs.instance.group_desc(GroupNo(0)).expect("it is sound");
+    let bitmap = group.block_bitmap().0 * BLOCK;
+    let (is_done, is_stored) = (AtomicBool::new(false), AtomicBool::new(false));
+    // Blocks are chosen inside the fence, and this is the first time.
+    device.hold(Operation::Read, bitmap..bitmap + BLOCK);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            allocate(&fs, &file, 0..30 * BLOCK);
+            is_done.store(true, Ordering::Release);
+        });
+        device.wait_held();
+        scope.spawn(|| {
+            space.store(3 * BLOCK, &[7; 20]).expect("stored");
+            is_stored.store(true, Ordering::Release);
+        });
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let is_early = is_stored.load(Ordering::Acquire) || is_done.load(Ordering::Acquire);
+        device.heal();
+        assert!(!is_early, "it waits");
+        wait_for("both", || {
+            is_stored.load(Ordering::Acquire) && is_done.load(Ordering::Acquire)
+        });
+    });
+    space.check();
+    fs.sync_file(&file, false).expect("nothing fails");
+    drop_cache(&fs);
+    let bytes = read(&fs, &file, 3 * BLOCK..3 * BLOCK + 40).expect("read");
+    assert_eq!(bytes, [vec![7; 20], vec![0; 20]].concat());
+    let covered: u64 = extents(&fs, id).iter().map(|extent| extent.length).sum();
+    assert_eq!(covered, 30 * BLOCK, "all of it has blocks");
     drop((space, file));
     fs.shut_down().expect("nothing fails");
 }
