@@ -26,7 +26,8 @@ struct Rule {
 struct State {
     rules: Vec<Rule>,
     held: usize,
-    held_ever: usize,
+    /// How often a call was held, in all.
+    holds: usize,
     failed: usize,
 }
 
@@ -73,6 +74,22 @@ impl TestDevice {
         }
     }
 
+    /// Lets what is held go on, holds what touches `bytes` from now on instead, and waits until a
+    /// call is held for that.
+    pub(crate) fn hold_next(&self, operation: Operation, bytes: Range<u64>) {
+        let mut state = self.state.lock();
+        let before = state.holds;
+        state.rules = vec![Rule {
+            operation,
+            bytes,
+            fate: Fate::IsHeld,
+        }];
+        self.changed.notify_all();
+        while state.holds == before {
+            self.changed.wait(&mut state);
+        }
+    }
+
     /// Makes what is held fail, and what touches its bytes from now on.
     pub(crate) fn fail_held(&self) {
         for rule in &mut self.state.lock().rules {
@@ -101,9 +118,9 @@ impl TestDevice {
         self.changed.notify_all();
     }
 
-    /// How often a call was held, or held again.
-    pub(crate) fn held_ever(&self) -> usize {
-        self.state.lock().held_ever
+    /// How often a call was held, in all.
+    pub(crate) fn holds(&self) -> usize {
+        self.state.lock().holds
     }
 
     /// What it holds.
@@ -137,7 +154,7 @@ impl TestDevice {
                 }
                 Some(Fate::IsHeld) => {
                     state.held += 1;
-                    state.held_ever += 1;
+                    state.holds += 1;
                     self.changed.notify_all();
                     self.changed.wait(&mut state);
                     state.held -= 1;

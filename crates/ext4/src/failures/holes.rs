@@ -117,7 +117,7 @@ fn space_is_put_in_behind_what_is_being_written() {
         });
         device.wait_held();
         space.store(3 * BLOCK, &[7; 20]).expect("stored");
-        let held_before = device.held_ever();
+        let holds_before = device.holds();
         for elsewhere in [0..held.start, held.end..u64::MAX] {
             device.hold(Operation::Write, elsewhere);
         }
@@ -126,7 +126,7 @@ fn space_is_put_in_behind_what_is_being_written() {
             let mut held = Held::at_entry();
             mapping.write_back(&mut held, 3 * BLOCK..4 * BLOCK, WaitFor::All)
         });
-        wait_for("the second write", || device.held_ever() > held_before);
+        wait_for("the second write", || device.holds() > holds_before);
         device.let_go(&held);
         std::thread::sleep(std::time::Duration::from_millis(100));
         let is_early = is_done.load(Ordering::Acquire);
