@@ -5,6 +5,7 @@ mod damage;
 mod device;
 mod exchange;
 mod extents;
+mod holes;
 mod mapped;
 mod shift;
 mod space;

@@ -6,7 +6,9 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{PAGE_SIZE, WaitFor};
-use pagefence_vfs::{Error, FileSystem as _, Result, WriteMode, without_privileges};
+use pagefence_vfs::{
+    Copy, Error, FileSystem as _, Result, WriteMode, copy_in_pieces, without_privileges,
+};
 
 use crate::change::set_xattr::XattrChange;
 use crate::clock;
@@ -16,8 +18,6 @@ use crate::setattr::Attributes;
 
 /// The attribute that gives a program capabilities.
 const CAPABILITY: &[u8] = b"security.capability";
-/// Bytes copied from file to file at a time.
-const COPY_BYTES: usize = 1 << 20;
 
 impl FileSystem {
     /// See [`pagefence_vfs::FileSystem::write`]. Takes the inode lock exclusively, and below it what
@@ -152,38 +152,17 @@ impl FileSystem {
         mode: WriteMode,
     ) -> Result<u64> {
         self.instance.live()?;
-        let left = from.inode.core.size().saturating_sub(from_offset);
-        let length = length.min(left);
-        let distance = from_offset.abs_diff(to_offset);
-        if Arc::ptr_eq(&from.inode, &to.inode) && distance < length {
-            return Err(Error::InvalidArgument);
-        }
-        let piece = usize::try_from(length).unwrap_or(COPY_BYTES);
-        let mut buffer = vec![0; piece.min(COPY_BYTES)];
-        let mut done = 0;
-        while done < length {
-            let want = usize::try_from(length - done).unwrap_or(COPY_BYTES);
-            let want = want.min(COPY_BYTES);
-            let step = self
-                .read(from, from_offset + done, &mut buffer[..want])
-                .and_then(|read| {
-                    let data = &buffer[..read];
-                    self.write_file(to, to_offset + done, data, mode)
-                        .map(|written| (read, written))
-                });
-            match step {
-                Ok((_, 0)) => break,
-                Ok((read, written)) => {
-                    done += written as u64;
-                    if written < read {
-                        break;
-                    }
-                }
-                Err(_) if done > 0 => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(done)
+        let copy = Copy {
+            offsets: [from_offset, to_offset],
+            length,
+            size: from.inode.core.size(),
+            is_same: Arc::ptr_eq(&from.inode, &to.inode),
+        };
+        copy_in_pieces(
+            &copy,
+            |at, buffer| self.read(from, at, buffer),
+            |at, data| self.write_file(to, at, data, mode),
+        )
     }
 }
 

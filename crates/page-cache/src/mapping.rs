@@ -107,6 +107,16 @@ impl<B: Backing> Mapping<B> {
         self.pages.count()
     }
 
+    /// Where the first page begins that is in the cache and ends behind byte `offset`: what lies
+    /// before it is nowhere but in the backing, unless somebody reads it just now.
+    #[must_use]
+    pub fn next_cached(&self, offset: u64) -> Option<u64> {
+        let mut found = Vec::with_capacity(1);
+        self.pages
+            .gather(offset / PAGE_BYTES..u64::MAX, 1, &mut found);
+        found.first().map(|folio| folio.index * PAGE_BYTES)
+    }
+
     /// The invalidate lock (S1.1), for queries of the block map that want neither fillers nor
     /// the inode lock (U6): held shared, blocks stay. To take blocks away, [`Mapping::fence`].
     #[must_use]

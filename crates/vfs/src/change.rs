@@ -82,6 +82,8 @@ bitflags! {
         const NO_REPLACE = 1;
         /// The two change places.
         const EXCHANGE = 2;
+        /// A directory that grows may take what is kept back for root.
+        const USE_RESERVE = 4;
     }
 
     /// How a write is done.

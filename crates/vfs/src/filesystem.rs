@@ -233,12 +233,13 @@ pub trait FileSystem: Send + Sync + 'static {
         Err(Error::ReadOnly)
     }
 
-    /// Gives an inode that is no directory one more name. The entry counts as one lookup.
+    /// Gives an inode that is no directory one more name. The entry counts as one lookup. Of `who`
+    /// it matters only whether what is kept back for root may be taken.
     ///
     /// # Errors
     /// As [`Self::create`]; `NotPermitted` for a directory.
-    fn link(&self, id: InodeId, parent: InodeId, name: &[u8]) -> Result<Entry> {
-        let _ = (id, parent, name);
+    fn link(&self, id: InodeId, parent: InodeId, name: &[u8], who: &Credentials) -> Result<Entry> {
+        let _ = (id, parent, name, who);
         Err(Error::ReadOnly)
     }
 
@@ -444,8 +445,8 @@ pub trait FileSystem: Send + Sync + 'static {
         Err(Error::ReadOnly)
     }
 
-    /// Gives a file's blocks another kind of map; they stay where they are, and readers and writers
-    /// go on meanwhile. Does nothing if the file has such a map already.
+    /// Gives the blocks of a file, a directory or a link another kind of map; they stay where they are,
+    /// and readers and writers of a file go on meanwhile. Does nothing if the file has such a map already.
     ///
     /// # Errors
     /// `Again` if blocks were mapped meanwhile, and the file is as before; `Unsupported` if such a

@@ -104,10 +104,22 @@ impl TestDevice {
         self.changed.notify_all();
     }
 
+    /// Forgets the rules that were made for exactly `bytes`; what is held goes on.
+    pub(crate) fn let_go(&self, bytes: &Range<u64>) {
+        let mut state = self.state.lock();
+        state.rules.retain(|rule| rule.bytes != *bytes);
+        self.changed.notify_all();
+    }
+
     /// Forgets all rules; what is held goes on.
     pub(crate) fn heal(&self) {
         self.state.lock().rules.clear();
         self.changed.notify_all();
+    }
+
+    /// How often a call was held, in all.
+    pub(crate) fn holds(&self) -> usize {
+        self.state.lock().holds
     }
 
     /// What it holds.

@@ -230,7 +230,7 @@ impl FileSystem for MemoryFs {
         tree.give(made.id)
     }
 
-    fn link(&self, id: InodeId, parent: InodeId, name: &[u8]) -> Result<Entry> {
+    fn link(&self, id: InodeId, parent: InodeId, name: &[u8], _: &Credentials) -> Result<Entry> {
         let mut tree = self.shared.tree.lock();
         if tree.directory(parent)?.entries.contains_key(name) {
             return Err(Error::Exists);
