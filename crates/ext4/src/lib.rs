@@ -38,6 +38,7 @@ mod delalloc;
 mod delete_inode;
 mod dir;
 mod dir_lock;
+mod direct;
 mod disk_inode;
 mod error;
 mod exchange;

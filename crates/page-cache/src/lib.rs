@@ -86,6 +86,7 @@
 
 pub mod backing;
 mod cache;
+mod direct;
 mod dirty;
 mod error_cursor;
 mod fault;
@@ -112,7 +113,7 @@ mod write;
 mod write_batch;
 mod writeback;
 
-pub use backing::{Backing, PAGE_SIZE, Segment, WriteBacking};
+pub use backing::{Backing, DirectBacking, PAGE_SIZE, Segment, WriteBacking};
 pub use cache::{Config, PageCache, Usage};
 pub use error_cursor::ErrorCursor;
 pub use fault::{FaultError, FaultKind};
