@@ -176,16 +176,14 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         &self,
         _: &Request,
         _: INodeNo,
-        handle: FileHandle,
+        file: FileHandle,
         offset: u64,
         size: u32,
         flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.reading("read", || {
-            self.read_file(handle, offset, size, flags, reply)
-        });
+        self.reading("read", || self.read_file(file, offset, size, flags, reply));
     }
 
     fn lseek(
