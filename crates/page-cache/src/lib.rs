@@ -34,7 +34,7 @@
 //! | fault, store | none | shared, from the lookup until mapped | – | of the page, from its reservation until it is mapped | as a read |
 //! | write | the caller's, exclusive | shared, from the lookup until dirty; exclusive if it leaves a gap behind the end | – | of a chunk of pages, ascending, waited for | exclusive, to insert |
 //! | direct write | the caller's, shared or exclusive | shared, from the lock of its pages until its blocks are mapped; exclusive after some tries, or if it leaves a gap | shared, before, to write what is dirty | of a chunk of pages, ascending, waited for, until its blocks are mapped | exclusive, to insert, replace and remove |
-| writeback, gathering | any or none | any or none | shared | the first waited for, the others tried | shared, to look up |
+//! | writeback, gathering | any or none | any or none | shared | the first waited for, the others tried | shared, to look up |
 //! | writeback, writing | any or none | any or none | shared | *none*; the pages are under writeback | – |
 //! | writeback, its end | any or none | any or none | shared | *none* | – |
 //! | fence, evict | the caller's | exclusive, until the blocks are changed | – | tried, then waited for; writeback is waited for under it | exclusive, to remove |
@@ -59,7 +59,7 @@
 //! | **readahead** | as above | as above | as above | invalidate lock over the window (S1.3) | page lock, tried |
 //! | **write** | as above | inode lock | page lock: dirty and size are set under it; dirtied while being written, a page is written again | invalidate lock: a page becomes dirty, and its space is reserved, in one section (S3.2, S3.3) | page lock; dirty before it is given up (K9) |
 //! | **direct write** | its pages are locked and in the index until its blocks are mapped: who wants them waits, and looks again | inode lock | dirty pages are written before; under the page lock none is dirty or being written | inode lock; invalidate lock | its pages have no frame |
-| **writeback** | as above | as above | one writer a page: the mark is set under the page lock, and is waited for with no page gathered | the mark: evict waits for it under the page lock (P7, S4.16); inside the fence nothing becomes dirty but its edges | the mark, which stays until the blocks are mapped |
+//! | **writeback** | as above | as above | one writer a page: the mark is set under the page lock, and is waited for with no page gathered | the mark: evict waits for it under the page lock (P7, S4.16); inside the fence nothing becomes dirty but its edges | the mark, which stays until the blocks are mapped |
 //! | **fault, load** | as a missing read; the page lock until it is mapped | loads see what a cached read sees | both only read | page lock: mapped before the invalidator looks, or it finds no page, or the new size (S4.1, S4.5) | page lock, tried; unmapped under it |
 //! | **fault, store** | as above | page lock; either makes it dirty | write-protected under the page lock before it is clean: the next store asks again | invalidate lock: space, dirty and mapped are one section (S3.2) | dirty under the page lock |
 //! | **fence** | invalidate lock | invalidate lock | as above | invalidate lock | page lock, then "still in the index?" |
