@@ -171,7 +171,9 @@ impl<B: DirectBacking> Mapping<B> {
         let written = usize::try_from(end.saturating_sub(offset)).expect("inside a chunk");
         outcome.map_err(Failed::Write)?;
         debug_assert!(written > 0, "nothing was written, and no error");
-        self.backing().grow(&mut held, end);
+        if end > size {
+            self.backing().grow(&mut held, end);
+        }
         Ok(Chunk::Written(written))
     }
 
