@@ -3,6 +3,7 @@
 
 mod damage;
 mod device;
+mod exchange;
 mod extents;
 mod mapped;
 mod shift;

@@ -45,4 +45,7 @@ pub(crate) struct Mutants {
     pub(crate) direct_unfenced: bool,
     /// A direct write leaves the pages that were cached in the cache (RACES B18).
     pub(crate) direct_keeps_cached: bool,
+    /// Who exchanges blocks leaves out the fence of the file with this number (RACES 3.11): its
+    /// pages are filled whoever fences it.
+    pub(crate) unfenced: Option<u64>,
 }

@@ -27,6 +27,8 @@ mod shuttle;
 #[cfg(shuttle)]
 mod shuttle_direct;
 #[cfg(shuttle)]
+mod shuttle_exchange;
+#[cfg(shuttle)]
 mod shuttle_faults;
 #[cfg(shuttle)]
 mod shuttle_writes;
