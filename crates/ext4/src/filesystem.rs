@@ -324,6 +324,10 @@ impl pagefence_vfs::FileSystem for FileSystem {
         }
     }
 
+    fn read_direct(&self, file: &File, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        self.read_file_direct(file, offset, buffer)
+    }
+
     fn seek(&self, file: &File, offset: u64, whence: Whence) -> Result<u64> {
         self.seek_run(&file.inode, offset, whence)
     }

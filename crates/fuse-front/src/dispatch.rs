@@ -176,14 +176,14 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         &self,
         _: &Request,
         _: INodeNo,
-        handle: FileHandle,
+        file: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.reading("read", || self.read_file(handle, offset, size, reply));
+        self.reading("read", || self.read_file(file, offset, size, flags, reply));
     }
 
     fn lseek(
@@ -473,13 +473,13 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         offset: u64,
         data: &[u8],
         flags: WriteFlags,
-        _: OpenFlags,
+        open_flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         self.changing(
             "write",
-            || answer!(reply, self.write_file(request, node, handle, offset, data, flags) => |written| reply.written(written)),
+            || answer!(reply, self.write_file(request, (node, handle), offset, data, flags, open_flags) => |written| reply.written(written)),
         );
     }
 

@@ -53,6 +53,8 @@ pub(crate) enum Filler {
     Read,
     Readahead,
     Write,
+    /// It fills nothing: its pages are in the cache while they must not be filled.
+    Direct,
     Fault,
 }
 
@@ -199,6 +201,7 @@ impl<B: Backing> Mapping<B> {
             Filler::Read => self.shared().mutants.read_unlocked,
             Filler::Readahead => self.shared().mutants.readahead_unlocked,
             Filler::Fault => self.shared().mutants.fault_unlocked,
+            Filler::Direct => self.shared().mutants.direct_unfenced,
             Filler::Write => false,
         } {
             let (rank, held) = held.descend(self.number());

@@ -43,7 +43,7 @@ use crate::mapping::{Filler, LARGEST, Mapping, PAGE_BYTES};
 use crate::write_batch::{Mask, blocks_touched};
 
 /// Pages written under one hold of the locks, at most: 1 MiB.
-const CHUNK_PAGES: u64 = 256;
+pub(crate) const CHUNK_PAGES: u64 = 256;
 
 /// Bytes copied from a source at a time: as many as are written under one hold of the locks.
 const BOUNCE_BYTES: usize = 256 * PAGE_SIZE;
@@ -144,19 +144,10 @@ impl<B: WriteBacking> Mapping<B> {
             };
             let error = match failed {
                 Failed::Reserve(error) => {
-                    if self.give_back_unwritten(held) {
-                        continue;
+                    match self.look_for_space(held, error, &mut tries, &mut limit) {
+                        None => continue,
+                        Some(error) => error,
                     }
-                    if tries < ROOM_TRIES && self.backing().make_room(held, &error) {
-                        tries += 1;
-                        continue;
-                    }
-                    if limit > 1 {
-                        // There may be space for less.
-                        limit /= 2;
-                        continue;
-                    }
-                    error
                 }
                 Failed::Read(error) => error,
             };
@@ -167,6 +158,30 @@ impl<B: WriteBacking> Mapping<B> {
             };
         }
         Ok(at - range.start)
+    }
+
+    /// No space was found for `limit` pages: has some made, in the first `tries`, or says to write
+    /// less. The error, if nothing is left to be done. With no page locked.
+    pub(crate) fn look_for_space(
+        &self,
+        held: &mut Held<'_, Inode>,
+        error: B::Error,
+        tries: &mut u32,
+        limit: &mut u64,
+    ) -> Option<B::Error> {
+        if self.give_back_unwritten(held) {
+            return None;
+        }
+        if *tries < ROOM_TRIES && self.backing().make_room(held, &error) {
+            *tries += 1;
+            return None;
+        }
+        if *limit > 1 {
+            // There may be space for less.
+            *limit /= 2;
+            return None;
+        }
+        Some(error)
     }
 
     /// As [`Self::write`], of `len` bytes that `source` copies into the buffers it is given, one
@@ -255,7 +270,7 @@ impl<B: WriteBacking> Mapping<B> {
     /// Makes what the last page has past the end of the file, which is `size`, zeros: it may have been
     /// stored to, and is about to be inside. Whoever stores to it from now on has to ask, and the
     /// invalidate lock, held exclusively, keeps them waiting until the file is longer.
-    fn zero_stores_past_end(&self, held: &mut Held<'_, Invalidate>, size: u64) {
+    pub(crate) fn zero_stores_past_end(&self, held: &mut Held<'_, Invalidate>, size: u64) {
         #[cfg(test)]
         if self.shared().mutants.tail_unprotected {
             return;

@@ -101,6 +101,10 @@ bitflags! {
         const WRITEBACK = 16;
         /// What is kept back for root may be taken.
         const USE_RESERVE = 32;
+        /// To the device, past the cache of the file system, where that can be done (O_DIRECT):
+        /// offset and length are whole blocks, and the file is nothing special. Elsewhere through
+        /// the cache and then to the device. Advice: a file system may have nothing past its cache.
+        const DIRECT = 64;
     }
 
     /// What fallocate does to a range; nothing set: blocks for it, and the size grows.

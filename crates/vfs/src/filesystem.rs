@@ -153,6 +153,16 @@ pub trait FileSystem: Send + Sync + 'static {
     /// `Io`, `Corrupt`.
     fn read(&self, file: &Self::File, offset: u64, buffer: &mut [u8]) -> Result<usize>;
 
+    /// As [`Self::read`], past the cache of the file system, where that can be done (O_DIRECT): what
+    /// is dirty of the range is written to the device, and the bytes are read from there. `buffer` is
+    /// not memory that a mapping of this file system backs.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; `Io` also if what is dirty can't be written.
+    fn read_direct(&self, file: &Self::File, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        self.read(file, offset, buffer)
+    }
+
     /// The next data or hole at or after `offset`.
     ///
     /// # Errors
