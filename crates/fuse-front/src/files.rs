@@ -22,21 +22,25 @@ const COPY_BYTES_MAX: u64 = 1 << 30;
 /// Memory that is kept for reads to come, at most this many pieces.
 const SPARE_BUFFERS: usize = 4;
 
-/// Where reads put their bytes: memory of the last ones, each of at most [`REQUEST_BYTES`]. Shared,
-/// as few threads read at once and each that ever read would keep a piece.
+/// What a device may want its memory aligned to, for direct reads to come straight to it.
+const ALIGNMENT: usize = 4096;
+
+/// Where reads put their bytes: memory of the last ones, each of at most [`REQUEST_BYTES`] and
+/// [`ALIGNMENT`]. Shared, as few threads read at once and each that ever read would keep a piece.
 ///
 /// Locks: a leaf, held to take a piece out or put one in.
 #[derive(Debug, Default)]
 pub(crate) struct ReadBuffers(Mutex<Vec<Vec<u8>>>);
 
 impl ReadBuffers {
-    /// Calls `read` with `size` bytes of memory, of whatever contents.
+    /// Calls `read` with `size` bytes of aligned memory, of whatever contents.
     fn with<R>(&self, size: usize, read: impl FnOnce(&mut [u8]) -> R) -> R {
         let mut buffer = self.0.lock().pop().unwrap_or_default();
-        if buffer.len() < size {
-            buffer.resize(size, 0);
+        if buffer.len() < size + ALIGNMENT {
+            buffer.resize(size + ALIGNMENT, 0);
         }
-        let done = read(&mut buffer[..size]);
+        let start = buffer.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+        let done = read(&mut buffer[start..start + size]);
         let mut spares = self.0.lock();
         if spares.len() < SPARE_BUFFERS {
             spares.push(buffer);
