@@ -119,7 +119,7 @@ impl TestDevice {
 
     /// How often a call was held, in all.
     pub(crate) fn holds(&self) -> usize {
-        self.state.lock().holds
+        self.state.lock().held_ever
     }
 
     /// What it holds.
