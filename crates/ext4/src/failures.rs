@@ -4,7 +4,9 @@
 mod damage;
 mod device;
 mod extents;
+mod fences;
 mod mapped;
+mod reuse;
 mod shift;
 mod space;
 mod sync;
@@ -18,7 +20,7 @@ use pagefence_block_io::{Device, MemoryDevice};
 use pagefence_ext4_format::InodeNo;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{
-    Credentials, ExtentInfo, FallocateMode, FileSystem as _, InodeId, New, NewKind, Result,
+    Credentials, Error, ExtentInfo, FallocateMode, FileSystem as _, InodeId, New, NewKind, Result,
     SetAttr, WriteMode,
 };
 
@@ -48,14 +50,22 @@ fn formatted_with(features: &str) -> Arc<TestDevice> {
 }
 
 pub(crate) fn open(device: &Arc<TestDevice>) -> FileSystem {
-    let options = MountOptions {
+    open_with(device, &options())
+}
+
+/// Written to, and committed only where somebody waits for it.
+fn options() -> MountOptions {
+    MountOptions {
         write: true,
         cache: Some(16 << 20),
         commit_interval: Some(Duration::from_secs(3600)),
         ..MountOptions::default()
-    };
+    }
+}
+
+fn open_with(device: &Arc<TestDevice>, options: &MountOptions) -> FileSystem {
     let device: Arc<dyn Device> = Arc::<TestDevice>::clone(device);
-    FileSystem::open(device, &options).expect("it opens")
+    FileSystem::open(device, options).expect("it opens")
 }
 
 fn root() -> Credentials {
@@ -127,6 +137,25 @@ pub(crate) fn place(fs: &FileSystem, id: InodeId, offset: u64) -> Range<u64> {
     let extent = found.iter().find(within).expect("it has a block");
     let start = extent.physical + (offset - extent.logical) / BLOCK * BLOCK;
     start..start + BLOCK
+}
+
+/// What a power cut leaves now, opened: all that was written to the device.
+fn after_power_cut(device: &TestDevice) -> FileSystem {
+    open(&Arc::new(TestDevice::new(device.memory().fork())))
+}
+
+/// Takes every block that is left.
+fn fill(fs: &FileSystem) {
+    let file = fs.open(create(fs, "filler"), true).expect("it opens");
+    let data = vec![0xF1; 256 << 10];
+    let mut offset = 0;
+    loop {
+        match fs.write(&file, offset, &data, WriteMode::empty()) {
+            Ok(written) => offset += written as u64,
+            Err(Error::NoSpace) => return,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
 }
 
 /// Takes the pages of a file out of the cache, which are clean: also those that whoever wrote them

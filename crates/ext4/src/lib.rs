@@ -72,6 +72,8 @@ mod new_inode;
 mod orphan;
 mod orphan_file;
 mod orphans;
+#[cfg(test)]
+mod probe;
 mod punch;
 mod read_dir;
 mod recovery;

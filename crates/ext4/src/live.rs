@@ -352,6 +352,8 @@ impl Instance {
     where
         levels::Handle: After<P>,
     {
+        #[cfg(test)]
+        self.probe.stop_before_transaction();
         let live = self.live()?;
         let reservation = live
             .allocator

@@ -248,5 +248,5 @@ impl FileSystem {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests;

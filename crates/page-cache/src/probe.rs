@@ -1,4 +1,4 @@
-//! For tests of what is built on the cache: where a fence stops for them, and what it leaves out.
+//! For tests of what is built on the cache: where it stops for them, and what its fences leave out.
 //!
 //! There is none of it but in this crate's tests and with the feature `mutants`, which nobody but
 //! other crates' tests asks for.
@@ -12,21 +12,25 @@ use crate::cache::PageCache;
 
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
-/// Where a fence stops.
+/// Where a fence stops, or who fills or reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// Nothing is done yet.
+    /// A fence is asked for, and nothing is done yet.
     BeforeLock,
-    /// K1: its pages are gone, the blocks are there.
+    /// K1: a fence's pages are gone, the blocks are there.
     PagesGone,
     /// K2: the blocks are gone, the lock is held.
     BlocksGone,
+    /// K3, a moment earlier: a filler knows which blocks it wants, and has no page yet.
+    LookedUp,
+    /// A read is about to touch its caller's memory.
+    Copying,
 }
 
-/// What tests do to the fences of a cache.
+/// What tests do to a cache.
 #[derive(Default)]
 pub(crate) struct Probe {
-    hook: Mutex<Option<(Stop, Hook)>>,
+    hooks: Mutex<Vec<(Stop, Hook)>>,
     unlocked_in: Mutex<Option<&'static str>>,
     flushes_early: AtomicBool,
     leaves_edges: AtomicBool,
@@ -40,8 +44,8 @@ impl std::fmt::Debug for Probe {
 
 impl Probe {
     pub(crate) fn stop(&self, at: Stop) {
-        let hook = self.hook.lock().clone();
-        if let Some((_, hook)) = hook.filter(|(stop, _)| *stop == at) {
+        let hooks = self.hooks.lock().clone();
+        for (_, hook) in hooks.iter().filter(|(stop, _)| *stop == at) {
             hook();
         }
     }
@@ -62,14 +66,15 @@ impl Probe {
 }
 
 impl PageCache {
-    /// Has `hook` run by each fence from now on, when it is at `stop`.
-    pub fn stop_fences(&self, stop: Stop, hook: impl Fn() + Send + Sync + 'static) {
-        *self.shared().probe.hook.lock() = Some((stop, Arc::new(hook)));
+    /// Has `hook` run by whoever comes to `stop` from now on.
+    pub fn stop_at(&self, stop: Stop, hook: impl Fn() + Send + Sync + 'static) {
+        let hook: Hook = Arc::new(hook);
+        self.shared().probe.hooks.lock().push((stop, hook));
     }
 
-    /// Fences run through again.
-    pub fn stop_no_fence(&self) {
-        *self.shared().probe.hook.lock() = None;
+    /// Everybody runs through again.
+    pub fn stop_nowhere(&self) {
+        self.shared().probe.hooks.lock().clear();
     }
 
     /// The mutant: fences that are asked for in a source file whose path ends with `file` are taken

@@ -9,10 +9,10 @@ use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, thread};
 use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_page_cache::{FaultError, WaitFor};
-use pagefence_vfs::{Error, ExtentState, FileSystem as _, InodeId, WriteMode};
+use pagefence_vfs::{ExtentState, FileSystem as _, InodeId};
 
 use super::{
-    BLOCK, create, drop_cache, extents, formatted, formatted_with, inode, open, punch, read,
+    BLOCK, create, drop_cache, extents, fill, formatted, formatted_with, inode, open, punch, read,
     set_size, wait_for, write,
 };
 use crate::backing::FileData;
@@ -32,20 +32,6 @@ fn map(fs: &FileSystem, id: InodeId) -> Space {
 fn unreserved(fs: &FileSystem) -> u64 {
     let live = fs.instance.live().expect("it is written to");
     live.allocator.counts().blocks_unreserved
-}
-
-/// Takes every block that is left.
-fn fill(fs: &FileSystem) {
-    let file = fs.open(create(fs, "filler"), true).expect("it opens");
-    let data = vec![0xF1; 256 << 10];
-    let mut offset = 0;
-    loop {
-        match fs.write(&file, offset, &data, WriteMode::empty()) {
-            Ok(written) => offset += written as u64,
-            Err(Error::NoSpace) => return,
-            Err(error) => panic!("{error:?}"),
-        }
-    }
 }
 
 #[test]

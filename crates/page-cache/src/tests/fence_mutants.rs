@@ -107,7 +107,7 @@ fn the_flush_inside_the_lock() {
             cache.flush_before_fences();
         }
         let (flushed, storing) = (Arc::clone(&mapping), Arc::clone(&space));
-        cache.stop_fences(Stop::BeforeLock, move || {
+        cache.stop_at(Stop::BeforeLock, move || {
             let (mapping, space) = (Arc::clone(&flushed), Arc::clone(&storing));
             let company = Task::start(move || {
                 sync(&mapping).expect("written");
@@ -120,7 +120,7 @@ fn the_flush_inside_the_lock() {
             let (mut fence, mut held) = mapping.fence(&mut entry, 0..8 * PAGE);
             let _evicted = fence.evict(&mut held, Evict::WriteFirst).expect("evicted");
         }
-        cache.stop_no_fence();
+        cache.stop_nowhere();
         let is_lost = read(&mapping, 3 * PAGE, 10) != Ok(vec![9; 10]);
         assert_eq!(is_lost, left_out);
     }
