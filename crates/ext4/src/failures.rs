@@ -40,10 +40,14 @@ pub(crate) fn formatted() -> Arc<TestDevice> {
 
 /// The same, with some features more or less.
 fn formatted_with(features: &str) -> Arc<TestDevice> {
+    formatted_as(Kind::Ext4, 4096, features)
+}
+
+fn formatted_as(kind: Kind, block_size: u32, features: &str) -> Arc<TestDevice> {
     let device = MemoryDevice::new(64 << 20);
-    let mut parameters = Parameters::new(Kind::Ext4);
+    let mut parameters = Parameters::new(kind);
     parameters.features.edit(features).expect("known features");
-    parameters.block_size = Some(4096);
+    parameters.block_size = Some(block_size);
     parameters.contents = Contents::Zeros;
     format(&device, &parameters, &Tree::new()).expect("a new file system");
     Arc::new(TestDevice::new(device))

@@ -5,14 +5,16 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicUsize, Ordering};
 use pagefence_lock_order::primitives::thread;
 use pagefence_page_cache::probe::Stop;
+use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_vfs::{FallocateMode, FileSystem as _, InodeId};
 
 use super::device::TestDevice;
 use super::{
-    BLOCK, after_power_cut, create, drop_cache, formatted, open, punch, read, set_size, wait_for,
-    write,
+    BLOCK, after_power_cut, create, drop_cache, formatted, formatted_as, open, punch, read,
+    set_size, wait_for, write,
 };
 use crate::filesystem::{File, FileSystem};
+use crate::mkfs::Kind;
 
 /// Blocks of each file.
 const BLOCKS: u64 = 16;
@@ -136,10 +138,10 @@ struct Halt {
 }
 
 impl Halt {
-    fn at(world: &World, stop: Stop) -> Arc<Self> {
+    fn at(fs: &FileSystem, stop: Stop) -> Arc<Self> {
         let halt = Arc::new(Self::default());
         let own = Arc::clone(&halt);
-        world.fs.cache.stop_at(stop, move || own.stop());
+        fs.cache.stop_at(stop, move || own.stop());
         halt
     }
 
@@ -169,8 +171,8 @@ fn is_overtaken(invalidator: Invalidator, left_out: bool) -> bool {
     if left_out {
         world.fs.cache.leave_out_fences(invalidator.source());
     }
-    let looked_up = Halt::at(&world, Stop::LookedUp);
-    let pages_gone = Halt::at(&world, Stop::PagesGone);
+    let looked_up = Halt::at(&world.fs, Stop::LookedUp);
+    let pages_gone = Halt::at(&world.fs, Stop::PagesGone);
     thread::scope(|scope| {
         let filler = scope.spawn(|| world.fill(WANTED));
         looked_up.wait();
@@ -196,9 +198,45 @@ fn only_with_its_fence(invalidator: Invalidator) {
     }
 }
 
+/// Of a truncate that makes the file longer. (One that makes it shorter sets the size before pages
+/// go, and who brings one in looks at that under the page lock: S4.5, T6.) A store that comes when
+/// what lies behind the end is zeros, and the size is what it was, marks no block as dirty that
+/// begins behind it.
 #[test]
 fn the_fence_of_truncate() {
-    only_with_its_fence(Truncate);
+    for left_out in [false, true] {
+        let device = formatted_as(Kind::Ext3, 1024, "");
+        let fs = open(&device);
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).expect("it opens");
+        write(&fs, &file, 0, &[1; 1000]);
+        fs.sync_file(&file, false).expect("it is written");
+        if left_out {
+            fs.cache.leave_out_fences(Truncate.source());
+        }
+        let space = AddressSpace::shared(&file.mapping, 0..1);
+        let halt = Halt::at(&fs, Stop::PagesGone);
+        thread::scope(|scope| {
+            scope.spawn(|| set_size(&fs, id, 4096).expect("it grows"));
+            halt.wait();
+            let store = scope.spawn(|| space.store(2048, &[5; 10]).expect("stored"));
+            let most = if left_out { 30_000 } else { 100 };
+            let start = std::time::Instant::now();
+            while !store.is_finished() && start.elapsed().as_millis() < most {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            let is_early = store.is_finished();
+            halt.lift();
+            assert_eq!(is_early, left_out);
+        });
+        fs.cache.stop_nowhere();
+        let stored = || read(&fs, &file, 2048..2058).expect("it can be read");
+        assert_eq!(stored(), [5; 10]);
+        drop(space);
+        fs.sync_file(&file, false).expect("it is written");
+        drop_cache(&fs);
+        assert_eq!(stored() != [5; 10], left_out, "it was there, and is lost");
+    }
 }
 
 #[test]
@@ -235,7 +273,7 @@ fn a_filler_waits_while_pages_or_blocks_are_gone() {
         .flat_map(|invalidator| [Stop::PagesGone, Stop::BlocksGone].map(|stop| (invalidator, stop)))
     {
         let world = World::new();
-        let halt = Halt::at(&world, stop);
+        let halt = Halt::at(&world.fs, stop);
         let filled = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| invalidator.run(&world));
