@@ -2,7 +2,7 @@
 //! data that was promised, and who is told.
 
 mod damage;
-mod device;
+pub(crate) mod device;
 mod extents;
 mod fences;
 mod mapped;
@@ -72,7 +72,7 @@ fn open_with(device: &Arc<TestDevice>, options: &MountOptions) -> FileSystem {
     FileSystem::open(device, options).expect("it opens")
 }
 
-fn root() -> Credentials {
+pub(crate) fn root() -> Credentials {
     Credentials {
         uid: 0,
         gid: 0,
@@ -90,7 +90,7 @@ pub(crate) fn create(fs: &FileSystem, name: &str) -> InodeId {
     made.expect("it is made").attr.id
 }
 
-fn find(fs: &FileSystem, name: &str) -> InodeId {
+pub(crate) fn find(fs: &FileSystem, name: &str) -> InodeId {
     let found = fs.lookup(fs.root(), name.as_bytes());
     found.expect("it is there").attr.id
 }

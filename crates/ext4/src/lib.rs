@@ -42,7 +42,7 @@ mod disk_inode;
 mod error;
 mod exchange;
 mod extents;
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
 mod failures;
 mod fallocate;
 mod file_write;
@@ -78,6 +78,8 @@ mod punch;
 mod read_dir;
 mod recovery;
 mod rename;
+#[cfg(all(test, shuttle))]
+mod schedules;
 mod seek;
 mod set_xattr;
 mod setattr;

@@ -94,7 +94,7 @@ impl TestDevice {
     }
 
     /// What it holds.
-    pub(super) fn memory(&self) -> &MemoryDevice {
+    pub(crate) fn memory(&self) -> &MemoryDevice {
         &self.memory
     }
 
