@@ -23,6 +23,8 @@ pub enum Stop {
     BlocksGone,
     /// K3, a moment earlier: a filler knows which blocks it wants, and has no page yet.
     LookedUp,
+    /// Space of blocks that have no page is about to be given back.
+    GivingBack,
     /// A read is about to touch its caller's memory.
     Copying,
 }

@@ -53,7 +53,6 @@ struct State {
     segment_hook: Option<Hook>,
     grow_hook: Option<Hook>,
     reserve_hook: Option<Hook>,
-    release_hook: Option<Hook>,
     size_hook: Option<Hook>,
     reads: Vec<Range<u64>>,
     /// Blocks that have no data yet, and space set aside.
@@ -270,11 +269,6 @@ impl Control {
     /// Runs `hook` when something was reserved next (K7).
     pub(super) fn on_reserve(&self, hook: impl FnOnce() + Send + 'static) {
         self.state().reserve_hook = Some(Box::new(hook));
-    }
-
-    /// Runs `hook` when space is given back next, and is not yet.
-    pub(super) fn on_release(&self, hook: impl FnOnce() + Send + 'static) {
-        self.state().release_hook = Some(Box::new(hook));
     }
 
     /// Runs `hook` when the size is asked for next.
@@ -507,10 +501,6 @@ impl WriteBacking for Device {
     }
 
     fn release(&self, _held: &mut Held<'_, PageLock>, range: Range<u64>) {
-        let hook = self.state().release_hook.take();
-        if let Some(hook) = hook {
-            hook();
-        }
         let mut state = self.state();
         let end = (state.blocks.len() * state.block_size) as u64;
         let released = state.blocks_of(&(range.start.min(end)..range.end.min(end)));

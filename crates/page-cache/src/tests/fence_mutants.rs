@@ -1,7 +1,7 @@
 //! Each protection of fences left out, and each second look at a page that was found: the oracles
 //! notice. With it: they don't.
 
-use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_lock_order::{Held, OrderedRwLock};
 
 use super::device::{Device, Failed, TestMapping};
@@ -73,16 +73,14 @@ fn the_lock_in_punching_delalloc() {
         mapping.backing().fail_writes(1);
         assert_eq!(sync(&mapping), Err(Failed));
         cache.shrink(u64::MAX);
-        let store = {
-            let space = Arc::clone(&space);
-            move || space.store(2 * PAGE, &[9; 10])
-        };
-        let (sender, receiver) = std::sync::mpsc::channel();
-        mapping.backing().on_release(move || {
-            let task = Task::start(store);
+        let task = Arc::new(Mutex::new(None));
+        let (started, storing) = (Arc::clone(&task), Arc::clone(&space));
+        cache.stop_at(Stop::GivingBack, move || {
+            let space = Arc::clone(&storing);
+            let store = Task::start(move || space.store(2 * PAGE, &[9; 10]));
             let most = if left_out { NEVER } else { SHORTLY };
-            assert_eq!(task.wait(most), left_out);
-            sender.send(task).expect("somebody waits");
+            assert_eq!(store.wait(most), left_out);
+            *started.lock() = Some(store);
         });
         let inode = OrderedRwLock::<pagefence_lock_order::levels::Inode, ()>::new(7, ());
         {
@@ -90,8 +88,8 @@ fn the_lock_in_punching_delalloc() {
             let (_lock, mut held) = inode.write(&mut entry);
             assert!(mapping.give_back_unwritten(&mut held));
         }
-        let stored = receiver.recv().expect("it was held").finish();
-        stored.expect("stored");
+        let store = task.lock().take().expect("it was held");
+        store.finish().expect("stored");
         assert_eq!(mapping.dirty_pages(), 1);
         sync(&mapping).expect("the test's device takes anything");
         assert_eq!(mapping.backing().violations() > 0, left_out);
