@@ -68,39 +68,36 @@ fn image() -> &'static [u8] {
     let place = tempfile::NamedTempFile::new().expect("a file");
     let path = place.path().to_owned();
     ::shuttle::check_random(
-            move || {
-                let memory = MemoryDevice::new(5 << 20);
-                let mut parameters = Parameters::new(Kind::Ext4);
-                parameters.block_size = Some(1024);
-                parameters.inodes = Some(32);
-                parameters.reserved_percent = 0;
-                parameters.contents = Contents::Zeros;
-                format(&memory, &parameters, &Tree::new()).expect("a new file system");
-                let device = Arc::new(TestDevice::new(memory));
-                let fs = open(&device);
-                for (name, tags) in [("file", TAGS), ("other", OTHER)] {
-                    let file = fs.open(create(&fs, name), true).expect("it opens");
-                    for (page, tag) in (0..).zip(tags) {
-                        put(&fs, &file, page * PAGE, &[tag; PAGE as usize]);
-                    }
+        move || {
+            let memory = MemoryDevice::new(5 << 20);
+            let mut parameters = Parameters::new(Kind::Ext4);
+            parameters.block_size = Some(1024);
+            parameters.inodes = Some(32);
+            parameters.reserved_percent = 0;
+            parameters.contents = Contents::Zeros;
+            format(&memory, &parameters, &Tree::new()).expect("a new file system");
+            let device = Arc::new(TestDevice::new(memory));
+            let fs = open(&device);
+            for (name, tags) in [("file", TAGS), ("other", OTHER)] {
+                let file = fs.open(create(&fs, name), true).expect("it opens");
+                for (page, tag) in (0..).zip(tags) {
+                    put(&fs, &file, page * PAGE, &[tag; PAGE as usize]);
                 }
-                create(&fs, "taker");
-                let filler = fs.open(create(&fs, "filler"), true).expect("it opens");
-                fs.sync().expect("it is written");
-                let free = fs.stat_fs().expect("it is known").blocks_available * 1024;
-                let rest = free - SPARE * PAGE;
-                let mode = FallocateMode::empty();
-                fs.allocate(&filler, 0, rest, mode).expect("there is room");
-                drop(filler);
-                fs.shut_down().expect("all is written");
-                sender
-                    .send(device.memory().to_vec())
-                    .expect("it is awaited");
-            },
-            1,
-        );
-        receiver.recv().expect("it is made")
-    })
+            }
+            create(&fs, "taker");
+            let filler = fs.open(create(&fs, "filler"), true).expect("it opens");
+            fs.sync().expect("it is written");
+            let free = fs.stat_fs().expect("it is known").blocks_available * 1024;
+            let rest = free - SPARE * PAGE;
+            let mode = FallocateMode::empty();
+            fs.allocate(&filler, 0, rest, mode).expect("there is room");
+            drop(filler);
+            fs.shut_down().expect("all is written");
+            std::fs::write(&path, device.memory().to_vec()).expect("written");
+        },
+        1,
+    );
+    std::fs::read(place.path()).expect("it was made").leak()
 }
 
 /// Opens it with a small cache and no thread but the journal's.
