@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
+use crate::defrag::DefragArguments;
 use crate::demo::DemoArguments;
 use crate::fallocate::FallocateArguments;
 use crate::info::InfoArguments;
@@ -41,6 +42,8 @@ pub(crate) enum Command {
     Truncate(TruncateArguments),
     /// Give a file's blocks another kind of map: extents, or blocks as in ext2 and ext3
     Migrate(MigrateArguments),
+    /// Move files on a mount to where they lie in one piece
+    Defrag(DefragArguments),
     /// Make a small image, mount it, show it, and clean up
     Demo(DemoArguments),
     /// Print completions for a shell

@@ -22,6 +22,7 @@
 
 mod arguments;
 mod completions;
+mod defrag;
 mod demo;
 mod fallocate;
 mod handoff;
@@ -84,6 +85,7 @@ where
         Command::Fallocate(arguments) => fallocate::run(&arguments),
         Command::Truncate(arguments) => truncate::run(&arguments),
         Command::Migrate(arguments) => migrate::run(&arguments),
+        Command::Defrag(arguments) => defrag::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Completions { shell } => completions::run(shell),
         Command::Man { directory } => man::run(&directory),

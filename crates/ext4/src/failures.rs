@@ -3,6 +3,7 @@
 
 mod damage;
 pub(crate) mod device;
+mod exchange;
 mod extents;
 mod fences;
 mod mapped;

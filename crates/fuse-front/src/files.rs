@@ -49,7 +49,7 @@ impl ReadBuffers {
 pub(crate) struct OpenFile<F: FileSystem> {
     file: F::File,
     /// It was opened for writing.
-    writes: bool,
+    pub(crate) writes: bool,
 }
 
 impl<F: FileSystem> std::ops::Deref for OpenFile<F> {

@@ -4,6 +4,11 @@
 //! and closing take one shard exclusively. Shards are chosen by inode number, so no counter is
 //! shared. The number holds shard, slot and how often the slot was used, so that a number of a
 //! closed handle finds nothing even if its slot is taken again.
+//!
+//! Numbers can be guessed. Who names a handle other than by a request on it shows a proof that goes
+//! with the number ([`Handles::proof`]), which only a request on that handle is told.
+
+use std::hash::{BuildHasher, RandomState};
 
 use pagefence_lock_order::primitives::{Arc, RwLock};
 
@@ -14,6 +19,8 @@ const SHARDS: usize = 1 << SHARD_BITS;
 /// Handles of one kind.
 pub(crate) struct Handles<T> {
     shards: Box<[RwLock<Shard<T>>]>,
+    /// A random key, made with the table: hashing with it (SipHash) is what proofs are.
+    key: RandomState,
 }
 
 struct Shard<T> {
@@ -37,7 +44,14 @@ impl<T> Handles<T> {
         };
         Self {
             shards: (0..SHARDS).map(|_| shard()).collect(),
+            key: RandomState::new(),
         }
+    }
+
+    /// What shows that whoever names handle `number` of inode number `inode` was told of it by the
+    /// table.
+    pub(crate) fn proof(&self, number: u64, inode: u64) -> u64 {
+        self.key.hash_one((number, inode))
     }
 
     /// Keeps `value`, and returns its number; `None` if 2^26 handles share the shard that
@@ -142,6 +156,21 @@ mod tests {
         assert!(handles.remove(old).is_none());
         assert_eq!(handles.get(new).as_deref(), Some(&2));
         assert!(handles.get(u64::MAX).is_none());
+    }
+
+    #[test]
+    fn a_proof_goes_with_one_handle_of_one_table() {
+        let (handles, others) = (Handles::<()>::new(), Handles::<()>::new());
+        let proof = handles.proof(7, 12);
+        assert_eq!(handles.proof(7, 12), proof);
+        for other in [
+            handles.proof(7, 13),
+            handles.proof(8, 12),
+            handles.proof(12, 7),
+            others.proof(7, 12),
+        ] {
+            assert_ne!(other, proof);
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! The ioctls that are answered, on files and directories.
 //!
 //! FUSE passes only ioctls whose number tells direction and size, and takes no lock. Answered are
-//! Linux's GETFLAGS, SETFLAGS, GETVERSION, FSGETXATTR, FSSETXATTR and FITRIM, and two of our own:
-//! [`EXTENTS`], which stands for FIEMAP (FUSE never passes FIEMAP on), and [`FALLOCATE`], which stands
-//! for fallocate(2), of which the kernel passes on some modes only. All numbers are in the byte order
-//! of the machine.
+//! Linux's GETFLAGS, SETFLAGS, GETVERSION, FSGETXATTR, FSSETXATTR and FITRIM, and some of our own:
+//! [`EXTENTS`], which stands for FIEMAP (FUSE never passes FIEMAP on), [`FALLOCATE`], which stands for
+//! fallocate(2), of which the kernel passes on some modes only, and those of [`crate::move_extents`],
+//! which move a file's data to other blocks. All numbers are in the byte order of the machine.
 //!
 //! # `EXTENTS`: the extent map
 //!
@@ -49,20 +49,23 @@ use std::io;
 use std::os::fd::AsFd;
 
 use fuser::{Errno, FileHandle, INodeNo, Request};
-use pagefence_vfs::{Credentials, Error, ExtentInfo, ExtentState, FileSystem, Fsxattr, InodeId};
+use pagefence_vfs::{
+    Credentials, Error, ExtentInfo, ExtentState, FileKind, FileSystem, Fsxattr, InodeId,
+};
 
 use crate::dispatch::Dispatch;
 use crate::errno::errno;
+use crate::move_extents::{DONATE, MOVE_EXTENTS};
 
 /// `_IOC` of Linux (all architectures but alpha, mips, powerpc, sparc).
-const fn ioc(direction: u32, kind: u8, number: u8, size: u32) -> u32 {
+pub(crate) const fn ioc(direction: u32, kind: u8, number: u8, size: u32) -> u32 {
     assert!(size < 1 << 14, "the size has 14 bits");
     direction << 30 | size << 16 | (kind as u32) << 8 | number as u32
 }
 
 const WRITE: u32 = 1;
-const READ: u32 = 2;
-const READ_WRITE: u32 = 3;
+pub(crate) const READ: u32 = 2;
+pub(crate) const READ_WRITE: u32 = 3;
 
 const FS_IOC_GETFLAGS: u32 = ioc(READ, b'f', 1, 8);
 const FS_IOC32_GETFLAGS: u32 = ioc(READ, b'f', 1, 4);
@@ -111,6 +114,34 @@ pub fn fallocate(file: impl AsFd, mode: u32, offset: u64, length: u64) -> io::Re
     bytes[8..16].copy_from_slice(&length.to_ne_bytes());
     bytes[16..20].copy_from_slice(&mode.to_ne_bytes());
     pagefence_host_memory::fuse_ioctl(file, FALLOCATE, &mut bytes)
+}
+
+/// What a file of a mount that this crate serves has in the image, in ascending order, without holes:
+/// what was written and not synced yet is left out.
+///
+/// # Errors
+/// ENOTTY if the file is not on such a mount; EIO for an answer that makes no sense.
+pub fn extents(file: impl AsFd) -> io::Result<Vec<ExtentInfo>> {
+    let file = file.as_fd();
+    let mut all = Vec::new();
+    let mut offset = 0u64;
+    loop {
+        let mut bytes = vec![0; HEADER_BYTES + EXTENTS_AT_ONCE * EXTENT_BYTES];
+        bytes[..8].copy_from_slice(&offset.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&u64::MAX.to_ne_bytes());
+        pagefence_host_memory::fuse_ioctl(file, EXTENTS, &mut bytes)?;
+        let is_last = decode_extents(&bytes, &mut all).ok_or(rustix::io::Errno::IO)?;
+        let next = all
+            .last()
+            .map_or(0, |last| last.logical.saturating_add(last.length));
+        if is_last {
+            return Ok(all);
+        }
+        if next <= offset {
+            return Err(rustix::io::Errno::IO.into());
+        }
+        offset = next;
+    }
 }
 
 impl<F: FileSystem> Dispatch<F> {
@@ -194,9 +225,12 @@ impl<F: FileSystem> Dispatch<F> {
                 if word(input, 20)? != 0 {
                     return Err(Errno::EINVAL);
                 }
+                self.check_regular(id)?;
                 self.move_range(request, node, handle, offset, length, mode)?;
                 Vec::new()
             }
+            DONATE => self.donate(node, handle)?,
+            MOVE_EXTENTS => self.move_extents(node, handle, input)?,
             FITRIM => {
                 if self.credentials(request).uid != 0 {
                     return Err(Errno::EPERM);
@@ -214,6 +248,16 @@ impl<F: FileSystem> Dispatch<F> {
         };
         output.truncate(output_size as usize);
         Ok(output)
+    }
+
+    /// Handles of files and of directories are numbered apart: what works on an open file has to
+    /// know that the handle is one.
+    pub(crate) fn check_regular(&self, id: InodeId) -> Result<(), Errno> {
+        let attr = self.fs.attr(id).map_err(|error| errno(&error))?;
+        match attr.kind {
+            FileKind::Regular => Ok(()),
+            _ => Err(Errno::EBADF),
+        }
     }
 
     /// Flags are for the owner and root to set. Linux checks that itself, but not before 5.13.
@@ -234,12 +278,12 @@ impl<F: FileSystem> Dispatch<F> {
 pub(crate) fn changes(command: u32) -> bool {
     matches!(
         command,
-        FS_IOC_SETFLAGS | FS_IOC32_SETFLAGS | FS_IOC_FSSETXATTR | FITRIM | FALLOCATE
+        FS_IOC_SETFLAGS | FS_IOC32_SETFLAGS | FS_IOC_FSSETXATTR | FITRIM | FALLOCATE | MOVE_EXTENTS
     )
 }
 
 /// The eight bytes at `at`.
-fn field(input: &[u8], at: usize) -> Result<u64, Errno> {
+pub(crate) fn field(input: &[u8], at: usize) -> Result<u64, Errno> {
     let bytes = input.get(at..at + 8).ok_or(Errno::EINVAL)?;
     Ok(u64::from_ne_bytes(
         bytes.try_into().map_err(|_| Errno::EINVAL)?,
@@ -282,6 +326,27 @@ fn encode_extents(offset: u64, length: u64, found: &[ExtentInfo]) -> Vec<u8> {
     output
 }
 
+/// Puts the extents of an answer behind those in `all`. Whether it is the last answer; nothing if it
+/// makes no sense.
+fn decode_extents(bytes: &[u8], all: &mut Vec<ExtentInfo>) -> Option<bool> {
+    let count = word(bytes, 16).ok()? as usize;
+    let (extents, _) = bytes.get(HEADER_BYTES..)?.as_chunks::<EXTENT_BYTES>();
+    for extent in extents.get(..count)? {
+        all.push(ExtentInfo {
+            logical: field(extent, 0).ok()?,
+            physical: field(extent, 8).ok()?,
+            length: field(extent, 16).ok()?,
+            state: match word(extent, 24).ok()? {
+                0 => ExtentState::Written,
+                1 => ExtentState::Unwritten,
+                2 => ExtentState::Inline,
+                _ => return None,
+            },
+        });
+    }
+    Some(word(bytes, 20).ok()? & EXTENTS_LAST != 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,5 +380,10 @@ mod tests {
         assert_eq!(field(&more, 16).ok(), Some(510));
         assert_eq!(field(&more, HEADER_BYTES + 24).ok(), Some(1));
         assert!(field(&[0; 15], 8).is_err());
+        let mut found = Vec::new();
+        assert_eq!(decode_extents(&more, &mut found), Some(false));
+        assert_eq!(decode_extents(&all, &mut found), Some(true));
+        assert_eq!(found, [extent; 2 * EXTENTS_AT_ONCE]);
+        assert_eq!(decode_extents(&more[..HEADER_BYTES], &mut found), None);
     }
 }

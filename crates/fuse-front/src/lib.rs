@@ -33,6 +33,7 @@ mod invalidate;
 pub mod ioctl;
 mod lookups;
 pub mod mount;
+pub mod move_extents;
 mod namespace;
 mod nodes;
 mod privileges;

@@ -7,9 +7,11 @@
 //! - [`held`] proves by a token which level is held; a lock of a level can be taken only with a
 //!   token from a level above. Code that takes locks in a forbidden order does not compile.
 //! - [`pair`] takes two locks of one level in the order of their numbers, and one lock once.
+//! - [`forbidden`] shows what does not compile.
 //! - [`rank`] checks in debug builds what the types cannot carry: the order actually met at run
 //!   time, per thread.
 
+pub mod forbidden;
 pub mod held;
 pub mod levels;
 pub mod pair;

@@ -202,6 +202,12 @@ impl<B: Backing> Mapping<B> {
         Invalidate: After<P>,
     {
         #[cfg(test)]
+        if self.shared().mutants.unfenced == Some(self.number()) {
+            let (rank, held) = held.descend(self.number());
+            return (Section::Mutant { _rank: rank }, held);
+        }
+
+        #[cfg(test)]
         if match filler {
             Filler::Read => self.shared().mutants.read_unlocked,
             Filler::Readahead => self.shared().mutants.readahead_unlocked,

@@ -41,4 +41,7 @@ pub(crate) struct Mutants {
     pub(crate) tail_unprotected: bool,
     /// Punching delayed allocations takes the space of dirty blocks (S3.9).
     pub(crate) punch_takes_dirty: bool,
+    /// Who exchanges blocks leaves out the fence of the file with this number (RACES 3.11): its
+    /// pages are filled whoever fences it.
+    pub(crate) unfenced: Option<u64>,
 }

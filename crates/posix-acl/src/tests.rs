@@ -12,16 +12,30 @@ fn acl(entries: &[(AclTag, u8)]) -> Acl {
     Acl::new(entries.collect()).unwrap()
 }
 
-fn sample() -> Acl {
+/// A list with named entries, and with these permissions where a mode has its own.
+fn named([owner, mask, other]: [u8; 3]) -> Acl {
     acl(&[
-        (AclTag::UserObj, 7),
+        (AclTag::UserObj, owner),
         (AclTag::User(100), 6),
         (AclTag::User(101), 0),
         (AclTag::GroupObj, 4),
         (AclTag::Group(200), 6),
         (AclTag::Group(201), 1),
-        (AclTag::Mask, 5),
-        (AclTag::Other, 1),
+        (AclTag::Mask, mask),
+        (AclTag::Other, other),
+    ])
+}
+
+fn sample() -> Acl {
+    named([7, 5, 1])
+}
+
+/// A list that says what a mode says.
+fn plain([owner, group, other]: [u8; 3]) -> Acl {
+    acl(&[
+        (AclTag::UserObj, owner),
+        (AclTag::GroupObj, group),
+        (AclTag::Other, other),
     ])
 }
 
@@ -91,7 +105,7 @@ fn lists_that_are_not_valid() {
     let nobody = [UserObj, User(u32::MAX), GroupObj, Mask, Other];
     let entries = nobody.iter().map(|tag| AclEntry { tag: *tag, perm: 0 });
     assert_eq!(Acl::new(entries.collect()), Err(AclError::Id { at: 1 }));
-    acl(&[(UserObj, 0), (GroupObj, 0), (Other, 0)]);
+    plain([0; 3]);
     acl(&[(UserObj, 0), (GroupObj, 0), (Mask, 0), (Other, 0)]);
 }
 
@@ -202,53 +216,28 @@ proptest! {
 #[test]
 fn a_mode_goes_into_the_list() {
     let list = sample().with_mode(0o640);
-    let due = [
-        (AclTag::UserObj, 6),
-        (AclTag::User(100), 6),
-        (AclTag::User(101), 0),
-        (AclTag::GroupObj, 4),
-        (AclTag::Group(200), 6),
-        (AclTag::Group(201), 1),
-        (AclTag::Mask, 4),
-        (AclTag::Other, 0),
-    ];
-    assert_eq!(list, acl(&due));
+    assert_eq!(list, named([6, 4, 0]));
     assert_eq!(list.permissions(), 0o640);
-    let three = [
-        (AclTag::UserObj, 0),
-        (AclTag::GroupObj, 0),
-        (AclTag::Other, 0),
-    ];
-    let list = acl(&three).with_mode(0o107_421);
+    let list = plain([0; 3]).with_mode(0o107_421);
     assert_eq!(list.permissions(), 0o421, "without a mask the group's");
     assert!(list.is_mode_only());
     assert!(!sample().is_mode_only());
-    let mut masked = three.to_vec();
-    masked.insert(2, (AclTag::Mask, 7));
-    assert!(!acl(&masked).is_mode_only(), "a mask has to be kept");
-    assert_eq!(acl(&masked).permissions(), 0o070);
+    let masked = acl(&[
+        (AclTag::UserObj, 0),
+        (AclTag::GroupObj, 0),
+        (AclTag::Mask, 7),
+        (AclTag::Other, 0),
+    ]);
+    assert!(!masked.is_mode_only(), "a mask has to be kept");
+    assert_eq!(masked.permissions(), 0o070);
 }
 
 /// What a new file takes of its directory's default list: POSIX.1e, 23.3.3.
 #[test]
 fn a_new_file_gets_no_more_than_both_give() {
     let list = sample().inherited(0o666);
-    let due = [
-        (AclTag::UserObj, 6),
-        (AclTag::User(100), 6),
-        (AclTag::User(101), 0),
-        (AclTag::GroupObj, 4),
-        (AclTag::Group(200), 6),
-        (AclTag::Group(201), 1),
-        (AclTag::Mask, 4),
-        (AclTag::Other, 0),
-    ];
-    assert_eq!(list, acl(&due));
-    let three = acl(&[
-        (AclTag::UserObj, 7),
-        (AclTag::GroupObj, 5),
-        (AclTag::Other, 0),
-    ]);
+    assert_eq!(list, named([6, 4, 0]));
+    let three = plain([7, 5, 0]);
     assert_eq!(three.inherited(0o666).permissions(), 0o640);
     assert_eq!(three.inherited(0o777).permissions(), 0o750);
 }

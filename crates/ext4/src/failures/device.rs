@@ -26,6 +26,8 @@ struct Rule {
 struct State {
     rules: Vec<Rule>,
     held: usize,
+    /// How often a call was held, in all.
+    holds: usize,
     failed: usize,
 }
 
@@ -68,6 +70,22 @@ impl TestDevice {
     pub(crate) fn wait_held(&self) {
         let mut state = self.state.lock();
         while state.held == 0 {
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// Lets what is held go on, holds what touches `bytes` from now on instead, and waits until a
+    /// call is held for that.
+    pub(crate) fn hold_next(&self, operation: Operation, bytes: Range<u64>) {
+        let mut state = self.state.lock();
+        let before = state.holds;
+        state.rules = vec![Rule {
+            operation,
+            bytes,
+            fate: Fate::IsHeld,
+        }];
+        self.changed.notify_all();
+        while state.holds == before {
             self.changed.wait(&mut state);
         }
     }
@@ -125,6 +143,7 @@ impl TestDevice {
                 }
                 Some(Fate::IsHeld) => {
                     state.held += 1;
+                    state.holds += 1;
                     self.changed.notify_all();
                     self.changed.wait(&mut state);
                     state.held -= 1;

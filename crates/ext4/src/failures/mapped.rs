@@ -27,7 +27,7 @@ fn map(fs: &FileSystem, id: InodeId) -> Space {
     Space::shared(&mapping, 0..PAGES)
 }
 
-fn unreserved(fs: &FileSystem) -> u64 {
+pub(super) fn unreserved(fs: &FileSystem) -> u64 {
     let live = fs.instance.live().expect("it is written to");
     live.allocator.counts().blocks_unreserved
 }

@@ -23,6 +23,8 @@ mod races;
 #[cfg(shuttle)]
 mod shuttle;
 #[cfg(shuttle)]
+mod shuttle_exchange;
+#[cfg(shuttle)]
 mod shuttle_faults;
 #[cfg(shuttle)]
 mod shuttle_writes;

@@ -3,7 +3,7 @@
 use pagefence_block_io::fault_device::FaultDevice;
 use pagefence_block_io::fault_device::random::Random as StateRandom;
 use pagefence_block_io::memory_device::MemoryDevice;
-use pagefence_ext4::FileSystem;
+use pagefence_ext4::{File, FileSystem};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::FileSystem as _;
 
@@ -115,9 +115,15 @@ pub(super) fn read_both(fs: &FileSystem) -> [Vec<u8>; 2] {
     ["file", "other"].map(|name| read_all(fs, find(fs, name)))
 }
 
-/// Cuts the power at each moment of one exchange; how many states of each kind there were.
-fn cut(case: &Case, at: [usize; 2], len: usize) -> [usize; 3] {
-    let files = Files::new(case);
+/// Cuts the power at each moment of one change of the two files; how many states of each kind `judge`
+/// found. `what` is what it is.
+fn cut(
+    case: &Case,
+    files: &Files,
+    what: &str,
+    change: impl FnOnce(&FileSystem, &File, &File),
+    judge: impl Fn(&[Vec<u8>; 2]) -> Option<State>,
+) -> [usize; 3] {
     let device = Arc::new(FaultDevice::new(&files.image, 1));
     case.set_atomic(&device);
     device.start_trace();
@@ -125,11 +131,7 @@ fn cut(case: &Case, at: [usize; 2], len: usize) -> [usize; 3] {
     let first = fs.open(find(&fs, "file"), true).unwrap();
     let second = fs.open(find(&fs, "other"), true).unwrap();
     let begun = device.trace_position();
-    let bytes = |blocks: usize| (blocks * files.block) as u64;
-    case.beside_commits(&fs, || {
-        fs.exchange_range(&first, bytes(at[0]), &second, bytes(at[1]), bytes(len))
-            .unwrap();
-    });
+    case.beside_commits(&fs, || change(&fs, &first, &second));
     fs.sync_file(&first, false).unwrap();
     fs.sync_file(&second, false).unwrap();
     drop((first, second));
@@ -152,7 +154,7 @@ fn cut(case: &Case, at: [usize; 2], len: usize) -> [usize; 3] {
         outcomes.extend((0..RANDOM_STATES).map(|_| states.random(&mut random)));
         for outcome in outcomes {
             let image = states.image(&outcome);
-            let what = format!("{}, {at:?} {len}, {position}", case.name);
+            let what = format!("{}, {what}, {position}", case.name);
             tried += 1;
             let state = if case.has_log {
                 let image = Arc::new(image);
@@ -163,11 +165,11 @@ fn cut(case: &Case, at: [usize; 2], len: usize) -> [usize; 3] {
                 if tried % 4 == 0 {
                     Image::of(&image.to_vec()).assert_clean(&what);
                 }
-                files.judge(&found, at, len)
+                judge(&found)
             } else {
                 let image = mended(&image, &what);
                 let fs = image.open();
-                files.judge_mended(&read_both(&fs), at, len)
+                judge(&read_both(&fs))
             };
             match state {
                 Some(state) => counts[state as usize] += 1,
@@ -186,7 +188,16 @@ fn a_power_cut_during_an_exchange_leaves_a_documented_state() {
             ([3, 6], 11),
             ([40, 7], if case.has_log { 900 } else { 120 }),
         ] {
-            let counts = cut(case, at, len);
+            let files = Files::new(case);
+            let exchange = |fs: &FileSystem, first: &File, second: &File| {
+                let [at, other_at, len] = [at[0], at[1], len].map(|n| (n * files.block) as u64);
+                fs.exchange_range(first, at, second, other_at, len).unwrap();
+            };
+            let judge = |found: &[Vec<u8>; 2]| match case.has_log {
+                true => files.judge(found, at, len),
+                false => files.judge_mended(found, at, len),
+            };
+            let counts = cut(case, &files, &format!("{at:?} {len}"), exchange, judge);
             total
                 .iter_mut()
                 .zip(counts)
@@ -197,5 +208,47 @@ fn a_power_cut_during_an_exchange_leaves_a_documented_state() {
         assert!(before > 0 && after > 0, "{}: {total:?}", case.name);
         let is_split = case.name != "extents of 4k";
         assert!(between > 0 || !is_split, "{}: {total:?}", case.name);
+    }
+}
+
+/// Blocks of the ranges that move.
+const MOVED: usize = 150;
+
+#[test]
+fn a_power_cut_during_a_move_leaves_the_file_as_it_is() {
+    for case in CASES.iter().filter(|case| case.has_extents()) {
+        let files = Files::new(case);
+        let (at, other_at) = (7 * files.block, 10 * files.block);
+        let len = MOVED * files.block;
+        let moves = |fs: &FileSystem, file: &File, donor: &File| {
+            let (at, other_at, len) = (at as u64, other_at as u64, len as u64);
+            let moved = fs.move_blocks(file, at, donor, other_at, len).unwrap();
+            assert_eq!(moved, len);
+        };
+        let counts = cut(case, &files, "a move", moves, |found| {
+            let [file, donor] = found;
+            let [bytes, given] = &files.bytes;
+            let range = other_at..other_at + len;
+            let outside = |donor: &[u8]| [&donor[..range.start], &donor[range.end..]].concat();
+            if file != bytes || donor.len() != given.len() || outside(donor) != outside(given) {
+                return None;
+            }
+            // What it had, what was copied there, and zeros: each sector whole.
+            let (old, copied) = (&given[range.clone()], &bytes[at..at + len]);
+            let now = &donor[range.clone()];
+            let known = old.chunks(512).zip(copied.chunks(512));
+            let is_known = now.chunks(512).zip(known).all(|(now, (old, copied))| {
+                now == old || now == copied || now.iter().all(|byte| *byte == 0)
+            });
+            let state = if now == old {
+                State::Before
+            } else {
+                State::After
+            };
+            is_known.then_some(state)
+        });
+        println!("{}: {counts:?} states before, between, after", case.name);
+        let [before, _, after] = counts;
+        assert!(before > 0 && after > 0, "{}: {counts:?}", case.name);
     }
 }

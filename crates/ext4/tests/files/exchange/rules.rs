@@ -2,7 +2,7 @@
 
 use pagefence_ext4::{File, FileSystem};
 use pagefence_ext4_format::inode::InodeFlags;
-use pagefence_vfs::{Error, ExtentState, FallocateMode, FileSystem as _, InodeId};
+use pagefence_vfs::{Error, ExtentState, FallocateMode, FileSystem as _, InodeId, WriteMode};
 
 use crate::shift::runs_of;
 use crate::support::{Image, KINDS, create, find, read_all, root, set_size, write_all};
@@ -231,4 +231,76 @@ fn small_files_change_places_whole() {
         assert!(read_all(&fs, find(&fs, "file")) == due, "{options:?}");
         assert_eq!(read_all(&fs, find(&fs, "other")), b"before");
     }
+}
+
+/// Where no block is free, an exchange or a move that needs one for a map is refused, and nothing has
+/// happened; or it needs none, and goes well.
+#[test]
+fn on_a_full_disk_an_exchange_is_done_or_refused_as_a_whole() {
+    let mut outcomes = [0; 2];
+    for kind in &KINDS {
+        let options = [kind.options, &["-m", "0"]].concat();
+        let image = Image::new(&options, "12M");
+        let fs = image.open();
+        let block = fs.stat_fs().unwrap().block_size as usize;
+        let blocks = 900;
+        let (id, file) = made(&fs, "pieces", &[]);
+        let mut pieces = vec![0; blocks * block];
+        for at in (0..blocks).step_by(2) {
+            let piece = at * block..(at + 1) * block;
+            pieces[piece.clone()].fill(1 + (at % 251) as u8);
+            write_all(&fs, &file, piece.start as u64, &pieces[piece]);
+        }
+        set_size(&fs, id, pieces.len() as u64).unwrap();
+        let mut whole: Vec<u8> = (0..blocks * block)
+            .map(|at| 1 + (at / 7 % 255) as u8)
+            .collect();
+        let (other_id, other) = made(&fs, "whole", &whole);
+        fs.sync().unwrap();
+        let (_, filler) = made(&fs, "filler", &[]);
+        let mut offset = 0;
+        for size in [64 << 10, 1024] {
+            let data = vec![9; size];
+            while let Ok(done) = fs.write(&filler, offset, &data, WriteMode::USE_RESERVE) {
+                offset += done as u64;
+            }
+        }
+        fs.sync().unwrap();
+        // Ranges of many pieces that go to where there is one, at both ends and between.
+        for (at, other_at, len) in [(0, 0, blocks), (1, 500, 3), (301, 7, 590), (2, 2, 1)] {
+            let ([at, other_at], len) = ([at, other_at].map(|at| at * block), len * block);
+            let offsets = [at, other_at].map(|at| at as u64);
+            let done = fs.exchange_range(&file, offsets[0], &other, offsets[1], len as u64);
+            match done {
+                Ok(()) => {
+                    outcomes[0] += 1;
+                    pieces[at..at + len].swap_with_slice(&mut whole[other_at..other_at + len]);
+                }
+                Err(Error::NoSpace) => outcomes[1] += 1,
+                Err(error) => panic!("{}: {error:?}", kind.name),
+            }
+            assert!(read_all(&fs, id) == pieces, "{} {at} {len}", kind.name);
+            assert!(read_all(&fs, other_id) == whole, "{} {at} {len}", kind.name);
+        }
+        if kind.has_extents {
+            // What the donor held is overwritten, and no more.
+            match fs.move_blocks(&file, 0, &other, 0, (blocks * block) as u64) {
+                Ok(_) => outcomes[0] += 1,
+                Err(Error::NoSpace) => outcomes[1] += 1,
+                Err(error) => panic!("{}: {error:?}", kind.name),
+            }
+            assert!(read_all(&fs, id) == pieces, "{}, moved", kind.name);
+        }
+        drop((file, other, filler));
+        fs.shut_down().unwrap();
+        drop(fs);
+        image.assert_clean(kind.name);
+        let fs = image.open();
+        assert!(
+            read_all(&fs, find(&fs, "pieces")) == pieces,
+            "{}",
+            kind.name
+        );
+    }
+    assert!(outcomes.iter().all(|count| *count > 0), "{outcomes:?}");
 }

@@ -28,6 +28,10 @@ pub(crate) struct Case {
 }
 
 impl Case {
+    pub(crate) fn has_extents(&self) -> bool {
+        self.options.contains(&"ext4")
+    }
+
     /// What the device writes as a whole: without a log nothing helps against a block of metadata
     /// that tears.
     pub(crate) fn set_atomic(&self, device: &FaultDevice) {
