@@ -13,7 +13,6 @@ use std::time::Duration;
 use pagefence_block_io::device::Operation;
 use pagefence_block_io::{Device, MemoryDevice};
 use pagefence_lock_order::Held;
-use pagefence_lock_order::primitives::atomic::Ordering;
 use pagefence_lock_order::primitives::thread::{JoinHandle, spawn};
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_page_cache::simulated::AddressSpace;
@@ -496,23 +495,5 @@ fn shuttle_insert_without_its_fence_is_caught() {
 fn shuttle_exchange_without_its_fence_is_caught() {
     check_without(Exchange, |world| {
         world.fs.cache.leave_out_fences("ext4/src/exchange.rs")
-    });
-}
-
-#[test]
-#[should_panic(expected = "stale")]
-fn shuttle_a_flag_that_allocation_leaves_alone_is_caught() {
-    check_without(Migrate, |world| {
-        let core = &world.file.inode.core;
-        core.keeps_migrating.store(true, Ordering::Release);
-    });
-}
-
-#[test]
-#[should_panic(expected = "stale")]
-fn shuttle_reuse_before_the_commit_is_caught() {
-    check_without(Punch, |world| {
-        let live = world.fs.instance.live().expect("it is written to");
-        live.allocator.reuses_at_once.store(true, Ordering::Release);
     });
 }
