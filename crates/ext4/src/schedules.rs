@@ -45,7 +45,7 @@ const STORED: u8 = 31;
 const WRITTEN: u8 = 32;
 const FOREIGN: u8 = 0xF0;
 
-const SCHEDULES: usize = 500;
+const SCHEDULES: usize = 400;
 
 /// Who takes blocks away, moves them, or gives back space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
