@@ -3,6 +3,7 @@
 
 mod fio;
 pub(crate) mod prepare;
+mod ranges;
 mod systems;
 mod table;
 pub(crate) mod writes;
@@ -40,18 +41,20 @@ pub(crate) struct Arguments {
     /// More options for pagefence's mounts, separated by commas.
     #[arg(long, default_value = "")]
     options: String,
-    /// Only what reads, or only what writes.
+    /// Only what reads, only what writes, or only ranges that are punched under faults.
     #[arg(long)]
     only: Option<Only>,
 }
 
-/// A half of the measurements.
+/// A part of the measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Only {
     /// Mounting, walking, reading.
     Reads,
     /// Names and data that are written.
     Writes,
+    /// A long punch under faults, by pagefence alone.
+    Ranges,
 }
 
 /// How much is measured.
@@ -94,10 +97,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     if let Some(rounds) = arguments.rounds {
         (scale.rounds, scale.read_rounds, writes.rounds) = (rounds, rounds, rounds);
     }
-    let systems = Systems::new(
-        Server::Pagefence(pagefence_binary(arguments.binary.as_deref())?),
-        &arguments.options,
-    );
+    let server = Server::Pagefence(pagefence_binary(arguments.binary.as_deref())?);
+    let systems = Systems::new(server.clone(), &arguments.options);
     let scratch = match &arguments.directory {
         Some(directory) => Scratch::within(directory)?,
         None => Scratch::new()?,
@@ -114,11 +115,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         load()
     );
 
-    if arguments.only != Some(Only::Writes) {
+    let is_wanted = |part| arguments.only.is_none_or(|only| only == part);
+    if is_wanted(Only::Reads) {
         measure_reading(&systems, arguments, &scratch, &scale, &mut table)?;
     }
-    if arguments.only != Some(Only::Reads) {
+    if is_wanted(Only::Writes) {
         writes::measure(&systems, &scratch, &writes, &mut table).context("writing")?;
+    }
+    if is_wanted(Only::Ranges) {
+        ranges::measure(&server, &scratch, scale.read_rounds).context("punching")?;
     }
     println!("{}", table.render());
     println!("load at the end {}", load());

@@ -10,8 +10,10 @@ mod memory;
 mod mounts;
 mod mutants;
 mod random;
+mod ranges;
 mod scratch;
 mod sparse;
+mod storm;
 mod tidy;
 mod workloads;
 
@@ -30,6 +32,11 @@ enum Chore {
     /// Compare pagefence's mount of each image with the kernel's, name by name and byte by byte
     /// (root, loop devices, /dev/fuse).
     DiffWalk(diff_walk::Arguments),
+    /// Change ranges of files at random on pagefence's mount and on the kernel's; nothing may differ
+    /// (root, loop devices, /dev/fuse).
+    Ranges(ranges::Arguments),
+    /// Let threads loose on all that the library can do to files, under oracles.
+    Storm(storm::Arguments),
     /// Copy a tree into fresh images, by pagefence and by the kernel, and read each through the
     /// other (root, loop devices, /dev/fuse).
     CopyTree(copy_tree::Arguments),
@@ -60,6 +67,8 @@ fn main() -> ExitCode {
         Chore::Bench(arguments) => bench::run(&arguments),
         Chore::BenchWorker(arguments) => bench::writes::worker(&arguments),
         Chore::CopyTree(arguments) => copy_tree::run(&arguments),
+        Chore::Ranges(arguments) => ranges::run(&arguments),
+        Chore::Storm(arguments) => storm::run(&arguments),
         Chore::Kill(arguments) => kill::run(&arguments),
         Chore::KillWriter(arguments) => kill::writer(&arguments),
         Chore::Workloads(arguments) => workloads::run(&arguments),

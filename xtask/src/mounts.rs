@@ -57,7 +57,7 @@ impl Drop for LoopDevice {
 pub(crate) struct KernelMount {
     directory: PathBuf,
     is_mounted: bool,
-    _device: LoopDevice,
+    device: LoopDevice,
 }
 
 impl KernelMount {
@@ -82,8 +82,13 @@ impl KernelMount {
         Ok(Self {
             directory: directory.to_owned(),
             is_mounted: true,
-            _device: device,
+            device,
         })
+    }
+
+    /// The loop device that is mounted.
+    pub(crate) fn device(&self) -> &Path {
+        &self.device.path
     }
 
     /// Takes it down; waits a little while it is busy.
@@ -245,15 +250,24 @@ impl ServedMount {
         }
         match &self.server {
             Server::Pagefence(binary) => {
-                let output = command(binary, [Path::new("umount"), &self.directory])
-                    .output()
-                    .context("cannot run pagefence umount")?;
-                ensure!(
-                    output.status.success(),
-                    "pagefence umount failed ({}): {}",
-                    output.status,
-                    String::from_utf8_lossy(&output.stderr).trim()
-                );
+                let deadline = Instant::now() + BUSY_PATIENCE;
+                loop {
+                    let output = command(binary, [Path::new("umount"), &self.directory])
+                        .output()
+                        .context("cannot run pagefence umount")?;
+                    if output.status.success() {
+                        break;
+                    }
+                    // Others look at every mount of the machine now and then.
+                    let said = String::from_utf8_lossy(&output.stderr);
+                    ensure!(
+                        said.contains("is in use") && Instant::now() < deadline,
+                        "pagefence umount failed ({}): {}",
+                        output.status,
+                        said.trim()
+                    );
+                    std::thread::sleep(Duration::from_millis(100));
+                }
             }
             Server::Fuse2fs => unmount_patiently(&self.directory)?,
         }

@@ -14,6 +14,7 @@ use crate::command::run;
 #[derive(Debug)]
 pub(crate) struct Scratch {
     path: PathBuf,
+    is_kept: bool,
 }
 
 impl Scratch {
@@ -30,7 +31,16 @@ impl Scratch {
         let path = path
             .canonicalize()
             .with_context(|| format!("cannot find {}", path.display()))?;
-        Ok(Self { path })
+        Ok(Self {
+            path,
+            is_kept: false,
+        })
+    }
+
+    /// Leaves it where it is.
+    pub(crate) fn keep(mut self) -> PathBuf {
+        self.is_kept = true;
+        self.path.clone()
     }
 
     /// A path within.
@@ -48,6 +58,9 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
         if is_anything_mounted_in(&self.path) {
             eprintln!(
                 "warning: something is still mounted in {}; it is left there",

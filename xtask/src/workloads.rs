@@ -1,6 +1,8 @@
 //! `cargo xtask workloads`: programs that people use, on a mount by the real binary. After each the
 //! server is killed, the image recovered in three ways that must agree, and shown to e2fsck.
 
+mod fsx;
+
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -39,6 +41,10 @@ pub(crate) struct Arguments {
     /// Operations of fsx.
     #[arg(long, default_value_t = 4000)]
     fsx_operations: u32,
+    /// Runs fsx for so many minutes on each type, with every operation that it has and one seed
+    /// after the other, instead of once.
+    #[arg(long)]
+    minutes: Option<f64>,
     /// Decides what fsx does and what tar packs.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -80,7 +86,7 @@ const WORKLOADS: [(&str, Workload); 7] = [
     ("sqlite", sqlite),
     ("python", python),
     ("dpkg", dpkg),
-    ("fsx", fsx),
+    ("fsx", fsx::run),
     ("pjdfstest", pjdfstest),
 ];
 
@@ -531,21 +537,6 @@ fn tool(place: &Place<'_>, name: &str) -> Result<String, Outcome> {
         Some(text) if path.is_file() => Ok(text.to_owned()),
         _ => Err(Outcome::Skipped(format!("there is no {}", path.display()))),
     }
-}
-
-fn fsx(place: &Place<'_>) -> Result<Outcome> {
-    let program = match tool(place, "fsx") {
-        Ok(program) => program,
-        Err(skipped) => return Ok(skipped),
-    };
-    let (operations, seed) = (
-        place.arguments.fsx_operations.to_string(),
-        place.arguments.seed.to_string(),
-    );
-    let artifacts = text(place.elsewhere)?;
-    let flags = ["-N", &operations, "-S", &seed, "-P", artifacts, "fsx.bin"];
-    run_in(place.directory, &program, &flags)?;
-    Ok(Outcome::Done(format!("{operations} operations")))
 }
 
 fn pjdfstest(place: &Place<'_>) -> Result<Outcome> {

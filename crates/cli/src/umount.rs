@@ -2,19 +2,29 @@
 //!
 //! The kernel's umount returns at once, with the server perhaps still writing; so the server is
 //! asked who it is first, and its end waited for.
+//!
+//! Who looks at a process that ends (ps, say) keeps its memory maps for a moment longer, and with
+//! them the files of the mount that were mapped: after all programs have ended it may be in use
+//! still. So that is waited for, a little while.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use pagefence_fuse_front::{ServerId, UnmountError, unmount};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 
-use crate::mountinfo::{self, TYPE};
+use crate::mountinfo::{self, Mount, TYPE};
 
 /// After how many seconds of waiting the user is told what is waited for.
 const PATIENCE_SECONDS: i64 = 10;
+
+/// How long it is tried again while the mount is in use, and how often.
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Unmounts what is on top at `given`.
 pub(crate) fn run(given: &Path) -> anyhow::Result<()> {
@@ -46,7 +56,7 @@ pub(crate) fn run(given: &Path) -> anyhow::Result<()> {
             None
         }
     };
-    unmount(&path, false).map_err(|error| failed(given, &error))?;
+    unmount_unless_busy_for_long(&path, &mounted).map_err(|error| failed(given, &error))?;
     let elsewhere = mountinfo::mounts()?
         .into_iter()
         .find(|other| other.device == mounted.device);
@@ -60,6 +70,22 @@ pub(crate) fn run(given: &Path) -> anyhow::Result<()> {
     match server {
         Some((id, process)) => wait(id, &process),
         None => Ok(()),
+    }
+}
+
+/// Unmounts `mounted`, which is on top at `path`.
+fn unmount_unless_busy_for_long(path: &Path, mounted: &Mount) -> Result<(), UnmountError> {
+    let begin = Instant::now();
+    // Not what someone else has mounted there since.
+    let is_there = || mountinfo::on_top(path).is_ok_and(|on_top| on_top.as_ref() == Some(mounted));
+    loop {
+        match unmount(path, false) {
+            Err(UnmountError::Busy) if begin.elapsed() < BUSY_PATIENCE => sleep(BUSY_PAUSE),
+            done => return done,
+        }
+        if !is_there() {
+            return Err(UnmountError::Busy);
+        }
     }
 }
 

@@ -283,6 +283,22 @@ fn umount_refuses_what_is_in_use_or_not_ours() {
 }
 
 #[test]
+fn who_is_about_to_leave_is_waited_for() {
+    let Some(bench) = Bench::for_mounting() else {
+        return;
+    };
+    bench.run_well(&["mount", "image", "mnt"]);
+    let mut user = Command::new("sleep")
+        .arg("0.5")
+        .current_dir(bench.join("mnt"))
+        .spawn()
+        .expect("it can be run");
+    bench.run_well(&["umount", "mnt"]);
+    assert!(user.wait().expect("it ends").success());
+    assert!(!bench.mounted());
+}
+
+#[test]
 fn a_dead_server_hangs_nobody_and_its_mount_can_be_taken_down() {
     let Some(bench) = Bench::for_mounting() else {
         return;

@@ -7,6 +7,8 @@ use pagefence_ext4_format::FileBlock;
 use pagefence_lock_order::levels::{
     BlockMap, Entry, Inode, Invalidate, Level, PageLock, Writepages,
 };
+#[cfg(test)]
+use pagefence_lock_order::primitives::atomic::AtomicBool;
 use pagefence_lock_order::primitives::{Arc, Weak};
 use pagefence_lock_order::{After, Held};
 use pagefence_page_cache::{
@@ -28,6 +30,9 @@ pub(crate) struct FileData {
     pub(crate) inode: Arc<InodeCore>,
     /// Where all other files' pages are: for a write that finds no space.
     cache: Weak<PageCache>,
+    /// The mutant: a direct read gives the inode lock up before the device has read.
+    #[cfg(test)]
+    pub(crate) is_undrained: AtomicBool,
 }
 
 /// Blocks that can't be dirty yet.
@@ -53,6 +58,8 @@ impl FileData {
             instance,
             inode,
             cache,
+            #[cfg(test)]
+            is_undrained: AtomicBool::new(false),
         }
     }
 
@@ -138,7 +145,7 @@ impl FileData {
     }
 
     /// The run that holds byte `offset`, and how many bytes of it follow, at least 1.
-    fn run_at<P: Level>(&self, held: &mut Held<'_, P>, offset: u64) -> Result<(Run, u64)>
+    pub(crate) fn run_at<P: Level>(&self, held: &mut Held<'_, P>, offset: u64) -> Result<(Run, u64)>
     where
         BlockMap: After<P>,
     {

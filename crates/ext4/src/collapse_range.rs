@@ -9,7 +9,6 @@
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
-use pagefence_page_cache::{Evict, PAGE_SIZE};
 use pagefence_vfs::Result;
 
 use crate::change::Transaction;
@@ -18,7 +17,7 @@ use crate::change::remove_blocks::{Progress, remove_range};
 use crate::change::shift_block_map::Way;
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
-use crate::shift_range::Sizes;
+use crate::shift_range::{Shift, Sizes};
 
 impl FileSystem {
     /// Takes `bytes` out of a file, of whole blocks before its end
@@ -41,19 +40,9 @@ impl FileSystem {
             meanwhile: size,
             after: size - (bytes.end - bytes.start),
         };
-        let (_, blocks) = self.plan_shift(held, inode, gap, Way::Down)?;
-        let mut space = self.reserve_for_shift(held, inode, blocks)?;
-        let mapping = inode.mapping(&self.instance, &self.cache);
-        let from = bytes.start / PAGE_SIZE as u64 * PAGE_SIZE as u64;
-        let (mut fence, mut held) = mapping.fence(held, from..u64::MAX);
-        let evicted = fence.evict(&mut held, Evict::WriteFirst)?;
-        self.end_delay(&mut held, inode, &evicted)?;
-        // What was written just now may have made the map another one.
-        let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, Way::Down)?;
-        self.top_up(inode, &mut space, blocks)?;
         let mut phase = Phase::Punch;
         let mut left = gap.first..gap.end();
-        let step = |transaction: &mut Transaction<'_>, cut: &mut Cut<'_>| {
+        let step = |shift: &mut Shift, transaction: &mut Transaction<'_>, cut: &mut Cut<'_>| {
             loop {
                 let (progress, next) = match phase {
                     Phase::Punch => {
@@ -72,7 +61,7 @@ impl FileSystem {
                 }
             }
         };
-        self.in_steps(&mut held, inode, &evicted, space, sizes, step)
+        self.shift(held, inode, (gap, Way::Down), sizes, step)
     }
 }
 

@@ -357,7 +357,8 @@ impl Delayed {
         if self.is_empty() {
             return Ok(());
         }
-        let more = allocator.reserve(shape.worst_case_of_punch(), Claim::Map)?;
+        let more = shape.worst_case_of_punch();
+        let more = allocator.reserve_within(more, Claim::Map, shape.reach())?;
         join(&mut self.map_space, more);
         Ok(())
     }

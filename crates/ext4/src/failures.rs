@@ -6,6 +6,7 @@ pub(crate) mod device;
 mod exchange;
 mod extents;
 mod fences;
+mod holes;
 mod mapped;
 mod reuse;
 mod shift;
@@ -29,7 +30,7 @@ use crate::filesystem::{File, FileSystem};
 use crate::inode::Inode;
 use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
 use crate::mount::MountOptions;
-use device::TestDevice;
+pub(crate) use device::TestDevice;
 
 /// Bytes of a block in these file systems.
 pub(crate) const BLOCK: u64 = 4096;

@@ -1,13 +1,23 @@
 //! Space for a range of a file (fallocate(2)), and what else is asked for in that way: what may be
 //! done, and by whom it is done ([`crate::punch`] for what takes blocks away).
+//!
+//! Who stores through a map takes no inode lock (RACES S2.2), so a hole may be dirty, or be given
+//! blocks by writeback, a moment after it was found. Invariant: nobody but writeback gives blocks to
+//! what is dirty or under writeback, since its space is reserved, and counted down, for exactly that
+//! ([`crate::delalloc`]). So
+//! - unwritten blocks are put in inside the fence, a run of them at a time: what of its range is
+//!   dirty is written first, and nobody can make more so until the run is in the map. What is still
+//!   delayed then has no dirty page (its writing failed some time), and is delayed no more;
+//! - zeros, in a block map, are not written: pages are made dirty as they are
+//!   ([`pagefence_page_cache::Mapping::rewrite`]), which a store meanwhile does as well.
 
 use std::ops::Range;
 
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::{BlockNo, FileBlock};
-use pagefence_lock_order::Held;
-use pagefence_lock_order::levels;
-use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::levels::{self, BlockMap, Level};
+use pagefence_lock_order::primitives::{Arc, thread};
+use pagefence_lock_order::{After, Held};
 use pagefence_page_cache::{PAGE_SIZE, WaitFor};
 use pagefence_vfs::{Error, FallocateMode, Result};
 
@@ -25,9 +35,6 @@ use crate::punch::{Clearing, STEP};
 
 /// Blocks allocated at a time, at most: the longest unwritten extent.
 const RUN_MAX: u32 = 32767;
-
-/// Bytes of zeros written at a time to a file with a block map.
-const ZEROS: usize = 1 << 20;
 
 impl FileSystem {
     /// See [`pagefence_vfs::FileSystem::allocate`].
@@ -111,7 +118,7 @@ impl FileSystem {
             check_zeros(inode, &bytes)?;
             return self.fill_with_zeros(held, inode, &bytes);
         }
-        // What is delayed gets its place, so that what is left are holes.
+        // Most of what is delayed gets its place while faults can still be served.
         let mapping = inode.mapping(&self.instance, &self.cache);
         mapping.write_back(held, bytes.clone(), WaitFor::All)?;
         let blocks = self.blocks_touched(&bytes)?;
@@ -147,16 +154,23 @@ impl FileSystem {
                 Ok(done) => at += done,
                 Err(error) => return (at, Err(error)),
             }
+            if at < blocks.end {
+                // Whoever waits for the fence goes first.
+                thread::yield_now();
+            }
         }
         (at, Ok(()))
     }
 
-    pub(crate) fn run_at(
+    pub(crate) fn run_at<P: Level>(
         &self,
-        held: &mut Held<'_, levels::Inode>,
+        held: &mut Held<'_, P>,
         inode: &Inode,
         block: u32,
-    ) -> Result<Run> {
+    ) -> Result<Run>
+    where
+        BlockMap: After<P>,
+    {
         let (_map, _held) = inode.core.block_map.read(held);
         self.instance.map_blocks(&inode.disk(), FileBlock(block))
     }
@@ -172,7 +186,8 @@ impl FileSystem {
         MapShapeNow::to_change(&self.instance, &inode.disk(), FileBlock(block))
     }
 
-    /// Puts up to `want` unwritten blocks in a hole; says how many.
+    /// Puts up to `want` unwritten blocks where a hole was seen; says how many blocks from there
+    /// have a place now.
     fn put_unwritten(
         &self,
         held: &mut Held<'_, levels::Inode>,
@@ -182,11 +197,27 @@ impl FileSystem {
     ) -> Result<u32> {
         let live = self.instance.live()?;
         let shape = self.shape_to_change(held, inode, at)?;
-        let for_map = shape.worst_case_of_punch();
         let mut space = self.reserve(held, inode, u64::from(want))?;
-        let for_map = self.reserve_all(held, inode, for_map, Claim::Map)?;
+        let mut for_map = self.reserve_all_within(
+            held,
+            inode,
+            shape.worst_case_of_punch(),
+            Claim::Map,
+            shape.reach(),
+        )?;
+        let mapping = inode.mapping(&self.instance, &self.cache);
+        let bits = self.instance.superblock.block_size_bits();
+        let bytes = u64::from(at) << bits..(u64::from(at) + u64::from(want)) << bits;
+        let (_fence, mut held) = mapping.fence(held, bytes.clone());
+        mapping.write_back(&mut held, bytes, WaitFor::All)?;
+        // That may have given it a place.
+        let found = self.run_at(&mut held, inode, at)?;
+        let want = found.len.min(want);
+        if found.target != Target::Hole {
+            return Ok(want);
+        }
         let goal = match at.checked_sub(1) {
-            Some(before) => match self.run_at(held, inode, before)?.target {
+            Some(before) => match self.run_at(&mut held, inode, before)?.target {
                 Target::Written(block) | Target::Unwritten(block) => Some(BlockNo(block.0 + 1)),
                 Target::Hole => None,
             },
@@ -196,8 +227,11 @@ impl FileSystem {
         let run = live
             .allocator
             .allocate(&self.instance, goal, want, &mut space)?;
-        let (mut transaction, mut held) = self.instance.begin(held, STEP)?;
+        let (mut transaction, mut held) = self.instance.begin(&mut held, STEP)?;
         let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+        // Writeback elsewhere in the file may have made the map another one.
+        let shape = MapShapeNow::to_change(&self.instance, &inode.disk(), FileBlock(at))?;
+        self.top_up(inode, &mut for_map, shape.worst_case_of_punch())?;
         let new = NewRun {
             first: FileBlock(at),
             start: run.start(),
@@ -213,7 +247,6 @@ impl FileSystem {
             // Nothing is dirty here: what is still delayed could not be written back some time.
             delayed.forget(at..at + new.len);
         }
-        let mapping = inode.mapping(&self.instance, &self.cache);
         let settled = mapping.backing().settle(&mut delayed, None);
         outcome.and(settled)?;
         transaction.end();
@@ -278,7 +311,8 @@ impl FileSystem {
         }
     }
 
-    /// Writes zeros where a file with a block map has a hole.
+    /// Gives the holes of a file with a block map the zeros that they read as, or what is stored
+    /// there meanwhile: to be written, with space for it.
     fn fill_with_zeros(
         &self,
         held: &mut Held<'_, levels::Inode>,
@@ -287,9 +321,9 @@ impl FileSystem {
     ) -> Result<()> {
         let bits = self.instance.superblock.block_size_bits();
         let mapping = inode.mapping(&self.instance, &self.cache);
-        let size = inode.core.size();
+        // What is delayed from here on is dirty.
+        mapping.give_back_unwritten(held);
         let blocks = self.blocks_touched(bytes)?;
-        let zeros = vec![0; ZEROS];
         let mut at = blocks.start;
         while at < blocks.end {
             let (is_hole, len) = {
@@ -307,11 +341,10 @@ impl FileSystem {
             let from = u64::from(at) << bits;
             at += len;
             if is_hole {
-                let to = (u64::from(at) << bits).min(size);
+                let to = (u64::from(at) << bits).min(inode.core.size());
                 let mut offset = from;
                 while offset < to {
-                    let most = usize::try_from(to - offset).unwrap_or(ZEROS).min(ZEROS);
-                    offset += mapping.write(held, offset, &zeros[..most])? as u64;
+                    offset += mapping.rewrite(held, offset..to)?;
                 }
             }
         }

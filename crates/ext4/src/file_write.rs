@@ -1,4 +1,5 @@
-//! Writing to files: into the page cache, with space reserved. No block is allocated here.
+//! Writing to files: into the page cache, with space reserved, and no block is allocated here; or past
+//! it ([`crate::direct`]).
 
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::xattr::name::SECURITY;
@@ -6,7 +7,9 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{PAGE_SIZE, WaitFor};
-use pagefence_vfs::{Error, FileSystem as _, Result, WriteMode, without_privileges};
+use pagefence_vfs::{
+    Copy, Error, FileSystem as _, Result, WriteMode, copy_in_pieces, without_privileges,
+};
 
 use crate::change::set_xattr::XattrChange;
 use crate::clock;
@@ -16,12 +19,10 @@ use crate::setattr::Attributes;
 
 /// The attribute that gives a program capabilities.
 const CAPABILITY: &[u8] = b"security.capability";
-/// Bytes copied from file to file at a time.
-const COPY_BYTES: usize = 1 << 20;
 
 impl FileSystem {
-    /// See [`pagefence_vfs::FileSystem::write`]. Takes the inode lock exclusively, and below it what
-    /// the cache takes.
+    /// See [`pagefence_vfs::FileSystem::write`]. Takes the inode lock exclusively, but for a direct
+    /// write inside the file shared, and below it what the cache takes.
     pub(crate) fn write_file(
         &self,
         file: &File,
@@ -31,7 +32,14 @@ impl FileSystem {
     ) -> Result<usize> {
         self.instance.live()?;
         let inode = &file.inode;
-        let written = {
+        let overwritten = if mode.contains(WriteMode::DIRECT) {
+            self.overwrite_direct(file, offset, data, mode)?
+        } else {
+            None
+        };
+        let written = if let Some(written) = overwritten {
+            written
+        } else {
             let mut entry = Held::at_entry();
             let (_alone, mut held) = inode.lock.write(&mut entry);
             let size = inode.core.size();
@@ -63,12 +71,21 @@ impl FileSystem {
             if !mode.contains(WriteMode::WRITEBACK) {
                 note_change(inode);
             }
-            let written = file.mapping.write(&mut held, offset, data)?;
+            let is_direct = mode.contains(WriteMode::DIRECT);
+            let written = if is_direct && self.goes_direct(inode, offset, data.len()) {
+                file.mapping.write_direct(&mut held, offset, data)?
+            } else {
+                file.mapping.write(&mut held, offset, data)?
+            };
+            let bytes = offset..offset + written as u64;
             #[cfg(debug_assertions)]
-            self.assert_covered(&mut held, inode, offset..offset + written as u64);
+            self.assert_covered(&mut held, inode, bytes.clone());
             if inode.disk().has_inline_data() {
                 let all = 0..PAGE_SIZE as u64;
                 file.mapping.write_back(&mut held, all, WaitFor::All)?;
+            } else if is_direct {
+                // What could not go past the cache goes through it.
+                file.mapping.write_back(&mut held, bytes, WaitFor::All)?;
             }
             written
         };
@@ -115,6 +132,14 @@ impl FileSystem {
         }
     }
 
+    /// Whether a file has set-uid, set-group-id or capabilities to lose. The caller holds the inode
+    /// lock.
+    pub(crate) fn has_privileges(&self, inode: &Inode) -> bool {
+        let disk = inode.disk();
+        let mode = disk.record.mode() & 0o7777;
+        without_privileges(mode) != mode || self.instance.xattr(&disk, CAPABILITY).is_ok()
+    }
+
     /// Takes set-uid, set-group-id and capabilities off a file that somebody without the right to
     /// keep them writes to. The caller holds the inode lock exclusively.
     fn kill_privileges(
@@ -122,13 +147,12 @@ impl FileSystem {
         held: &mut Held<'_, levels::Inode>,
         inode: &Arc<Inode>,
     ) -> Result<()> {
+        if !self.has_privileges(inode) {
+            return Ok(());
+        }
         let disk = inode.disk();
         let mode = disk.record.mode() & 0o7777;
         let kept = without_privileges(mode);
-        let has_capability = self.instance.xattr(&disk, CAPABILITY).is_ok();
-        if kept == mode && !has_capability {
-            return Ok(());
-        }
         let mut record = disk.record.clone();
         record.ensure_extra();
         let mut xattrs = XattrChange::of(&self.instance, &record)?;
@@ -152,57 +176,41 @@ impl FileSystem {
         mode: WriteMode,
     ) -> Result<u64> {
         self.instance.live()?;
-        let left = from.inode.core.size().saturating_sub(from_offset);
-        let length = length.min(left);
-        let distance = from_offset.abs_diff(to_offset);
-        if Arc::ptr_eq(&from.inode, &to.inode) && distance < length {
-            return Err(Error::InvalidArgument);
-        }
-        let piece = usize::try_from(length).unwrap_or(COPY_BYTES);
-        let mut buffer = vec![0; piece.min(COPY_BYTES)];
-        let mut done = 0;
-        while done < length {
-            let want = usize::try_from(length - done).unwrap_or(COPY_BYTES);
-            let want = want.min(COPY_BYTES);
-            let step = self
-                .read(from, from_offset + done, &mut buffer[..want])
-                .and_then(|read| {
-                    let data = &buffer[..read];
-                    self.write_file(to, to_offset + done, data, mode)
-                        .map(|written| (read, written))
-                });
-            match step {
-                Ok((_, 0)) => break,
-                Ok((read, written)) => {
-                    done += written as u64;
-                    if written < read {
-                        break;
-                    }
-                }
-                Err(_) if done > 0 => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(done)
+        let copy = Copy {
+            offsets: [from_offset, to_offset],
+            length,
+            size: from.inode.core.size(),
+            is_same: Arc::ptr_eq(&from.inode, &to.inode),
+        };
+        copy_in_pieces(
+            &copy,
+            |at, buffer| self.read(from, at, buffer),
+            |at, data| self.write_file(to, at, data, mode),
+        )
+    }
+}
+
+/// Whether [`note_rights`] would change nothing. The caller holds the inode lock, so that it stays so.
+pub(crate) fn has_rights(
+    held: &mut Held<'_, levels::Inode>,
+    inode: &Inode,
+    mode: WriteMode,
+) -> bool {
+    let (delayed, _held) = inode.core.block_map.read(held);
+    delayed.uses_reserve() == mode.contains(WriteMode::USE_RESERVE)
+}
+
+/// Says whether the space that this writer needs may come out of what is kept back for root. The
+/// caller holds the inode lock exclusively, so that no other writer reserves meanwhile.
+fn note_rights(held: &mut Held<'_, levels::Inode>, inode: &Inode, mode: WriteMode) {
+    if !has_rights(held, inode, mode) {
+        let (mut delayed, _held) = inode.core.block_map.write(held);
+        delayed.use_reserve(mode.contains(WriteMode::USE_RESERVE));
     }
 }
 
 /// Whether the file can be written to at all.
-/// Says whether the space that this writer needs may come out of what is kept back for root. The
-/// caller holds the inode lock exclusively, so that no other writer reserves meanwhile.
-fn note_rights(held: &mut Held<'_, levels::Inode>, inode: &Inode, mode: WriteMode) {
-    let uses_reserve = mode.contains(WriteMode::USE_RESERVE);
-    let differs = {
-        let (delayed, _held) = inode.core.block_map.read(held);
-        delayed.uses_reserve() != uses_reserve
-    };
-    if differs {
-        let (mut delayed, _held) = inode.core.block_map.write(held);
-        delayed.use_reserve(uses_reserve);
-    }
-}
-
-fn check_flags(inode: &Inode, mode: WriteMode) -> Result<()> {
+pub(crate) fn check_flags(inode: &Inode, mode: WriteMode) -> Result<()> {
     let flags = inode.disk().record.flags();
     let fixed = InodeFlags::IMMUTABLE | InodeFlags::VERITY;
     // What comes from the kernel's cache was checked when the file was opened.

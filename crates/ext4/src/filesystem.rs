@@ -110,7 +110,7 @@ impl FileSystem {
     }
 
     /// What the disk says of an inode, without bringing it into core.
-    fn disk_inode(&self, number: InodeNo) -> Result<Arc<DiskInode>> {
+    pub(crate) fn disk_inode(&self, number: InodeNo) -> Result<Arc<DiskInode>> {
         match self.inodes.get(number) {
             Some(inode) => Ok(inode.disk()),
             None => Ok(Arc::new(DiskInode::read(&self.instance, number)?)),
@@ -283,7 +283,7 @@ impl pagefence_vfs::FileSystem for FileSystem {
         if access.contains(Access::WRITE) && !is_special {
             self.instance.live()?;
         }
-        self.instance.check_access(&disk, access, who)
+        self.with_xattrs(number, |disk| self.instance.check_access(disk, access, who))
     }
 
     fn open(&self, id: InodeId, write: bool) -> Result<File> {
@@ -322,6 +322,10 @@ impl pagefence_vfs::FileSystem for FileSystem {
             Err(ReadError::Backing(error)) => Err(error.into()),
             Err(_) => Err(Error::OutOfMemory),
         }
+    }
+
+    fn read_direct(&self, file: &File, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        self.read_file_direct(file, offset, buffer)
     }
 
     fn seek(&self, file: &File, offset: u64, whence: Whence) -> Result<u64> {
@@ -381,12 +385,12 @@ impl pagefence_vfs::FileSystem for FileSystem {
 
     fn xattr(&self, id: InodeId, name: &[u8]) -> Result<Vec<u8>> {
         let number = self.user_inode(id)?;
-        self.instance.xattr(&*self.disk_inode(number)?, name)
+        self.with_xattrs(number, |disk| self.instance.xattr(disk, name))
     }
 
     fn xattr_names(&self, id: InodeId) -> Result<Vec<XattrName>> {
         let number = self.user_inode(id)?;
-        self.instance.xattr_names(&*self.disk_inode(number)?)
+        self.with_xattrs(number, |disk| self.instance.xattr_names(disk))
     }
 
     fn fsxattr(&self, id: InodeId) -> Result<Fsxattr> {
@@ -418,8 +422,8 @@ impl pagefence_vfs::FileSystem for FileSystem {
         self.create_entry(parent, name, new, who)
     }
 
-    fn link(&self, id: InodeId, parent: InodeId, name: &[u8]) -> Result<Entry> {
-        self.link_entry(id, parent, name)
+    fn link(&self, id: InodeId, parent: InodeId, name: &[u8], who: &Credentials) -> Result<Entry> {
+        self.link_entry(id, parent, name, who)
     }
 
     fn unlink(&self, parent: InodeId, name: &[u8]) -> Result<()> {

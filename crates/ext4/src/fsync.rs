@@ -30,7 +30,10 @@ impl FileSystem {
         let _ = file
             .mapping
             .write_back(&mut held, 0..u64::MAX, WaitFor::All);
-        file.mapping.check_errors(&file.errors)?;
+        let told = file.mapping.check_errors(&file.errors);
+        // Whoever is told that data is lost is not left with its space taken as well.
+        file.mapping.give_back_unwritten(&mut held);
+        told?;
         self.sync_inode(&mut held, &file.inode, data_only)
     }
 

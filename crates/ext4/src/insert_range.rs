@@ -9,7 +9,6 @@
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
-use pagefence_page_cache::{Evict, PAGE_SIZE};
 use pagefence_vfs::Result;
 
 use crate::change::Transaction;
@@ -18,7 +17,7 @@ use crate::change::remove_blocks::Progress;
 use crate::change::shift_block_map::Way;
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
-use crate::shift_range::Sizes;
+use crate::shift_range::{Shift, Sizes};
 
 impl FileSystem {
     /// Puts a hole of whole blocks where `bytes` begins, before the file's end
@@ -42,20 +41,10 @@ impl FileSystem {
             meanwhile: size,
             after: size,
         };
-        let (_, blocks) = self.plan_shift(held, inode, gap, Way::Up)?;
-        let mut space = self.reserve_for_shift(held, inode, blocks)?;
-        let mapping = inode.mapping(&self.instance, &self.cache);
-        let from = bytes.start / PAGE_SIZE as u64 * PAGE_SIZE as u64;
-        let (mut fence, mut held) = mapping.fence(held, from..u64::MAX);
-        let evicted = fence.evict(&mut held, Evict::WriteFirst)?;
-        self.end_delay(&mut held, inode, &evicted)?;
-        // What was written just now may have made the map another one.
-        let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, Way::Up)?;
-        self.top_up(inode, &mut space, blocks)?;
         // e2fsck takes what lies behind the end of a file for damage: without a log, where a
         // commit is not one step, the file is longer before anything moves.
         let mut is_longer = self.instance.has_log();
-        let step = |transaction: &mut Transaction<'_>, cut: &mut Cut<'_>| {
+        let step = |shift: &mut Shift, transaction: &mut Transaction<'_>, cut: &mut Cut<'_>| {
             if is_longer {
                 shift.step(transaction, cut)
             } else {
@@ -63,6 +52,6 @@ impl FileSystem {
                 Ok(Progress::More)
             }
         };
-        self.in_steps(&mut held, inode, &evicted, space, sizes, step)
+        self.shift(held, inode, (gap, Way::Up), sizes, step)
     }
 }

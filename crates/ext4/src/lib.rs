@@ -10,7 +10,7 @@
 //! orphans  orphan_file  delete_inode   inodes without names
 //! map_blocks ── extents, indirect      from a file's blocks to the file system's
 //! backing  writeback  delalloc         what the page cache asks for: space, data written, mapped
-//! file_write  truncate  fallocate  inode_data  seek  atime      what is done to files
+//! file_write  direct  truncate  fallocate  inode_data  seek  atime   what is done to files
 //! migrate                              a file's map of the other kind
 //! fsync                                what is durable when
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
@@ -38,6 +38,7 @@ mod delalloc;
 mod delete_inode;
 mod dir;
 mod dir_lock;
+mod direct;
 mod disk_inode;
 mod error;
 mod exchange;

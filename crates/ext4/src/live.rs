@@ -21,7 +21,7 @@ use pagefence_lock_order::primitives::{Arc, Mutex, Weak};
 use pagefence_lock_order::{After, Held, OrderedRwLock};
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{Allocator, Claim, Seal};
+use crate::alloc::{Allocator, Claim, Reach, Seal};
 use crate::change::Transaction;
 use crate::clock;
 use crate::instance::Instance;
@@ -352,12 +352,31 @@ impl Instance {
     where
         levels::Handle: After<P>,
     {
+        self.begin_within(held, need, Reach::Everywhere)
+    }
+
+    /// As [`Self::begin`], with blocks within `reach`; where all maps are block maps, within theirs.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub(crate) fn begin_within<'a, P: Level>(
+        &'a self,
+        held: &'a mut Held<'_, P>,
+        need: Need,
+        reach: Reach,
+    ) -> Result<(Transaction<'a>, Held<'a, levels::Handle>)>
+    where
+        levels::Handle: After<P>,
+    {
         #[cfg(test)]
         self.probe.stop_before_transaction();
         let live = self.live()?;
+        let has_trees = self.superblock.has_incompat(Incompat::EXTENTS);
+        let reach = if has_trees { reach } else { Reach::Pointers };
+        let claim = Claim::of(need.privileged);
         let reservation = live
             .allocator
-            .reserve(u64::from(need.blocks), Claim::of(need.privileged))?;
+            .reserve_within(u64::from(need.blocks), claim, reach)?;
         let (handle, held) = live
             .journal
             .start(held, need.credits)

@@ -11,6 +11,9 @@
 //! nothing held: the temporary inode is deleted, and with it the old map
 //! ```
 //!
+//! For a directory the same: nothing of it is delayed, and who reads it has the inode lock, shared,
+//! over every look at its map, so that no block of that is freed and another's meanwhile.
+//!
 //! There is no fence: pages stay, and so does every block of data. Who stores through a mapping in
 //! between reserves space as ever. If that is written back in between, the block map gets blocks
 //! that the new one has not: whoever maps blocks clears the flag, under the block map's lock, and
@@ -27,7 +30,9 @@
 //! - *No writeback spans two maps.* It holds its lock from looking blocks up until they are mapped
 //!   (RACES B7).
 //! - *What is promised stays promised.* What delayed blocks take of the new map is reserved in the
-//!   same section, before anything changes.
+//!   same section, before anything changes. That a hole becomes delayed meanwhile, or was when the
+//!   old map was read, changes nothing in that map: only its being given a place does. None of them
+//!   is on its way to one in that section: who brings it there holds the lock of writeback.
 
 mod holder;
 mod new_map;
@@ -187,18 +192,14 @@ impl FileSystem {
         turned
     }
 
-    /// Whether there is anything to do, and it can be done. As Linux, but for directories, whose
-    /// readers take no lock that would keep an indirect block from being freed under them, and for
-    /// what of a tree Linux takes for too much.
+    /// Whether there is anything to do, and it can be done. As Linux, but for what of a tree Linux
+    /// takes for too much.
     fn is_to_migrate(&self, inode: &Inode, to: MapFormat) -> Result<bool> {
         let disk = inode.disk();
         match disk.kind {
-            FileKind::Regular => {}
+            FileKind::Regular | FileKind::Directory => {}
             FileKind::Symlink if disk.record.is_fast_symlink() => return Ok(false),
             FileKind::Symlink => {}
-            FileKind::Directory => {
-                return Err(Error::Unsupported("another kind of map of a directory"));
-            }
             _ => return Err(Error::InvalidArgument),
         }
         if disk.has_inline_data() || !self.instance.superblock.has_incompat(Incompat::EXTENTS) {

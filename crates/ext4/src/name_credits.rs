@@ -3,6 +3,7 @@
 use pagefence_ext4_format::extent::{ExtentNode, MAX_DEPTH, Place};
 use pagefence_ext4_format::inode::{Inode as InodeRecord, InodeFlags};
 
+use crate::alloc::Reach;
 use crate::change::change_dir::Room;
 use crate::instance::Instance;
 use crate::live::Need;
@@ -25,6 +26,8 @@ const INDIRECT: u32 = 4;
 pub(crate) struct Sum {
     credits: u32,
     blocks: u32,
+    /// Some of `blocks` go to a block map.
+    for_pointers: bool,
 }
 
 impl Sum {
@@ -66,7 +69,9 @@ impl Sum {
             // The nodes on the way to the last extent change.
             self.take(blocks + depth + 1).change(depth)
         } else {
-            self.take(blocks + INDIRECT).change(INDIRECT - 1)
+            let mut sum = self.take(blocks + INDIRECT).change(INDIRECT - 1);
+            sum.for_pointers = true;
+            sum
         }
     }
 
@@ -81,6 +86,15 @@ impl Sum {
         sum.append(record, room.new_blocks(levels))
     }
 
+    /// Where its blocks have to lie.
+    pub(crate) fn reach(self) -> Reach {
+        if self.for_pointers {
+            Reach::Pointers
+        } else {
+            Reach::Everywhere
+        }
+    }
+
     /// As a transaction needs it.
     pub(crate) fn need(self, privileged: bool) -> Need {
         Need {
@@ -88,5 +102,27 @@ impl Sum {
             blocks: self.blocks,
             privileged,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pagefence_ext4_format::InodeNo;
+    use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
+
+    use super::Sum;
+    use crate::alloc::Reach;
+    use crate::failures::{formatted, open};
+
+    #[test]
+    fn what_goes_to_a_block_map_lies_where_that_can_name_it() {
+        let fs = open(&formatted());
+        let superblock = &fs.instance.superblock;
+        let mut record = InodeRecord::create(InodeNo(12), superblock, FileKind::Directory, 0, 0);
+        assert_eq!(Sum::default().append(&record, 0).reach(), Reach::Everywhere);
+        assert_eq!(Sum::default().append(&record, 1).reach(), Reach::Pointers);
+        record.set_flags(InodeFlags::EXTENTS);
+        assert_eq!(Sum::default().append(&record, 1).reach(), Reach::Everywhere);
+        assert_eq!(Sum::default().take(1).reach(), Reach::Everywhere);
     }
 }

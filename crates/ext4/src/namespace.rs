@@ -106,7 +106,8 @@ impl FileSystem {
             &disk.record,
             new_name.room,
         );
-        let (mut transaction, _held) = instance.begin(&mut held, sum.need(who.uid == 0))?;
+        let need = sum.need(who.uid == 0);
+        let (mut transaction, _held) = instance.begin_within(&mut held, need, sum.reach())?;
         let made = self.make_inode(&mut transaction, &unborn, name.as_bytes());
         let inode = match made {
             Ok(inode) => inode,
@@ -126,7 +127,13 @@ impl FileSystem {
         Ok((inode, durable))
     }
 
-    pub(crate) fn link_entry(&self, id: InodeId, parent: InodeId, name: &[u8]) -> Result<Entry> {
+    pub(crate) fn link_entry(
+        &self,
+        id: InodeId,
+        parent: InodeId,
+        name: &[u8],
+        who: &Credentials,
+    ) -> Result<Entry> {
         self.instance.live()?;
         if matches!(name, b"." | b"..") {
             return Err(Error::Exists);
@@ -144,7 +151,9 @@ impl FileSystem {
                 },
             );
         }
-        let durable = self.with_freed_space(|| self.link_locked(&inode, &directory, &name))?;
+        let privileged = who.uid == 0;
+        let durable =
+            self.with_freed_space(|| self.link_locked(&inode, &directory, &name, privileged))?;
         self.wait_for(durable)?;
         Ok(Entry {
             attr: inode.attr(&self.instance),
@@ -156,6 +165,7 @@ impl FileSystem {
         inode: &Inode,
         directory: &Inode,
         name: &EntryName<'_>,
+        privileged: bool,
     ) -> Result<Durable> {
         let instance = &*self.instance;
         let mut held = Held::at_entry();
@@ -182,7 +192,8 @@ impl FileSystem {
         let sum = Sum::default()
             .change(2 * RECORD)
             .insert(instance, &disk.record, new_name.room);
-        let (mut transaction, _held) = instance.begin(&mut held, sum.need(true))?;
+        let need = sum.need(privileged);
+        let (mut transaction, _held) = instance.begin_within(&mut held, need, sum.reach())?;
         let now = clock::now();
         let mut changes = Changes::new(directory);
         changes.insert(&mut transaction, &new_name, inode)?;

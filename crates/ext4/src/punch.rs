@@ -110,8 +110,8 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Up to which byte there is nothing to clear from `at` on: no block, no page that says
-    /// anything but zeros.
+    /// Up to which byte there is nothing to clear from `at` on: no block, and no page. One over a hole
+    /// may say something else than zeros, and be clean: what it says could not be written back.
     fn clear_from(
         &self,
         held: &mut Held<'_, levels::Inode>,
@@ -134,8 +134,10 @@ impl FileSystem {
         if is_dirty {
             return Ok(at);
         }
-        let end = u64::from(block.0) + u64::from(run.len.min(len));
-        Ok((end << bits).max(at))
+        let end = (u64::from(block.0) + u64::from(run.len.min(len))) << bits;
+        let mapping = inode.mapping(&self.instance, &self.cache);
+        let page = mapping.next_cached(at).unwrap_or(u64::MAX);
+        Ok(end.min(page).max(at))
     }
 
     /// Clears as much of the range as one transaction takes; what is left of it.
@@ -149,7 +151,8 @@ impl FileSystem {
         let blocks = self.blocks_inside(&bytes)?;
         let shape = self.shape_to_change(held, inode, blocks.start)?;
         self.shape_to_change(held, inode, blocks.end.saturating_sub(1))?;
-        let space = self.reserve_all(held, inode, shape.worst_case_of_punch(), Claim::Map)?;
+        let for_map = shape.worst_case_of_punch();
+        let space = self.reserve_all_within(held, inode, for_map, Claim::Map, shape.reach())?;
         let mut step = Step {
             how,
             blocks,

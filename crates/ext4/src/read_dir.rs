@@ -12,6 +12,7 @@ use pagefence_vfs::{Attr, Cookie, DirEntry, DirSink, FileKind, InodeId, Result};
 
 use crate::cookie::{HashKey, ORDINAL_MAX, Position};
 use crate::dir::{CIRCLES, HASH_BLOCKS_MAX, block_no, kind_of};
+use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::filesystem::FileSystem;
 use crate::inode::Inode;
@@ -138,24 +139,33 @@ impl Batch {
 impl FileSystem {
     /// Opens a directory inode.
     pub(crate) fn directory(&self, inode: Arc<Inode>) -> Result<Directory> {
-        let instance = &self.instance;
-        let disk = &*inode.disk();
-        let order = if disk.is_encrypted() || disk.is_casefolded() || !instance.has_dir_index() {
-            Order::Block
-        } else if disk.has_inline_data() {
-            self.default_order()
-        } else if disk.has_index() {
-            // With a damaged index, which was logged, the blocks are read as they lie.
-            instance.dx_hasher(disk).map_or(Order::Block, Order::Hash)
-        } else if instance.dir_blocks(disk)? == 1 {
-            self.default_order()
-        } else {
-            Order::Block
+        let order = {
+            let mut held = Held::at_entry();
+            let (_entries, _held) = inode.lock.read(&mut held);
+            self.order_of(&inode.disk())?
         };
         Ok(Directory {
             inode,
             order,
             batch: Mutex::new(Batch::default()),
+        })
+    }
+
+    fn order_of(&self, disk: &DiskInode) -> Result<Order> {
+        let instance = &self.instance;
+        if disk.is_encrypted() || disk.is_casefolded() || !instance.has_dir_index() {
+            return Ok(Order::Block);
+        }
+        if disk.has_inline_data() {
+            return Ok(self.default_order());
+        }
+        if disk.has_index() {
+            // With a damaged index, which was logged, the blocks are read as they lie.
+            return Ok(instance.dx_hasher(disk).map_or(Order::Block, Order::Hash));
+        }
+        Ok(match instance.dir_blocks(disk)? {
+            1 => self.default_order(),
+            _ => Order::Block,
         })
     }
 
@@ -183,7 +193,11 @@ impl FileSystem {
             }
         }
         if position == Position::DotDot {
-            let parent = self.instance.dot_dot(&dir.inode.disk())?;
+            let parent = {
+                let mut held = Held::at_entry();
+                let (_entries, _held) = dir.inode.lock.read(&mut held);
+                self.instance.dot_dot(&dir.inode.disk())?
+            };
             position = if hashed {
                 Position::FIRST_HASH
             } else {
@@ -353,11 +367,13 @@ impl FileSystem {
         };
         for block in (first..blocks).map(FileBlock) {
             let base = u64::from(block.0) * block_size;
-            instance.prefetch_dir_block(disk, block);
             let buffer = {
                 let mut held = Held::at_entry();
                 let (_entries, _held) = dir.inode.lock.read(&mut held);
-                instance.dir_block(disk, block)?
+                // Its map may be another one by now.
+                let disk = dir.inode.disk();
+                instance.prefetch_dir_block(&disk, block);
+                instance.dir_block(&disk, block)?
             };
             let entries = || instance.dir_entries(disk, block, &buffer).entries();
             if with_attr {

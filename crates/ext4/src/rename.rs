@@ -333,7 +333,9 @@ impl Work<'_> {
         if let Some(new_name) = &new_name {
             sum = sum.insert(instance, &new.record, new_name.room);
         }
-        let (mut transaction, _held) = instance.begin(held, sum.need(true))?;
+        let privileged = self.rename.mode.contains(RenameMode::USE_RESERVE);
+        let need = sum.need(privileged);
+        let (mut transaction, _held) = instance.begin_within(held, need, sum.reach())?;
         let tx = &mut transaction;
         let now = clock::now();
         let mut source = Changes::new(from.directory);

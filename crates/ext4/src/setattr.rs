@@ -115,31 +115,23 @@ impl FileSystem {
         let attributes = attributes(&disk, change, size.is_some(), who)?;
         let keeps_capability = disk.kind == FileKind::Directory
             || (change.uid.is_none() && change.gid.is_none() && size.is_none());
+        // The access list changes with the mode, if it is there.
+        let mode = change.permissions.and(attributes.permissions);
+        let has_xattrs = mode.is_some() || !keeps_capability;
+        let xattrs = |disk: &DiskInode| {
+            has_xattrs
+                .then(|| self.xattrs_of_attributes(disk, mode, keeps_capability))
+                .transpose()
+        };
         if let Some(size) = change.size {
+            // What can't be done to them shows before the size changes.
+            if let Some(xattrs) = xattrs(&disk)? {
+                xattrs.cost()?;
+            }
             self.set_size(&mut held, &inode, size)?;
         }
         // What lies in the inode may have moved.
-        let disk = inode.disk();
-        let xattrs = if keeps_capability && change.permissions.is_none() {
-            None
-        } else {
-            let mut xattrs = self.xattr_change(&disk)?;
-            if !keeps_capability {
-                xattrs.remove(SECURITY, CAPABILITY)?;
-            }
-            if change.permissions.is_some()
-                && let Some(mode) = attributes.permissions
-                && let Some(list) = self.instance.access_acl(&disk)?
-            {
-                match chmod(&list, mode) {
-                    Some(value) => xattrs.set(POSIX_ACL_ACCESS, &[], &value)?,
-                    None => {
-                        xattrs.remove(POSIX_ACL_ACCESS, &[])?;
-                    }
-                }
-            }
-            Some(xattrs)
-        };
+        let xattrs = xattrs(&inode.disk())?;
         self.apply_attributes(&mut held, &inode, &attributes, xattrs, who.uid == 0)?;
         Ok(inode.attr(&self.instance))
     }
@@ -155,6 +147,31 @@ impl FileSystem {
             return Err(Error::Stale);
         }
         Ok(inode)
+    }
+
+    /// What becomes of the extended attributes when the mode becomes `mode`, if it is one, and when
+    /// capabilities go.
+    fn xattrs_of_attributes(
+        &self,
+        disk: &DiskInode,
+        mode: Option<u16>,
+        keeps_capability: bool,
+    ) -> Result<XattrChange<'_>> {
+        let mut xattrs = self.xattr_change(disk)?;
+        if !keeps_capability {
+            xattrs.remove(SECURITY, CAPABILITY)?;
+        }
+        if let Some(mode) = mode
+            && let Some(list) = self.instance.access_acl(disk)?
+        {
+            match chmod(&list, mode) {
+                Some(value) => xattrs.set(POSIX_ACL_ACCESS, &[], &value)?,
+                None => {
+                    xattrs.remove(POSIX_ACL_ACCESS, &[])?;
+                }
+            }
+        }
+        Ok(xattrs)
     }
 
     /// A change of the inode's extended attributes; the caller holds the inode lock.

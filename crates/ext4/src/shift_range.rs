@@ -16,8 +16,9 @@ use std::ops::Range;
 
 use pagefence_ext4_format::FileBlock;
 use pagefence_lock_order::levels::{self, BlockMap, Invalidate, Level};
+use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::{After, Held};
-use pagefence_page_cache::{Evicted, WaitFor};
+use pagefence_page_cache::{Evict, Evicted, PAGE_SIZE, WaitFor};
 use pagefence_vfs::{Error, FallocateMode, Result};
 
 use crate::alloc::{Claim, Reach, Reservation};
@@ -161,6 +162,37 @@ impl Instance {
 }
 
 impl FileSystem {
+    /// Moves what lies behind a range `way`: provides space, fences and evicts, and goes through all
+    /// transactions, `step` doing as much as each of them takes. The caller holds the inode lock
+    /// exclusively, and has finished a cut ([`FileSystem::finish_cut`]).
+    ///
+    /// # Errors
+    /// `NoSpace`, and nothing changed; those of [`Self::plan_shift`] and [`Self::in_steps`].
+    pub(crate) fn shift(
+        &self,
+        held: &mut Held<'_, levels::Inode>,
+        inode: &Arc<Inode>,
+        (gap, way): (Gap, Way),
+        sizes: Sizes,
+        mut step: impl FnMut(&mut Shift, &mut Transaction<'_>, &mut Cut<'_>) -> Result<Progress>,
+    ) -> Result<()> {
+        let (_, blocks) = self.plan_shift(held, inode, gap, way)?;
+        let mut space = self.reserve_for_shift(held, inode, blocks)?;
+        let mapping = inode.mapping(&self.instance, &self.cache);
+        let bits = self.instance.superblock.block_size_bits();
+        let from = (u64::from(gap.first) << bits) / PAGE_SIZE as u64 * PAGE_SIZE as u64;
+        let (mut fence, mut held) = mapping.fence(held, from..u64::MAX);
+        let evicted = fence.evict(&mut held, Evict::WriteFirst)?;
+        self.end_delay(&mut held, inode, &evicted)?;
+        // What was written just now may have made the map another one.
+        let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, way)?;
+        self.top_up(inode, &mut space, blocks)?;
+        let step = |transaction: &mut Transaction<'_>, cut: &mut Cut<'_>| {
+            step(&mut shift, transaction, cut)
+        };
+        self.in_steps(&mut held, inode, &evicted, space, sizes, step)
+    }
+
     /// Space for `blocks` of the map; looks for some if there is none. The caller holds the inode
     /// lock exclusively and no other.
     ///
@@ -180,7 +212,7 @@ impl FileSystem {
     ///
     /// # Errors
     /// `Corrupt`, `Io`; `InvalidArgument` if something would come to lie too far.
-    pub(crate) fn plan_shift<P: Level>(
+    fn plan_shift<P: Level>(
         &self,
         held: &mut Held<'_, P>,
         inode: &Inode,
@@ -259,7 +291,7 @@ impl FileSystem {
     /// # Errors
     /// Those of `step`, and of the journal. The file is then in one of the states between, `sizes`
     /// its size before or while blocks move.
-    pub(crate) fn in_steps(
+    fn in_steps(
         &self,
         held: &mut Held<'_, Invalidate>,
         inode: &Inode,

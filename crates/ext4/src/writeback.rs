@@ -5,8 +5,9 @@
 //! handle makes it part of the file: the map, the bitmaps, the size on disk. A crash before that
 //! leaves free blocks, or unwritten ones.
 //!
-//! The caller has marked the pages as under writeback and keeps the mark until this returns, so
-//! nobody takes the blocks away. No page is waited for from here.
+//! The caller has marked the pages as under writeback and keeps the mark until this returns, or has
+//! locked the pages of the range (a direct write), so nobody takes the blocks away, and nobody else
+//! writes them. No page is waited for from here.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -14,7 +15,7 @@ use std::ops::Range;
 
 use pagefence_ext4_format::inode::Inode as Record;
 use pagefence_ext4_format::{BlockNo, FileBlock};
-use pagefence_lock_order::levels::{BlockMap, Level, Writepages};
+use pagefence_lock_order::levels::{BlockMap, Handle, Level, Writepages};
 use pagefence_lock_order::primitives::atomic::Ordering;
 use pagefence_lock_order::{After, Held};
 use pagefence_page_cache::WriteBatch;
@@ -57,6 +58,15 @@ impl Unmapped {
             Self::Unwritten(blocks) => blocks.end.into(),
         }
     }
+}
+
+/// What becomes of the times of an inode of which nothing else has to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Times {
+    /// They go to the inode table.
+    Written,
+    /// They stay in core, for whoever writes the inode next.
+    Kept,
 }
 
 /// What a failure left of the file's map.
@@ -102,11 +112,29 @@ impl FileData {
         if self.inode.disk().has_inline_data() {
             return inode_data::write_inline(&self.instance, &self.inode, held, batch);
         }
+        self.write_blocks(held, batch, Times::Written)
+    }
+
+    /// Writes the blocks of `batch` to places that they have or get, and makes those part of the file.
+    ///
+    /// # Errors
+    /// `Io`, `Corrupt`, `ReadOnly`: some from the front may be part of the file then, which the
+    /// size on disk says; the space of the others is kept.
+    pub(crate) fn write_blocks<P: Level>(
+        &self,
+        held: &mut Held<'_, P>,
+        batch: &WriteBatch<'_>,
+        times: Times,
+    ) -> Result<()>
+    where
+        Handle: After<P>,
+        BlockMap: After<P>,
+    {
         let mut plan = Plan::default();
         let outcome = self
             .plan(held, batch, &mut plan)
             .and_then(|()| self.submit(batch, &plan.io))
-            .and_then(|()| self.map(held, batch, &mut plan.unmapped));
+            .and_then(|()| self.map(held, batch, times, &mut plan.unmapped));
         if outcome.is_err() {
             self.give_back(held, plan.unmapped);
         }
@@ -114,11 +142,10 @@ impl FileData {
     }
 
     /// The dirty blocks of a batch that lie inside the file, by what is behind them.
-    fn pieces(
-        &self,
-        held: &mut Held<'_, Writepages>,
-        batch: &WriteBatch<'_>,
-    ) -> Result<Vec<Piece>> {
+    fn pieces<P: Level>(&self, held: &mut Held<'_, P>, batch: &WriteBatch<'_>) -> Result<Vec<Piece>>
+    where
+        BlockMap: After<P>,
+    {
         let bits = self.instance.superblock.block_size_bits();
         let end_of_file = batch.size().div_ceil(1 << bits);
         let (_map, _held) = self.inode.block_map.read(held);
@@ -143,12 +170,15 @@ impl FileData {
     }
 
     /// Finds out where everything goes, choosing places for what has none.
-    fn plan(
+    fn plan<P: Level>(
         &self,
-        held: &mut Held<'_, Writepages>,
+        held: &mut Held<'_, P>,
         batch: &WriteBatch<'_>,
         plan: &mut Plan,
-    ) -> Result<()> {
+    ) -> Result<()>
+    where
+        BlockMap: After<P>,
+    {
         for piece in self.pieces(held, batch)? {
             let first = FileBlock(piece.first);
             let len = piece.len;
@@ -166,12 +196,10 @@ impl FileData {
     }
 
     /// Chooses blocks for a hole, as few runs of them as there can be.
-    fn choose(
-        &self,
-        held: &mut Held<'_, Writepages>,
-        piece: &Piece,
-        plan: &mut Plan,
-    ) -> Result<()> {
+    fn choose<P: Level>(&self, held: &mut Held<'_, P>, piece: &Piece, plan: &mut Plan) -> Result<()>
+    where
+        BlockMap: After<P>,
+    {
         let live = self.instance.live()?;
         let reach = Reach::of(self.inode.disk().record.flags());
         let mut goal = self.goal(held, piece.first, plan)?;
@@ -280,12 +308,16 @@ impl FileData {
 
     /// Makes what was written part of the file, in one transaction or several: each leaves a file
     /// whose size on disk covers nothing that is yet to be mapped behind what is.
-    fn map(
+    fn map<P: Level>(
         &self,
-        held: &mut Held<'_, Writepages>,
+        held: &mut Held<'_, P>,
         batch: &WriteBatch<'_>,
+        times: Times,
         unmapped: &mut VecDeque<Unmapped>,
-    ) -> Result<()> {
+    ) -> Result<()>
+    where
+        Handle: After<P>,
+    {
         let bits = self.instance.superblock.block_size_bits();
         let end = batch.runs().last().map_or(0, |run| run.end);
         let size = batch.size().min(end);
@@ -293,7 +325,8 @@ impl FileData {
         loop {
             let needed = !unmapped.is_empty() || self.inode.disk().size() < size;
             // Times, which wait for whoever writes the inode next.
-            if !needed && (is_written || !self.inode.is_dirty()) {
+            let has_times = times == Times::Written && self.inode.is_dirty();
+            if !needed && (is_written || !has_times) {
                 return Ok(());
             }
             let runs = u32::try_from(unmapped.len()).unwrap_or(u32::MAX);
@@ -398,7 +431,10 @@ impl FileData {
     }
 
     /// Gives chosen blocks back, which keep their space: their pages may be dirty anew.
-    fn give_back(&self, held: &mut Held<'_, Writepages>, unmapped: VecDeque<Unmapped>) {
+    fn give_back<P: Level>(&self, held: &mut Held<'_, P>, unmapped: VecDeque<Unmapped>)
+    where
+        BlockMap: After<P>,
+    {
         {
             let (mut delayed, _held) = self.inode.block_map.write(held);
             delayed.note_failure();

@@ -2,16 +2,19 @@
 //! inode keeps inline.
 
 use pagefence_block_io::Buffer;
+use pagefence_ext4_format::features::Incompat;
 use pagefence_ext4_format::inode::Inode as InodeRecord;
 use pagefence_ext4_format::xattr::acl::{self, Caller, Owned};
 use pagefence_ext4_format::xattr::name::{self, INLINE_DATA, POSIX_ACL_ACCESS, POSIX_ACL_DEFAULT};
 use pagefence_ext4_format::xattr::{self, Value, XattrEntry, XattrLimits, Xattrs};
 use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo};
+use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
-use pagefence_vfs::{Access, Credentials, Error, FileKind, Result, XattrName};
+use pagefence_vfs::{Access, Credentials, Error, FileKind, InodeId, Result, XattrName};
 
 use crate::disk_inode::DiskInode;
 use crate::error::At;
+use crate::filesystem::FileSystem;
 use crate::instance::{Instance, checked};
 use crate::map_blocks::Target;
 
@@ -20,6 +23,32 @@ pub(crate) const VALUE_MAX: usize = 64 << 10;
 
 /// Bytes of an inode's block area.
 const BLOCK_AREA: usize = 60;
+
+impl FileSystem {
+    /// Hands an inode to `read`, which may read its attributes wherever they are. Those outside the
+    /// inode lie in blocks and inodes that go back with the attribute, to be another inode's next:
+    /// the inode lock, shared, keeps them while they are read (Linux: `xattr_sem`). Attributes that
+    /// can only lie in the inode are those of one moment without a lock.
+    ///
+    /// # Errors
+    /// Those of `read`, and of reading the inode.
+    pub(crate) fn with_xattrs<T>(
+        &self,
+        number: InodeNo,
+        read: impl FnOnce(&DiskInode) -> Result<T>,
+    ) -> Result<T> {
+        let disk = self.disk_inode(number)?;
+        let may_be_outside = disk.record.file_acl().is_some()
+            || self.instance.superblock.has_incompat(Incompat::EA_INODE);
+        if !may_be_outside || self.instance.live.is_none() {
+            return read(&disk);
+        }
+        let inode = self.inode(InodeId(u64::from(number.0)))?;
+        let mut held = Held::at_entry();
+        let (_shared, _held) = inode.lock.read(&mut held);
+        read(&inode.disk())
+    }
+}
 
 impl Instance {
     pub(crate) fn xattr_limits(&self) -> XattrLimits {

@@ -123,7 +123,7 @@ impl<'a, F: FileSystem> Driven<'a, F> {
             O::Link { original, link } => {
                 let id = self.find(original, false)?;
                 let (parent, name) = self.parent_of(link)?;
-                self.fs.link(id, parent, name)?;
+                self.fs.link(id, parent, name, &self.who)?;
             }
             O::SetPermissions { path, permissions } => {
                 let change = SetAttr {

@@ -167,6 +167,7 @@ impl<F: FileSystem> Dispatch<F> {
     /// One more name for an inode.
     pub(crate) fn add_name(
         &self,
+        request: &Request,
         node: INodeNo,
         parent: INodeNo,
         name: &[u8],
@@ -174,7 +175,7 @@ impl<F: FileSystem> Dispatch<F> {
         let (id, directory) = (self.nodes.inode(node)?, self.nodes.inode(parent)?);
         let entry = self
             .fs
-            .link(id, directory, name)
+            .link(id, directory, name, &self.credentials(request))
             .map_err(|error| errno(&error))?;
         self.attributes_changed(parent);
         self.found(&entry.attr)
@@ -201,6 +202,7 @@ impl<F: FileSystem> Dispatch<F> {
     /// Renames.
     pub(crate) fn move_name(
         &self,
+        request: &Request,
         from: (INodeNo, &[u8]),
         to: (INodeNo, &[u8]),
         flags: RenameFlags,
@@ -215,8 +217,10 @@ impl<F: FileSystem> Dispatch<F> {
             return Err(Errno::EINVAL);
         };
         let (old, new) = (self.nodes.inode(from.0)?, self.nodes.inode(to.0)?);
+        let mut how = mode;
+        how.set(RenameMode::USE_RESERVE, self.is_root(request));
         self.fs
-            .rename(old, from.1, new, to.1, mode)
+            .rename(old, from.1, new, to.1, how)
             .map_err(|error| errno(&error))?;
         self.attributes_changed(from.0);
         if to.0 != from.0 {

@@ -176,14 +176,14 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         &self,
         _: &Request,
         _: INodeNo,
-        handle: FileHandle,
+        file: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.reading("read", || self.read_file(handle, offset, size, reply));
+        self.reading("read", || self.read_file(file, offset, size, flags, reply));
     }
 
     fn lseek(
@@ -426,7 +426,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -437,14 +437,14 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         let (from, to) = ((parent, name.as_bytes()), (new_parent, new_name.as_bytes()));
         self.changing(
             "rename",
-            || answer!(reply, self.move_name(from, to, flags) => |_done| reply.ok()),
+            || answer!(reply, self.move_name(request, from, to, flags) => |_done| reply.ok()),
         );
     }
 
-    fn link(&self, _: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, by: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.changing(
             "link",
-            || answer!(reply, self.add_name(node, parent, name.as_bytes()) => |found| reply.entry_with_ttls(&found.attr_lifetime, &LIFETIME, &found.attr, found.generation)),
+            || answer!(reply, self.add_name(by, node, parent, name.as_bytes()) => |found| reply.entry_with_ttls(&found.attr_lifetime, &LIFETIME, &found.attr, found.generation)),
         );
     }
 
@@ -473,13 +473,13 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         offset: u64,
         data: &[u8],
         flags: WriteFlags,
-        _: OpenFlags,
+        open_flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         self.changing(
             "write",
-            || answer!(reply, self.write_file(request, node, handle, offset, data, flags) => |written| reply.written(written)),
+            || answer!(reply, self.write_file(request, (node, handle), offset, data, flags, open_flags) => |written| reply.written(written)),
         );
     }
 

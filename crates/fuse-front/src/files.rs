@@ -90,33 +90,48 @@ impl<F: FileSystem> Dispatch<F> {
     }
 
     /// Reads, and answers from this thread's buffer: no allocation, one copy.
-    pub(crate) fn read_file(&self, handle: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+    pub(crate) fn read_file(
+        &self,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        flags: OpenFlags,
+        reply: ReplyData,
+    ) {
         let Some(file) = self.files.get(handle.0) else {
             return reply.error(Errno::EBADF);
         };
         // The kernel was told that a request is at most this long.
         let size = (size as usize).min(REQUEST_BYTES);
-        self.read_buffers
-            .with(size, |buffer| match self.fs.read(&file, offset, buffer) {
+        self.read_buffers.with(size, |buffer| {
+            let read = if is_direct(flags) {
+                self.fs.read_direct(&file, offset, buffer)
+            } else {
+                self.fs.read(&file, offset, buffer)
+            };
+            match read {
                 Ok(length) => reply.data(&buffer[..length.min(size)]),
                 Err(error) => reply.error(errno(&error)),
-            });
+            }
+        });
     }
 
     /// Writes. O_SYNC is no matter of ours: the kernel sends an FSYNC after the write.
     pub(crate) fn write_file(
         &self,
         request: &Request,
-        node: INodeNo,
-        handle: FileHandle,
+        (node, handle): (INodeNo, FileHandle),
         offset: u64,
         data: &[u8],
         flags: WriteFlags,
+        open_flags: OpenFlags,
     ) -> Result<u32, Errno> {
         let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
         let mut mode = WriteMode::empty();
         let is_cached = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         mode.set(WriteMode::WRITEBACK, is_cached);
+        // What comes from the kernel's cache comes by any file that is open for writing.
+        mode.set(WriteMode::DIRECT, !is_cached && is_direct(open_flags));
         // It is too late to refuse what the kernel has taken.
         let uses_reserve = is_cached || self.is_root(request);
         mode.set(WriteMode::USE_RESERVE, uses_reserve);
@@ -237,6 +252,12 @@ impl<F: FileSystem> Dispatch<F> {
             .map_err(|error| errno(&error))?;
         i64::try_from(at).map_err(|_| Errno::EOVERFLOW)
     }
+}
+
+/// Whether a file was opened with O_DIRECT, or has it by fcntl(2) since: the kernel says so with each
+/// request. It has written its own pages of the range then, and drops them before and after a write.
+fn is_direct(flags: OpenFlags) -> bool {
+    flags.0 & OFlags::DIRECT.bits().cast_signed() != 0
 }
 
 /// The mode of fallocate(2), if all of it is known.

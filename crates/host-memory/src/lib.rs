@@ -5,6 +5,7 @@
 //! - [`frame`] is what an arena hands out: [`FrameMut`], which one owner sees and which is plain
 //!   memory to it, and [`Frame`], which many threads see and which is only ever copied in and out.
 //! - [`copy`] are the copies that bear a concurrent writer.
+//! - [`file_map`] is a file that is mapped shared, stored to and loaded from by copies.
 //! - [`fuse_ioctl`] asks the server of a FUSE mount something that has no system call.
 //!
 //! Invariant: no `&[u8]` of a published frame exists, anywhere. A reader of the page cache may
@@ -14,12 +15,14 @@
 
 pub mod arena;
 pub mod copy;
+pub mod file_map;
 pub mod frame;
 mod free_map;
 mod fuse_ioctl;
 pub mod page_buffer;
 
 pub use arena::Arena;
+pub use file_map::FileMap;
 pub use frame::{Frame, FrameCell, FrameMut};
 pub use fuse_ioctl::fuse_ioctl;
 pub use page_buffer::PageBuffer;

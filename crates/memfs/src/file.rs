@@ -3,7 +3,9 @@
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{Backing as _, Mapping, ReadError, Readahead};
-use pagefence_vfs::{Error, InodeId, Result, Whence, WriteMode, without_privileges};
+use pagefence_vfs::{
+    Copy, Error, InodeId, Result, Whence, WriteMode, copy_in_pieces, without_privileges,
+};
 
 use crate::clock;
 use crate::data::FileData;
@@ -11,9 +13,6 @@ use crate::filesystem::{MemFs, Open, ReleaseMemory};
 use crate::inode::Inode;
 use crate::setattr::SIZE_MAX;
 use crate::xattr::CAPABILITY;
-
-/// Bytes copied from file to file at a time.
-const COPY_BYTES: usize = 1 << 20;
 
 /// An open regular file.
 #[derive(Debug)]
@@ -129,38 +128,17 @@ impl MemFs {
         length: u64,
         mode: WriteMode,
     ) -> Result<u64> {
-        let left = from.mapping.backing().size().saturating_sub(from_offset);
-        let length = length.min(left);
-        let distance = from_offset.abs_diff(to_offset);
-        if Arc::ptr_eq(from.inode(), to.inode()) && distance < length {
-            return Err(Error::InvalidArgument);
-        }
-        let piece = |left: u64| usize::try_from(left).map_or(COPY_BYTES, |len| len.min(COPY_BYTES));
-        let mut buffer = vec![0; piece(length)];
-        let mut done = 0;
-        while done < length {
-            let want = piece(length - done);
-            let step = self
-                .read_file(from, from_offset + done, &mut buffer[..want])
-                .and_then(|read| {
-                    let data = &buffer[..read];
-                    let offset = to_offset.checked_add(done).ok_or(Error::FileTooLarge)?;
-                    self.write_file(to, offset, data, mode)
-                        .map(|written| (read, written))
-                });
-            match step {
-                Ok((_, 0)) => break,
-                Ok((read, written)) => {
-                    done += written as u64;
-                    if written < read {
-                        break;
-                    }
-                }
-                Err(_) if done > 0 => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(done)
+        let copy = Copy {
+            offsets: [from_offset, to_offset],
+            length,
+            size: from.mapping.backing().size(),
+            is_same: Arc::ptr_eq(from.inode(), to.inode()),
+        };
+        copy_in_pieces(
+            &copy,
+            |at, buffer| self.read_file(from, at, buffer),
+            |at, data| self.write_file(to, at, data, mode),
+        )
     }
 }
 

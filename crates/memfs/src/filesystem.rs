@@ -370,7 +370,7 @@ impl FileSystem for MemFs {
         self.create_entry(parent, name, new, who)
     }
 
-    fn link(&self, id: InodeId, parent: InodeId, name: &[u8]) -> Result<Entry> {
+    fn link(&self, id: InodeId, parent: InodeId, name: &[u8], _: &Credentials) -> Result<Entry> {
         self.link_entry(id, parent, name)
     }
 

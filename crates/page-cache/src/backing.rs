@@ -102,16 +102,16 @@ pub trait WriteBacking: Backing {
 
     /// Undoes [`Self::reserve`] for bytes `range`, whole blocks that are neither dirty nor under
     /// writeback: gives back the space of those that have some and no place yet, and leaves the
-    /// others alone (S3.13). The invalidate lock is held exclusively, and the page of the blocks is
-    /// locked, or there is none: so nobody makes them dirty, and nothing is chosen for them.
+    /// others alone (S3.13). The page of the blocks is locked, or there is none and the invalidate
+    /// lock is held exclusively: so nobody makes them dirty, and nothing is chosen for them.
     ///
     /// A file system that reserves nothing has nothing to do.
     fn release(&self, held: &mut Held<'_, PageLock>, range: Range<u64>) {
         let (_, _) = (held, range);
     }
 
-    /// The file's bytes up to `end` are in the cache and dirty: its size (i_size) is `end` from now
-    /// on, if it was less. Called with the inode lock held exclusively, and before the pages are
+    /// The file's bytes up to `end` are in the cache and dirty, or written and mapped: its size
+    /// (i_size) is `end` from now on, if it was less. Called with the inode lock held exclusively, and before the pages are
     /// unlocked. So writeback, which looks at the size when it has locked a page, never takes bytes
     /// just written for bytes past the end.
     fn grow(&self, held: &mut Held<'_, PageLock>, end: u64);
@@ -133,4 +133,24 @@ pub trait WriteBacking: Backing {
         held: &mut Held<'_, Writepages>,
         batch: &WriteBatch<'_>,
     ) -> Result<(), Self::Error>;
+}
+
+/// The storage behind a mapping that can also be written past the cache.
+pub trait DirectBacking: WriteBacking {
+    /// Writes the blocks of `batch`, which are reserved ([`WriteBacking::reserve`]), to the device,
+    /// then maps those that were not mapped, converts those that were unwritten, and raises the size
+    /// on disk to what [`WriteBatch::size`] allows: as [`WriteBacking::write_pages`], but below the
+    /// page locks of the range, in whose pages nothing is dirty or under writeback. Says up to which
+    /// byte that was done. Fewer than all is an error that came after some were mapped.
+    ///
+    /// Nobody waits for a page lock with a journal handle, so one may be had here.
+    ///
+    /// # Errors
+    /// No block was mapped, and the size on disk is as before. Blocks that had data may have some of
+    /// the new ones. What was reserved stays so: the caller gives it back.
+    fn write_direct(
+        &self,
+        held: &mut Held<'_, PageLock>,
+        batch: &WriteBatch<'_>,
+    ) -> Result<u64, Self::Error>;
 }

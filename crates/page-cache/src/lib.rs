@@ -13,6 +13,7 @@
 //!   pages (the index of one file), dirty (which of them are) ◄── reclaim (a clock over all frames)
 //!     ▲                            rmap (who maps a range) ◄── fence, writeback, reclaim: unmap, protect
 //!   fault (fill, lock, map) ◄── MappedRange::fault ◄── who maps the file (a MapTarget)
+//!   direct (flush, lock, take out, write, map): a write that leaves nothing in the cache
 //!   folio, folio_state, write_batch, wait (one page: its lock, what is dirty, who waits for it)
 //!   host-memory (frames)              lock-order (every lock and thread)
 //! ```
@@ -32,6 +33,7 @@
 //! | fault, load or private store | none | shared, to fill; given up before the page is locked | – | of the page, until it is mapped; of its neighbours, tried | as a read |
 //! | fault, store | none | shared, from the lookup until mapped | – | of the page, from its reservation until it is mapped | as a read |
 //! | write | the caller's, exclusive | shared, from the lookup until dirty; exclusive if it leaves a gap behind the end | – | of a chunk of pages, ascending, waited for | exclusive, to insert |
+//! | direct write | the caller's, shared or exclusive | shared, from the lock of its pages until its blocks are mapped; exclusive after some tries, or if it leaves a gap | shared, before, to write what is dirty | of a chunk of pages, ascending, waited for, until its blocks are mapped | exclusive, to insert, replace and remove |
 //! | writeback, gathering | any or none | any or none | shared | the first waited for, the others tried | shared, to look up |
 //! | writeback, writing | any or none | any or none | shared | *none*; the pages are under writeback | – |
 //! | writeback, its end | any or none | any or none | shared | *none* | – |
@@ -56,6 +58,7 @@
 //! | **read, missing** | one inserts, the other waits for its page lock | as between readers | a page being written is in the cache, so nobody looks for its blocks before they are mapped | invalidate lock (S1.2, S1.4) | page lock, tried; the filler pins what it read |
 //! | **readahead** | as above | as above | as above | invalidate lock over the window (S1.3) | page lock, tried |
 //! | **write** | as above | inode lock | page lock: dirty and size are set under it; dirtied while being written, a page is written again | invalidate lock: a page becomes dirty, and its space is reserved, in one section (S3.2, S3.3) | page lock; dirty before it is given up (K9) |
+//! | **direct write** | its pages are locked and in the index until its blocks are mapped: who wants them waits, and looks again | inode lock | dirty pages are written before; under the page lock none is dirty or being written | inode lock; invalidate lock | its pages have no frame |
 //! | **writeback** | as above | as above | one writer a page: the mark is set under the page lock, and is waited for with no page gathered | the mark: evict waits for it under the page lock (P7, S4.16); inside the fence nothing becomes dirty but its edges | the mark, which stays until the blocks are mapped |
 //! | **fault, load** | as a missing read; the page lock until it is mapped | loads see what a cached read sees | both only read | page lock: mapped before the invalidator looks, or it finds no page, or the new size (S4.1, S4.5) | page lock, tried; unmapped under it |
 //! | **fault, store** | as above | page lock; either makes it dirty | write-protected under the page lock before it is clean: the next store asks again | invalidate lock: space, dirty and mapped are one section (S3.2) | dirty under the page lock |
@@ -79,13 +82,15 @@
 //! - A page is mapped under its page lock, and by who is listed as mapping it only; it is unmapped
 //!   under its page lock before it leaves the index. It is mapped for stores only while it is dirty.
 //! - Nobody waits for a page lock with the invalidate lock held shared but a writer, whose page
-//!   locks ascend, and a store's fault, which takes one: those who hold them want no lock of theirs. Nobody waits for a frame with the
+//!   locks ascend (a direct one's, too), and a store's fault, which takes one: those who hold them want no lock of theirs. Nobody waits for a frame with the
 //!   invalidate lock held shared, with a page locked, or with frames in hand.
 //! - Nobody waits for dirty pages to become fewer, or for space, with a page locked.
-//! - There are never more pages than frames, and never more frames than the budget pays for.
+//! - There are never more pages with a frame than frames, and never more frames than the budget pays
+//!   for. Beside them, each direct write in flight has up to 256 pages without one.
 
 pub mod backing;
 mod cache;
+mod direct;
 mod dirty;
 mod error_cursor;
 mod fault;
@@ -114,7 +119,7 @@ mod write;
 mod write_batch;
 mod writeback;
 
-pub use backing::{Backing, PAGE_SIZE, Segment, WriteBacking};
+pub use backing::{Backing, DirectBacking, PAGE_SIZE, Segment, WriteBacking};
 pub use cache::{Config, PageCache, Usage};
 pub use error_cursor::ErrorCursor;
 pub use fault::{FaultError, FaultKind};

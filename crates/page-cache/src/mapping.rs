@@ -54,6 +54,8 @@ pub(crate) enum Filler {
     Read,
     Readahead,
     Write,
+    /// It fills nothing: its pages are in the cache while they must not be filled.
+    Direct,
     Fault,
 }
 
@@ -117,6 +119,16 @@ impl<B: Backing> Mapping<B> {
     #[must_use]
     pub fn nr_pages(&self) -> u64 {
         self.pages.count()
+    }
+
+    /// Where the first page begins that is in the cache and ends behind byte `offset`: what lies
+    /// before it is nowhere but in the backing, unless somebody reads it just now.
+    #[must_use]
+    pub fn next_cached(&self, offset: u64) -> Option<u64> {
+        let mut found = Vec::with_capacity(1);
+        self.pages
+            .gather(offset / PAGE_BYTES..u64::MAX, 1, &mut found);
+        found.first().map(|folio| folio.index * PAGE_BYTES)
     }
 
     /// The invalidate lock (S1.1), for queries of the block map that want neither fillers nor
@@ -206,12 +218,12 @@ impl<B: Backing> Mapping<B> {
             let (rank, held) = held.descend(self.number());
             return (Section::Mutant { _rank: rank }, held);
         }
-
         #[cfg(test)]
         if match filler {
             Filler::Read => self.shared().mutants.read_unlocked,
             Filler::Readahead => self.shared().mutants.readahead_unlocked,
             Filler::Fault => self.shared().mutants.fault_unlocked,
+            Filler::Direct => self.shared().mutants.direct_unfenced,
             Filler::Write => self.shared().mutants.write_unlocked,
         } {
             let (rank, held) = held.descend(self.number());

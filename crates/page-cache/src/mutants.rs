@@ -41,6 +41,14 @@ pub(crate) struct Mutants {
     pub(crate) tail_unprotected: bool,
     /// Punching delayed allocations takes the space of dirty blocks (S3.9).
     pub(crate) punch_takes_dirty: bool,
+    /// The pages of a direct write are dropped and unlocked before its I/O (RACES K16, T20).
+    pub(crate) direct_unlocked: bool,
+    /// A direct write drops dirty pages that it meets, unwritten.
+    pub(crate) direct_drops_dirty: bool,
+    /// A direct write does without the invalidate lock (RACES B4).
+    pub(crate) direct_unfenced: bool,
+    /// A direct write leaves the pages that were cached in the cache (RACES B18).
+    pub(crate) direct_keeps_cached: bool,
     /// Who exchanges blocks leaves out the fence of the file with this number (RACES 3.11): its
     /// pages are filled whoever fences it.
     pub(crate) unfenced: Option<u64>,

@@ -140,6 +140,15 @@ impl Pages {
         !folio.state.is_detached()
     }
 
+    /// The mutant: what is dirty in `folio`, which is locked, is not any more.
+    #[cfg(test)]
+    pub(crate) fn discard_locked(&self, folio: &Folio) {
+        if folio.state.clear_dirty(crate::write_batch::WHOLE) {
+            self.dirty.remove(folio.index);
+            self.note_discarded(1);
+        }
+    }
+
     /// The mutant: what is dirty is not, for reclaim.
     #[cfg(test)]
     pub(crate) fn discard_for_mutant(&self, guard: &PageLockGuard<'_>) {
@@ -257,6 +266,30 @@ impl Pages {
         }
         self.count.fetch_sub(removed, Ordering::Relaxed);
         usize::try_from(removed).expect("no more than pages")
+    }
+
+    /// Puts locked pages without a frame in the places of locked ones, which leave the index; nobody
+    /// maps those.
+    pub(crate) fn replace<'a>(
+        &self,
+        pairs: impl Iterator<Item = (&'a Arc<Folio>, &'a Arc<Folio>)>,
+    ) {
+        let mut tree = self.tree.write();
+        for (old, new) in pairs {
+            debug_assert!(old.state.is_locked() && new.state.is_locked());
+            debug_assert!(!old.state.is_mapped(), "replaced while it is mapped");
+            debug_assert_eq!(old.index, new.index, "another place");
+            let (key, slot) = split(old.index);
+            let place = tree.get_mut(&key).map(|chunk| &mut chunk.slots[slot]);
+            let present =
+                place.filter(|place| place.as_ref().is_some_and(|at| Arc::ptr_eq(at, old)));
+            debug_assert!(present.is_some(), "replaced outside the index");
+            if let Some(place) = present {
+                // Not the last reference: the caller has one, so nothing is freed under the lock.
+                *place = Some(Arc::clone(new));
+                old.state.set_detached();
+            }
+        }
     }
 
     /// Takes every page out, when nobody can look any more.

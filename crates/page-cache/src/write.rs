@@ -43,7 +43,7 @@ use crate::mapping::{Filler, LARGEST, Looker, Mapping, PAGE_BYTES};
 use crate::write_batch::{Mask, blocks_touched};
 
 /// Pages written under one hold of the locks, at most: 1 MiB.
-const CHUNK_PAGES: u64 = 256;
+pub(crate) const CHUNK_PAGES: u64 = 256;
 
 /// Bytes copied from a source at a time: as many as are written under one hold of the locks.
 const BOUNCE_BYTES: usize = 256 * PAGE_SIZE;
@@ -55,7 +55,7 @@ pub(crate) const ROOM_TRIES: u32 = 3;
 /// What came of trying to write a chunk.
 enum Chunk {
     /// So many bytes, at least one.
-    Written(usize),
+    Written(u64),
     /// Another thread changed the pages meanwhile: try again.
     Changed,
     /// No frame is to be had: wait with no page lock held, then try again.
@@ -94,17 +94,44 @@ impl<B: WriteBacking> Mapping<B> {
         offset: u64,
         data: &[u8],
     ) -> Result<usize, B::Error> {
-        let room = usize::try_from(LARGEST.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let data = &data[..data.len().min(room)];
+        let room = LARGEST.saturating_sub(offset);
+        let len = u64::try_from(data.len()).unwrap_or(room).min(room);
+        let done = self.write_chunks(held, offset..offset.saturating_add(len), Some(data))?;
+        Ok(usize::try_from(done).expect("at most all of it"))
+    }
+
+    /// Makes bytes `range`, as far as they lie inside the file, dirty as they are, with space
+    /// reserved for them: where there is a hole, the zeros that it reads as. Says how many bytes,
+    /// as [`Self::write`], whose rules and locks these are.
+    ///
+    /// Nothing that a reader sees changes: so this loses nothing that others store through maps at
+    /// the same time, as a write of zeros would.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::write`].
+    pub fn rewrite(&self, held: &mut Held<'_, Inode>, range: Range<u64>) -> Result<u64, B::Error> {
+        let end = range.end.min(self.size());
+        self.write_chunks(held, range.start.min(end)..end, None)
+    }
+
+    /// Writes to `range` what `data` begins with, or what is there; how many bytes.
+    fn write_chunks(
+        &self,
+        held: &mut Held<'_, Inode>,
+        range: Range<u64>,
+        data: Option<&[u8]>,
+    ) -> Result<u64, B::Error> {
         let portion = self.shared().flusher.limits().portion;
         let most = portion.min(CHUNK_PAGES);
-        let (mut done, mut limit, mut tries) = (0, most, 0);
-        while done < data.len() {
+        let (mut at, mut limit, mut tries) = (range.start, most, 0);
+        while at < range.end {
             self.shared().flusher.throttle(held, self);
-            let at = offset + u64::try_from(done).expect("inside the file");
-            let failed = match self.write_chunk(held, at, &data[done..], limit) {
+            let done = usize::try_from(at - range.start).expect("at most the data");
+            let rest = data.map(|data| &data[done..]);
+            let failed = match self.write_chunk(held, at..range.end, rest, limit) {
                 Ok(Chunk::Written(len)) => {
-                    done += len;
+                    at += len;
                     (limit, tries) = (most, 0);
                     continue;
                 }
@@ -117,25 +144,44 @@ impl<B: WriteBacking> Mapping<B> {
             };
             let error = match failed {
                 Failed::Reserve(error) => {
-                    if self.give_back_unwritten(held) {
-                        continue;
+                    match self.look_for_space(held, error, &mut tries, &mut limit) {
+                        None => continue,
+                        Some(error) => error,
                     }
-                    if tries < ROOM_TRIES && self.backing().make_room(held, &error) {
-                        tries += 1;
-                        continue;
-                    }
-                    if limit > 1 {
-                        // There may be space for less.
-                        limit /= 2;
-                        continue;
-                    }
-                    error
                 }
                 Failed::Read(error) => error,
             };
-            return if done > 0 { Ok(done) } else { Err(error) };
+            return if at > range.start {
+                Ok(at - range.start)
+            } else {
+                Err(error)
+            };
         }
-        Ok(done)
+        Ok(at - range.start)
+    }
+
+    /// No space was found for `limit` pages: has some made, in the first `tries`, or says to write
+    /// less. The error, if nothing is left to be done. With no page locked.
+    pub(crate) fn look_for_space(
+        &self,
+        held: &mut Held<'_, Inode>,
+        error: B::Error,
+        tries: &mut u32,
+        limit: &mut u64,
+    ) -> Option<B::Error> {
+        if self.give_back_unwritten(held) {
+            return None;
+        }
+        if *tries < ROOM_TRIES && self.backing().make_room(held, &error) {
+            *tries += 1;
+            return None;
+        }
+        if *limit > 1 {
+            // There may be space for less.
+            *limit /= 2;
+            return None;
+        }
+        Some(error)
     }
 
     /// As [`Self::write`], of `len` bytes that `source` copies into the buffers it is given, one
@@ -175,17 +221,17 @@ impl<B: WriteBacking> Mapping<B> {
         Ok(done)
     }
 
-    /// Writes the front of `data`, up to `limit` pages of it.
+    /// Writes the front of `range`, up to `limit` pages of it.
     fn write_chunk(
         &self,
         held: &mut Held<'_, Inode>,
-        offset: u64,
-        data: &[u8],
+        range: Range<u64>,
+        data: Option<&[u8]>,
         limit: u64,
     ) -> Result<Chunk, Failed<B::Error>> {
+        let offset = range.start;
         let first = offset / PAGE_BYTES;
-        let whole = offset + u64::try_from(data.len()).expect("inside the file");
-        let bytes = offset..whole.min((first + limit) * PAGE_BYTES);
+        let bytes = offset..range.end.min((first + limit) * PAGE_BYTES);
         let written = {
             let size = self.size();
             let leaves_gap = offset > size && !size.is_multiple_of(PAGE_BYTES);
@@ -207,7 +253,7 @@ impl<B: WriteBacking> Mapping<B> {
                     Chunk::Changed
                 });
             }
-            self.read_partial(&mut held, &mut run)?;
+            self.read_kept(&mut held, &mut run, data.is_none())?;
             let block_size = u64::from(self.backing().block_size());
             debug_assert!([1024, 2048, 4096].contains(&block_size));
             let blocks = run.bytes.start / block_size * block_size
@@ -224,7 +270,7 @@ impl<B: WriteBacking> Mapping<B> {
     /// Makes what the last page has past the end of the file, which is `size`, zeros: it may have been
     /// stored to, and is about to be inside. Whoever stores to it from now on has to ask, and the
     /// invalidate lock, held exclusively, keeps them waiting until the file is longer.
-    fn zero_stores_past_end(&self, held: &mut Held<'_, Invalidate>, size: u64) {
+    pub(crate) fn zero_stores_past_end(&self, held: &mut Held<'_, Invalidate>, size: u64) {
         #[cfg(test)]
         if self.shared().mutants.tail_unprotected {
             return;
@@ -241,17 +287,21 @@ impl<B: WriteBacking> Mapping<B> {
         }
     }
 
-    /// Makes the new pages of `run` complete where the write does not, cutting the run short
-    /// before one that can't be read.
-    fn read_partial(
+    /// Makes the new pages of `run` complete where the write does not, which may keep everything,
+    /// cutting the run short before one that can't be read.
+    fn read_kept(
         &self,
         held: &mut Held<'_, PageLock>,
         run: &mut WriteRun<'_>,
+        keeps_all: bool,
     ) -> Result<(), Failed<B::Error>> {
         let size = self.size();
-        // The two ends; the pages between are overwritten in full.
         let last = run.slots.len() - 1;
-        for at in [0, last] {
+        for at in 0..=last {
+            if !keeps_all && at > 0 && at < last {
+                // Between the ends pages are overwritten in full.
+                continue;
+            }
             let slot = &mut run.slots[at];
             let Some(frame) = &mut slot.frame else {
                 continue;
@@ -260,7 +310,7 @@ impl<B: WriteBacking> Mapping<B> {
             let part = part_of(&run.bytes, index);
             let keeps_head = part.start > 0 && start < size;
             let keeps_tail = part.end < PAGE_BYTES && start + part.end < size;
-            if keeps_head || keeps_tail {
+            if keeps_all || keeps_head || keeps_tail {
                 let read = self
                     .backing()
                     .read_pages(held, index, std::slice::from_mut(frame));
@@ -275,50 +325,51 @@ impl<B: WriteBacking> Mapping<B> {
             } else {
                 frame.fill(0);
             }
-            if at == last {
-                break;
-            }
         }
         Ok(())
     }
 
-    /// Copies the bytes, makes the pages dirty, raises the size, and unlocks; how many bytes.
+    /// Copies the bytes, if they are others than are there, makes the pages dirty, raises the size,
+    /// and unlocks; how many bytes.
     fn store(
         &self,
         held: &mut Held<'_, PageLock>,
         mut run: WriteRun<'_>,
-        data: &[u8],
+        data: Option<&[u8]>,
         block_size: u64,
-    ) -> usize {
+    ) -> u64 {
         let bytes = run.bytes.clone();
         let mut rest = data;
         for slot in &mut run.slots {
             let part = part_of(&bytes, slot.folio.index);
             let at = usize::try_from(part.start).expect("inside a page");
             let len = usize::try_from(part.end - part.start).expect("inside a page");
-            let (source, after) = rest.split_at(len);
-            rest = after;
+            let source = rest.map(|rest| rest.split_at(len));
+            rest = source.map(|(_, after)| after);
             slot.blocks = blocks_touched(part, block_size);
             match slot.frame.take() {
                 Some(mut frame) => {
-                    frame[at..at + len].copy_from_slice(source);
+                    if let Some((source, _)) = source {
+                        frame[at..at + len].copy_from_slice(source);
+                    }
                     slot.folio.publish(frame);
                 }
                 None => {
-                    if let Some(frame) = slot.folio.frame() {
+                    if let (Some(frame), Some((source, _))) = (slot.folio.frame(), source) {
                         frame.copy_in(at, source);
                     }
                 }
             }
         }
+        let len = bytes.end - bytes.start;
         #[cfg(test)]
         if self.shared().mutants.dirty_unlocked {
-            return self.store_dirtying_late(held, run, data.len() - rest.len());
+            return self.store_dirtying_late(held, run, len);
         }
         self.pages().set_dirty(run.dirtied());
         self.backing().grow(held, bytes.end);
         drop(run);
-        data.len() - rest.len()
+        len
     }
 
     /// The mutant: the pages are unlocked, and dirty a moment later.
@@ -327,8 +378,8 @@ impl<B: WriteBacking> Mapping<B> {
         &self,
         held: &mut Held<'_, PageLock>,
         run: WriteRun<'_>,
-        len: usize,
-    ) -> usize {
+        len: u64,
+    ) -> u64 {
         let end = run.bytes.end;
         let late: Vec<_> = run
             .dirtied()

@@ -1,4 +1,5 @@
-//! What writeback hands to a file system: consecutive pages, and which blocks of them are dirty.
+//! What is handed to a file system to be written: consecutive pages, and which blocks of them are
+//! dirty; or the blocks of a direct write.
 
 use std::iter;
 use std::ops::Range;
@@ -48,15 +49,31 @@ pub(crate) fn first_run(mask: Mask, from: u64) -> Option<Range<u64>> {
     Some((start * UNIT).max(from)..end * UNIT)
 }
 
-/// Consecutive pages of a file under writeback, as they are to be written.
+/// The mask of each page that whole blocks `range` of a file touch.
+pub(crate) fn masks_of(range: &Range<u64>, block_size: u64) -> Vec<Mask> {
+    let pages = range.start / PAGE_BYTES..range.end.div_ceil(PAGE_BYTES);
+    pages
+        .map(|page| {
+            let base = page * PAGE_BYTES;
+            let part = range.start.max(base) - base..range.end.min(base + PAGE_BYTES) - base;
+            blocks_touched(part, block_size)
+        })
+        .collect()
+}
+
+/// Consecutive pages of a file under writeback, as they are to be written; or the blocks of a
+/// direct write.
 ///
-/// The bytes are a copy, taken after the pages were marked: what is stored to a page later makes
-/// it dirty again. Bytes past the end of the file are zeros (RACES B22).
+/// Of pages, the bytes are a copy, taken after they were marked: what is stored to a page later makes
+/// it dirty again. Bytes past the end of the file are zeros (RACES B22). Of a direct write, they are
+/// the caller's.
 #[derive(Debug)]
 pub struct WriteBatch<'a> {
     first: u64,
     masks: &'a [Mask],
     data: &'a [u8],
+    /// Where `data` begins in the file.
+    start: u64,
     size: u64,
 }
 
@@ -68,6 +85,23 @@ impl<'a> WriteBatch<'a> {
             first,
             masks,
             data,
+            start: first * PAGE_BYTES,
+            size,
+        }
+    }
+
+    /// `data`, whole blocks from byte `start` on, for pages of which `masks` says which blocks those
+    /// are ([`masks_of`]).
+    pub(crate) fn direct(start: u64, masks: &'a [Mask], data: &'a [u8], size: u64) -> Self {
+        debug_assert_eq!(
+            masks.len() as u64,
+            (start + data.len() as u64).div_ceil(PAGE_BYTES) - start / PAGE_BYTES
+        );
+        Self {
+            first: start / PAGE_BYTES,
+            masks,
+            data,
+            start,
             size,
         }
     }
@@ -110,15 +144,16 @@ impl<'a> WriteBatch<'a> {
         None
     }
 
-    /// The bytes of the file at `range`, which lies in [`Self::range`]. A page begins at an
-    /// address that is a multiple of [`PAGE_SIZE`].
+    /// The bytes of the file at `range`, which lies in [`Self::range`]; of a direct write, in one of
+    /// [`Self::runs`]. Of pages, a page begins at an address that is a multiple of [`PAGE_SIZE`]; the
+    /// bytes of a direct write may lie anywhere.
     ///
     /// # Panics
     ///
     /// If `range` does not lie there.
     #[must_use]
     pub fn bytes(&self, range: Range<u64>) -> &'a [u8] {
-        let inside = self.range();
+        let inside = self.start..self.start + self.data.len() as u64;
         assert!(
             inside.start <= range.start && range.end <= inside.end,
             "bytes {range:?} of a batch of {inside:?}"
@@ -129,7 +164,7 @@ impl<'a> WriteBatch<'a> {
 
     /// The file's size just before the bytes were copied: those before it are as they were written,
     /// those from there on are zeros, and the size on disk must not pass it on account of this
-    /// batch.
+    /// batch. For a direct write, the size that the file has when all of it is written.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
@@ -138,7 +173,7 @@ impl<'a> WriteBatch<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{WHOLE, WriteBatch, blocks_inside, blocks_touched, first_run};
+    use super::{WHOLE, WriteBatch, blocks_inside, blocks_touched, first_run, masks_of};
     use crate::backing::PAGE_SIZE;
 
     #[test]
@@ -165,6 +200,23 @@ mod tests {
         assert_eq!(first_run(0b1001, 1000), Some(1000..1024));
         assert_eq!(first_run(0b1001, 1024), Some(3072..4096));
         assert_eq!(first_run(WHOLE, 4096), None);
+    }
+
+    #[test]
+    fn a_direct_write_is_one_run_of_the_blocks_it_has() {
+        let data: Vec<u8> = (0..7 * 1024_u32).map(|at| (at / 1024) as u8).collect();
+        let start = 3 * 4096 + 3072;
+        let range = start..start + data.len() as u64;
+        let masks = masks_of(&range, 1024);
+        assert_eq!(masks, [0b1000, WHOLE, 0b0011]);
+        let batch = WriteBatch::direct(start, &masks, &data, range.end);
+        assert_eq!(batch.range(), 3 * 4096..6 * 4096);
+        assert_eq!(
+            batch.runs().collect::<Vec<_>>(),
+            std::slice::from_ref(&range)
+        );
+        assert_eq!(batch.bytes(range.end - 1024..range.end), [6; 1024]);
+        assert_eq!(masks_of(&(4096..8192), 4096), [WHOLE]);
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Volume {
         let attr = self.resolve(original.as_ref(), Follow::NotLast)?;
         self.change(link, || {
             let (parent, name) = parent_of(&*self.fs, link)?;
-            self.fs.link(attr.id, parent, name).map(drop)
+            self.fs.link(attr.id, parent, name, &ROOT).map(drop)
         })
     }
 
@@ -222,7 +222,8 @@ impl Volume {
         self.change(to, || {
             let (new, new_name) = parent_of(&*self.fs, to)?;
             let replaced = self.fs.lookup(new, new_name).ok();
-            self.fs.rename(old, name, new, new_name, mode)?;
+            let how = mode | RenameMode::USE_RESERVE;
+            self.fs.rename(old, name, new, new_name, how)?;
             if let Some(replaced) = replaced
                 && mode.is_empty()
             {

@@ -64,10 +64,15 @@ impl Drop for Closed {
 
 /// What a file was opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of open(2), and goes with any other"
+)]
 pub(crate) struct Rights {
     pub(crate) read: bool,
     pub(crate) write: bool,
     pub(crate) append: bool,
+    pub(crate) direct: bool,
 }
 
 impl Rights {
@@ -75,6 +80,7 @@ impl Rights {
         read: true,
         write: false,
         append: false,
+        direct: false,
     };
 }
 
@@ -134,9 +140,12 @@ impl File {
         if !self.rights.read {
             return Err(self.fail(pagefence_vfs::Error::PermissionDenied));
         }
-        self.fs
-            .read(&self.file, offset, buffer)
-            .map_err(|error| self.fail(error))
+        let read = if self.rights.direct {
+            self.fs.read_direct(&self.file, offset, buffer)
+        } else {
+            self.fs.read(&self.file, offset, buffer)
+        };
+        read.map_err(|error| self.fail(error))
     }
 
     /// The whole contents, from byte 0 on; holes are zeros, so that a file may be much longer
@@ -205,6 +214,7 @@ impl File {
         // As root, here as everywhere.
         let mut mode = WriteMode::USE_RESERVE;
         mode.set(WriteMode::APPEND, self.rights.append);
+        mode.set(WriteMode::DIRECT, self.rights.direct);
         let mut written = 0;
         for chunk in data.chunks(STEP) {
             let at = offset.saturating_add(written as u64);

@@ -36,6 +36,7 @@ pub struct OpenOptions {
     truncate: bool,
     create: bool,
     create_new: bool,
+    direct: bool,
     permissions: Option<u16>,
 }
 
@@ -81,6 +82,29 @@ impl OpenOptions {
         self
     }
 
+    /// Its data goes past the cache (O_DIRECT): reads and writes of whole blocks at block boundaries go
+    /// straight between the caller's memory and the device, one at a time; what is in the cache is
+    /// written before it is read past, and gone from the cache before a write returns. Everything
+    /// else goes through the cache, writes at once on to the device. Durability is, as ever,
+    /// [`File::sync_data`]'s matter.
+    ///
+    /// ```
+    /// # let image = pagefence::doc_image();
+    /// use pagefence::{OpenOptions, Options, Volume};
+    /// let volume = Volume::open(&image, Options::new().write(true))?;
+    /// let table = OpenOptions::new().read(true).write(true).create(true).direct(true)
+    ///     .open(&volume, "/table")?;
+    /// table.write_all_at(64 << 10, &[7; 64 << 10])?;
+    /// let mut page = [0; 4096];
+    /// assert_eq!(table.read_at(64 << 10, &mut page)?, 4096);
+    /// assert_eq!(page, [7; 4096]);
+    /// # Ok::<(), pagefence::Error>(())
+    /// ```
+    pub fn direct(mut self, direct: bool) -> Self {
+        self.direct = direct;
+        self
+    }
+
     /// Permissions of a file that is made, instead of 0644.
     pub fn permissions(mut self, permissions: u16) -> Self {
         self.permissions = Some(permissions);
@@ -107,6 +131,7 @@ impl OpenOptions {
             read: self.read,
             write: self.write || self.append,
             append: self.append,
+            direct: self.direct,
         };
         let makes = self.create || self.create_new;
         let changes = makes || self.truncate;

@@ -82,6 +82,8 @@ bitflags! {
         const NO_REPLACE = 1;
         /// The two change places.
         const EXCHANGE = 2;
+        /// A directory that grows may take what is kept back for root.
+        const USE_RESERVE = 4;
     }
 
     /// How a write is done.
@@ -99,6 +101,10 @@ bitflags! {
         const WRITEBACK = 16;
         /// What is kept back for root may be taken.
         const USE_RESERVE = 32;
+        /// To the device, past the cache of the file system, where that can be done (O_DIRECT):
+        /// offset and length are whole blocks, and the file is nothing special. Elsewhere through
+        /// the cache and then to the device. Advice: a file system may have nothing past its cache.
+        const DIRECT = 64;
     }
 
     /// What fallocate does to a range; nothing set: blocks for it, and the size grows.

@@ -153,6 +153,16 @@ pub trait FileSystem: Send + Sync + 'static {
     /// `Io`, `Corrupt`.
     fn read(&self, file: &Self::File, offset: u64, buffer: &mut [u8]) -> Result<usize>;
 
+    /// As [`Self::read`], past the cache of the file system, where that can be done (O_DIRECT): what
+    /// is dirty of the range is written to the device, and the bytes are read from there. `buffer` is
+    /// not memory that a mapping of this file system backs.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; `Io` also if what is dirty can't be written.
+    fn read_direct(&self, file: &Self::File, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        self.read(file, offset, buffer)
+    }
+
     /// The next data or hole at or after `offset`.
     ///
     /// # Errors
@@ -233,12 +243,13 @@ pub trait FileSystem: Send + Sync + 'static {
         Err(Error::ReadOnly)
     }
 
-    /// Gives an inode that is no directory one more name. The entry counts as one lookup.
+    /// Gives an inode that is no directory one more name. The entry counts as one lookup. Of `who`
+    /// it matters only whether what is kept back for root may be taken.
     ///
     /// # Errors
     /// As [`Self::create`]; `NotPermitted` for a directory.
-    fn link(&self, id: InodeId, parent: InodeId, name: &[u8]) -> Result<Entry> {
-        let _ = (id, parent, name);
+    fn link(&self, id: InodeId, parent: InodeId, name: &[u8], who: &Credentials) -> Result<Entry> {
+        let _ = (id, parent, name, who);
         Err(Error::ReadOnly)
     }
 
@@ -444,8 +455,8 @@ pub trait FileSystem: Send + Sync + 'static {
         Err(Error::ReadOnly)
     }
 
-    /// Gives a file's blocks another kind of map; they stay where they are, and readers and writers
-    /// go on meanwhile. Does nothing if the file has such a map already.
+    /// Gives the blocks of a file, a directory or a link another kind of map; they stay where they are,
+    /// and readers and writers of a file go on meanwhile. Does nothing if the file has such a map already.
     ///
     /// # Errors
     /// `Again` if blocks were mapped meanwhile, and the file is as before; `Unsupported` if such a

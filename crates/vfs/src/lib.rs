@@ -6,6 +6,7 @@
 
 pub mod attr;
 pub mod change;
+pub mod copy;
 pub mod dir;
 pub mod error;
 pub mod filesystem;
@@ -16,6 +17,7 @@ pub use change::{
     FallocateMode, MapFormat, New, NewKind, RenameMode, SetAttr, SetTime, WriteMode, XattrMode,
     without_privileges,
 };
+pub use copy::{Copy, copy_in_pieces};
 pub use dir::{Cookie, DirEntry, DirSink};
 pub use error::{Error, Place, Result};
 pub use filesystem::{

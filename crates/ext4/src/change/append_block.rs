@@ -5,20 +5,20 @@ use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
 use crate::alloc::Reach;
-use crate::change::insert_blocks::{NewRun, check_insert, insert_blocks};
+use crate::change::insert_blocks::{NewRun, check_hole, check_insert, insert_blocks};
 use crate::change::transaction::Transaction;
 use crate::disk_inode::{DiskInode, kind_of};
 use crate::instance::Instance;
 
 impl Instance {
-    /// Makes sure that blocks can be added at the end of a directory, before a change that may need
-    /// that begins: that what is to come lies behind a block that is there, and that each node on
-    /// the way there has all the room that it can have, which is what is reserved stands on
-    /// ([`crate::name_credits`]).
+    /// Makes sure that `blocks` blocks can be added at the end of a directory, before a change that
+    /// may need that begins: that what is to come lies behind a block that is there; that each node
+    /// on the way there has all the room that it can have, which is what is reserved stands on
+    /// ([`crate::name_credits`]); that nothing is there yet; and that all can be counted.
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
-    pub(crate) fn check_append(&self, disk: &DiskInode) -> Result<()> {
+    pub(crate) fn check_append(&self, disk: &DiskInode, blocks: u32) -> Result<()> {
         let at = self.end_of_directory(&disk.record)?;
         if let Some(before) = at.0.checked_sub(1) {
             self.metadata_block(disk, FileBlock(before))?;
@@ -26,7 +26,7 @@ impl Instance {
         if disk.has_extents() {
             self.check_extent_room(disk, at)?;
         }
-        Ok(())
+        check_hole(self, disk, at, blocks)
     }
 
     /// The file block behind the last one of a directory.
@@ -54,7 +54,7 @@ pub(crate) fn append_block(
     let goal = goal(transaction, record, at)?;
     let reach = Reach::of(record.flags());
     if let Some(disk) = disk_of(record) {
-        instance.check_append(&disk)?;
+        instance.check_append(&disk, 1)?;
     }
     // The block, and what maps it, are there before either is taken.
     let nodes = check_insert(transaction, record, at)?;

@@ -121,7 +121,7 @@ impl Instance {
             if full {
                 return Err(Error::NoSpace);
             }
-            self.check_append(disk)?;
+            self.check_append(disk, Room::Split.new_blocks(self.dx_levels_max()))?;
             self.check_split(disk, leaf, name)?;
             return Ok(Room::Split);
         }
@@ -135,13 +135,16 @@ impl Instance {
         Ok(match found {
             Some(block) => Room::Block(block),
             None => {
-                self.check_append(disk)?;
-                if self.dir_blocks(disk)? == 1 && self.has_dir_index() {
-                    self.check_index(disk)?;
+                let room = if self.dir_blocks(disk)? == 1 && self.has_dir_index() {
                     Room::MakeIndex
                 } else {
                     Room::Append
+                };
+                self.check_append(disk, room.new_blocks(self.dx_levels_max()))?;
+                if room == Room::MakeIndex {
+                    self.check_index(disk)?;
                 }
+                room
             }
         })
     }
@@ -214,10 +217,8 @@ impl Directory<'_, '_> {
             }
             Room::Spot(spot) => {
                 let format = instance.dir_format;
-                self.edit(spot.at, |bytes| {
-                    dir_entry::insert_at(bytes, &format, spot.gap, inode, name, kind).map(|put| {
-                        debug_assert!(put.is_some(), "room was found");
-                    })
+                self.put(spot.at, |bytes| {
+                    dir_entry::insert_at(bytes, &format, spot.gap, inode, name, kind)
                 })?;
                 Ok(Some(spot.block))
             }
@@ -349,11 +350,29 @@ impl Directory<'_, '_> {
         kind: Option<FileKind>,
     ) -> Result<()> {
         let format = self.transaction.instance.dir_format;
-        self.edit(at, |bytes| {
-            dir_entry::insert(bytes, &format, inode, name, kind).map(|put| {
-                debug_assert!(put.is_some(), "room was found");
-            })
+        self.put(at, |bytes| {
+            dir_entry::insert(bytes, &format, inode, name, kind)
         })
+    }
+
+    /// Changes a block of entries that was found to have room for one more, which `put` says where
+    /// it put.
+    fn put(
+        &mut self,
+        at: BlockNo,
+        put: impl FnOnce(&mut [u8]) -> Result<Option<usize>, Corruption>,
+    ) -> Result<()> {
+        let mut place = None;
+        self.edit(at, |bytes| {
+            place = put(bytes)?;
+            Ok(())
+        })?;
+        if place.is_none() {
+            let what = "the room for a name that it had is gone";
+            let instance = self.transaction.instance;
+            return Err(instance.damaged(self.record.ino(), Some(at), what));
+        }
+        Ok(())
     }
 
     /// Writes a block of entries that is new to the directory, with its checksum.

@@ -72,16 +72,16 @@ pub(crate) fn take(transaction: &mut Transaction<'_>, owner: InodeNo) -> Result<
     allocator.new_inode(instance, handle, request)
 }
 
-/// Gives back what [`take`] took.
+/// Gives back what [`take`] took. The table then says that it was deleted, as of any inode that is
+/// free and was in use: nobody looks at what was there before.
 ///
 /// # Errors
 /// `Corrupt`, `Io`.
-pub(crate) fn give_back(transaction: &mut Transaction<'_>, inode: InodeNo) -> Result<()> {
-    let instance = transaction.instance;
-    match transaction.allocation() {
-        Some((allocator, handle)) => allocator.free_inode(instance, handle, inode, false),
-        None => Ok(()),
-    }
+pub(crate) fn give_back(transaction: &mut Transaction<'_>, new: NewNumber) -> Result<()> {
+    let superblock = &transaction.instance.superblock;
+    let (kind, generation) = (FileKind::Regular, new.generation);
+    let mut record = InodeRecord::create(new.number, superblock, kind, 0o600, generation);
+    free_inode(transaction, &mut record, clock::seconds())
 }
 
 /// Makes a new inode hold `value`, for one user: an attribute of `owner`.

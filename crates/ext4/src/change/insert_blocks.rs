@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use pagefence_ext4_format::extent::{Extent, MAX_EXTENT_LEN};
+use pagefence_ext4_format::extent::{Extent, MAX_DEPTH, MAX_EXTENT_LEN};
 use pagefence_ext4_format::indirect::{DIRECT_SLOTS, MapPath, Pointers, set_pointer};
 use pagefence_ext4_format::inode::{Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock};
@@ -16,8 +16,10 @@ use crate::alloc::{POINTERS_END, Reach};
 use crate::change::cut::Cut;
 use crate::change::extent_tree::{ExtentTree, count_blocks};
 use crate::change::transaction::Transaction;
+use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::instance::Instance;
+use crate::map_blocks::Target;
 
 /// A run of file blocks, and the run of blocks that they become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +153,42 @@ pub(crate) fn check_insert(
     let mut counted = record.clone();
     count_blocks(instance, &mut counted, blocks.cast_signed() + 1)?;
     Ok(blocks)
+}
+
+/// Makes sure that a file has nothing at the `len` blocks from `first` on, and that they can be
+/// counted if they come to lie there, with what maps them at most.
+///
+/// # Errors
+/// `Corrupt`, `Io`.
+pub(crate) fn check_hole(
+    instance: &Instance,
+    disk: &DiskInode,
+    first: FileBlock,
+    len: u32,
+) -> Result<()> {
+    let record = &disk.record;
+    let for_map = if disk.has_extents() {
+        let mut done = 0;
+        while done < len {
+            let at = FileBlock(first.0.saturating_add(done));
+            let run = instance.map_blocks(disk, at)?;
+            if run.target != Target::Hole {
+                let what = "two blocks for one place of a file";
+                return Err(instance.damaged(record.ino(), None, what));
+            }
+            done = done.saturating_add(run.len);
+        }
+        // A node on each level, and a root that grows.
+        u64::from(MAX_DEPTH) + 1
+    } else {
+        check_pointers(instance, record, first, len)?
+    };
+    let mut counted = record.clone();
+    count_blocks(
+        instance,
+        &mut counted,
+        (for_map + u64::from(len)).cast_signed(),
+    )
 }
 
 /// Makes sure that a run can be put into a block map, its slots being empty, and what is missing of

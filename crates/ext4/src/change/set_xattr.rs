@@ -395,7 +395,7 @@ impl<'a> XattrChange<'a> {
                 Ok(new) => self.taken.push(new),
                 Err(error) => {
                     for new in self.taken.drain(..) {
-                        ea_inode::give_back(transaction, new.number)?;
+                        ea_inode::give_back(transaction, new)?;
                     }
                     return Err(error);
                 }

@@ -2,15 +2,20 @@
 //! asked. (What fails half way ends all writing.)
 
 use pagefence_block_io::{Device as _, MemoryDevice};
+use pagefence_ext4_format::dir_entry::EntryName;
 use pagefence_ext4_format::inode::InodeFlags;
-use pagefence_ext4_format::{GroupNo, InodeNo};
+use pagefence_ext4_format::{FileBlock, GroupNo, InodeNo};
+use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, FileSystem as _, InodeId, New, NewKind, RenameMode, XattrMode};
 
 use super::{
     BLOCK, TestDevice, create, find, formatted, formatted_with, inode, open, place, root, write,
 };
+use crate::change::change_dir::{Directory, Room};
+use crate::change::ea_inode;
 use crate::filesystem::FileSystem;
+use crate::live::Need;
 use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
 
 fn make_dir(fs: &FileSystem, name: &str) -> InodeId {
@@ -282,4 +287,62 @@ fn an_inode_that_can_not_inherit_is_given_back() {
     create(&fs, "the last");
     assert_eq!(free(&fs), 0);
     fs.shut_down().expect("all is written");
+}
+
+/// Room that was found and is gone when a name is to be put there: nothing but damage takes it.
+#[test]
+fn a_name_for_which_the_room_is_gone_is_damage() {
+    let device = formatted();
+    let fs = open(&device);
+    let long = "z".repeat(250);
+    for at in 0..15 {
+        create(&fs, &format!("{at}{long}"));
+    }
+    let root = inode(&fs, fs.root());
+    let disk = root.disk();
+    let name = EntryName::new(long.as_bytes()).expect("a name");
+    let need = Need {
+        credits: 4,
+        blocks: 0,
+        privileged: true,
+    };
+    let mut entry = Held::at_entry();
+    let (mut transaction, _held) = fs.instance.begin(&mut entry, need).expect("it begins");
+    let mut directory = Directory {
+        transaction: &mut transaction,
+        record: &mut disk.record.clone(),
+    };
+    let room = Room::Block(FileBlock(0));
+    assert!(is_corrupt(directory.insert_at(
+        room,
+        &name,
+        InodeNo(12),
+        None
+    )));
+}
+
+/// An inode that was taken for a value of an attribute and was not needed is free, and says so.
+#[test]
+fn an_inode_that_was_taken_for_nothing_is_a_deleted_one() {
+    let device = formatted();
+    let fs = open(&device);
+    let free = fs.stat_fs().expect("it tells").inodes_free;
+    let number = {
+        let need = Need {
+            credits: 8,
+            blocks: 0,
+            privileged: true,
+        };
+        let mut entry = Held::at_entry();
+        let (mut transaction, _held) = fs.instance.begin(&mut entry, need).expect("it begins");
+        let new = ea_inode::take(&mut transaction, InodeNo(2)).expect("one is free");
+        let number = new.number;
+        ea_inode::give_back(&mut transaction, new).expect("it was taken");
+        transaction.end();
+        number
+    };
+    assert_eq!(fs.stat_fs().expect("it tells").inodes_free, free);
+    let record = fs.instance.read_inode(number).expect("it is readable");
+    assert!(record.dtime() > 0 && record.links() == 0, "{number}");
+    fs.shut_down().expect("nothing fails");
 }

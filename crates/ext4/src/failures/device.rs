@@ -26,8 +26,7 @@ struct Rule {
 struct State {
     rules: Vec<Rule>,
     held: usize,
-    /// How often a call was held, in all.
-    holds: usize,
+    held_ever: usize,
     failed: usize,
 }
 
@@ -78,14 +77,14 @@ impl TestDevice {
     /// call is held for that.
     pub(crate) fn hold_next(&self, operation: Operation, bytes: Range<u64>) {
         let mut state = self.state.lock();
-        let before = state.holds;
+        let before = state.held_ever;
         state.rules = vec![Rule {
             operation,
             bytes,
             fate: Fate::IsHeld,
         }];
         self.changed.notify_all();
-        while state.holds == before {
+        while state.held_ever == before {
             self.changed.wait(&mut state);
         }
     }
@@ -106,10 +105,22 @@ impl TestDevice {
         self.changed.notify_all();
     }
 
+    /// Forgets the rules that were made for exactly `bytes`; what is held goes on.
+    pub(crate) fn let_go(&self, bytes: &Range<u64>) {
+        let mut state = self.state.lock();
+        state.rules.retain(|rule| rule.bytes != *bytes);
+        self.changed.notify_all();
+    }
+
     /// Forgets all rules; what is held goes on.
     pub(crate) fn heal(&self) {
         self.state.lock().rules.clear();
         self.changed.notify_all();
+    }
+
+    /// How often a call was held, in all.
+    pub(crate) fn holds(&self) -> usize {
+        self.state.lock().held_ever
     }
 
     /// What it holds.
@@ -143,7 +154,7 @@ impl TestDevice {
                 }
                 Some(Fate::IsHeld) => {
                     state.held += 1;
-                    state.holds += 1;
+                    state.held_ever += 1;
                     self.changed.notify_all();
                     self.changed.wait(&mut state);
                     state.held -= 1;

@@ -59,10 +59,9 @@ fn company(change: Change, side: usize) {
     let files = ids.map(|id| fs.open(id, true).expect("it opens"));
     let mut model: Model = [[0; BLOCKS]; 2];
     for (which, file) in files.iter().enumerate() {
-        for number in 0..BLOCKS {
-            model[which][number] = 1 + number + 50 * which;
-            let bytes = block(model[which][number]);
-            write(&fs, file, number as u64 * BLOCK, &bytes);
+        for (number, holds) in model[which].iter_mut().enumerate() {
+            *holds = 1 + number + 50 * which;
+            write(&fs, file, number as u64 * BLOCK, &block(*holds));
         }
         fs.sync_file(file, false).expect("nothing fails");
     }

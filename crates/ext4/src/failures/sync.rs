@@ -6,10 +6,13 @@ use std::time::Duration;
 use pagefence_block_io::device::Operation;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::thread;
-use pagefence_vfs::{Error, FileSystem as _};
+use pagefence_vfs::{Error, FallocateMode, FileSystem as _};
 
 use super::device::TestDevice;
-use super::{BLOCK, create, find, formatted, inode, number, open, place, wait_for, write};
+use super::{
+    BLOCK, create, drop_cache, find, formatted, inode, number, open, place, punch, read, wait_for,
+    write,
+};
 use crate::file_write::note_change;
 use crate::filesystem::FileSystem;
 
@@ -158,4 +161,48 @@ fn the_end_of_the_mount_tells_what_nobody_was_told() {
     assert!(fs.cache.run_flusher(&mut Held::at_entry()));
     device.heal();
     assert!(matches!(fs.shut_down(), Err(Error::Io(_))), "data was lost");
+}
+
+/// fsync tells that data is lost, and no space stays promised for it. What was lost is still in the
+/// cache: it can be written again, and a hole that is punched there is one.
+#[test]
+fn fsync_that_fails_gives_the_space_back() {
+    let device = formatted();
+    let fs = open(&device);
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    let live = fs.instance.live().expect("it is written to");
+    let unreserved = || live.allocator.counts().blocks_unreserved;
+    let before = unreserved();
+    for piece in 0..12 {
+        write(&fs, &file, 2 * piece * BLOCK, &[7; BLOCK as usize]);
+    }
+    device.fail(Operation::Write, 0..u64::MAX);
+    let told = fs.sync_file(&file, false);
+    assert!(matches!(told, Err(Error::Io(_))), "{told:?}");
+    device.heal();
+    assert_eq!(unreserved(), before, "nothing is promised");
+    assert_eq!(fs.attr(id).expect("it is there").blocks_512, 0);
+    fs.sync_file(&file, false).expect("that was told");
+    write(&fs, &file, 0, &[8; 10]);
+    punch(&fs, &file, 4 * BLOCK..5 * BLOCK).expect("punched");
+    let zeroed = 6 * BLOCK;
+    fs.allocate(&file, zeroed, BLOCK, FallocateMode::ZERO_RANGE)
+        .expect("zeroed");
+    let see = |when: &str| {
+        for at in [4 * BLOCK, zeroed] {
+            let bytes = read(&fs, &file, at..at + BLOCK).expect("read");
+            assert!(bytes == [0; BLOCK as usize], "{when}");
+        }
+        let bytes = read(&fs, &file, 0..20).expect("read");
+        assert_eq!(bytes, [[8; 10], [7; 10]].concat(), "{when}");
+    };
+    see("in the cache");
+    fs.sync_file(&file, false).expect("nothing fails");
+    assert_eq!(unreserved(), before - 2);
+    drop_cache(&fs);
+    see("on the device");
+    drop(file);
+    fs.sync().expect_err("a write failed");
+    fs.shut_down().expect("the rest is written");
 }

@@ -10,6 +10,7 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::thread::{scope, spawn};
 use pagefence_page_cache::WaitFor;
+use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_vfs::{
     Credentials, Error, FallocateMode, FileSystem as _, InodeId, MapFormat, New, NewKind, Result,
     SetAttr, WriteMode,
@@ -322,6 +323,44 @@ fn delayed_blocks_come_along() {
         }
         assert_eq!(world.has(), other(from));
         world.judge().expect("nothing is lost");
+    }
+}
+
+/// As the two before, with stores as they are: faults, which make holes delayed, all of their page
+/// at once, while the old map is read and the new one is built.
+#[test]
+fn stores_through_a_map_come_along_or_end_it() {
+    for (block, from) in [(1024, BOTH[0]), (1024, BOTH[1]), (4096, BOTH[1])] {
+        for writes_back in [false, true] {
+            let mut world = World::new(block, from);
+            let block = world.block;
+            world.hold(move |_, file| {
+                let pages = (2 * PIECES * block).div_ceil(4096);
+                let space = AddressSpace::shared(&file.mapping, 0..pages);
+                for piece in (0..PIECES).step_by(3) {
+                    let data = vec![0xAB; block as usize];
+                    let at = (2 * piece + 1) * block;
+                    space.store(at, &data).expect("there is room");
+                }
+                space.check();
+                if writes_back {
+                    write_back(file);
+                }
+            });
+            let migrated = world.migrate(other(from));
+            world.release();
+            for piece in (0..PIECES).step_by(3) {
+                world.expect((2 * piece + 1) * block, 0xAB);
+            }
+            if writes_back {
+                assert!(matches!(migrated, Err(Error::Again)), "{migrated:?}");
+                assert_eq!(world.has(), from);
+            } else {
+                migrated.expect("nothing was allocated");
+                assert_eq!(world.has(), other(from));
+            }
+            world.judge().expect("nothing is lost");
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Values in inodes of their own, and attribute blocks that several inodes share.
 
-use pagefence_vfs::Error;
+use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
+use pagefence_lock_order::primitives::thread;
+use pagefence_vfs::{Error, FileSystem as _, XattrMode};
 
 use crate::kernel::run;
 use crate::support::{Image, mount, shown_by_kernel};
@@ -152,4 +154,52 @@ fn a_full_block_is_no_space_without_inodes_for_values() {
     assert_eq!(mounted.xattrs("a"), before);
     mounted.close();
     image.assert_clean();
+}
+
+/// Who reads an attribute sees one that its inode has or had: not what lies in its block when that
+/// is another inode's.
+#[test]
+fn attributes_read_while_their_blocks_change_owners() {
+    const ROUNDS: u8 = 120;
+    for options in [&["-b", "1024"][..], &["-b", "1024", "-O", "ea_inode"]] {
+        let image = Image::new(&[&["-t", "ext4"], options].concat());
+        let mounted = image.open();
+        let ids = ["a", "b", "c"].map(|file| mounted.id(file));
+        let fs = &mounted.fs;
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for (salt, id) in (1..).zip(ids) {
+                let stop = &stop;
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        match fs.xattr(id, b"user.large") {
+                            Ok(found) => assert_eq!(found, value(found.len(), salt)),
+                            Err(Error::NoAttribute) => {}
+                            Err(error) => panic!("{error}"),
+                        }
+                        let names = fs.xattr_names(id).unwrap();
+                        assert!(names.len() <= 1, "{names:?}");
+                    }
+                });
+            }
+            for round in 0..ROUNDS {
+                let at = usize::from(round % 3);
+                let (id, salt) = (ids[at], 1 + round % 3);
+                let len = if options.len() > 2 && round % 2 == 0 {
+                    3000
+                } else {
+                    600
+                };
+                fs.set_xattr(id, b"user.large", &value(len, salt), XattrMode::Set)
+                    .unwrap();
+                let gone = ids[(at + 1) % 3];
+                let _ = fs.remove_xattr(gone, b"user.large");
+                // What was freed is used again.
+                fs.sync().unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        mounted.close();
+        image.assert_clean();
+    }
 }

@@ -14,7 +14,7 @@ use pagefence_vfs::{
 };
 
 use crate::support::{
-    Image, KINDS, Kind, Random, create, find, read_all, root, set_size, write_all,
+    Image, KINDS, Kind, Random, create, find, read_all, root, set_size, write_all, write_all_as,
 };
 
 /// The byte that all free blocks are filled with. Nobody writes it.
@@ -87,24 +87,33 @@ fn work(fs: &FileSystem, device: &FaultDevice, seed: u64, steps: usize) -> Vec<S
         let number = random.below(FILES as u64) as usize;
         let model: &mut Vec<u8> = &mut contents[number];
         let file = &files[number];
-        let start = random.below(SPAN);
+        let mut start = random.below(SPAN);
         let most = if random.below(2) == 0 { 12_000 } else { 500 };
-        let len = 1 + random.below((SPAN - start).min(most));
+        let mut len = 1 + random.below((SPAN - start).min(most));
+        let what = random.below(10);
+        let mut mode = WriteMode::empty();
+        if what < 2 {
+            // Past the cache; half of it of blocks that are whole on any of these file systems.
+            mode = WriteMode::DIRECT;
+            let unit = [1024, 4096][random.below(2) as usize];
+            (start, len) = (start / unit * unit, len.next_multiple_of(unit));
+        }
         let (from, to) = (start as usize, (start + len) as usize);
         let mut is_synced = false;
-        let said = match random.below(10) {
+        let said = match what {
             0..4 => {
                 let byte = match 1 + (random.next() % 255) as u8 {
                     STALE => 1,
                     byte => byte,
                 };
-                let (written, error) = write_all(fs, file, start, &vec![byte; len as usize]);
+                let data = vec![byte; len as usize];
+                let (written, error) = write_all_as(fs, file, start, &data, mode);
                 assert_eq!(written as u64, len, "{error:?}");
                 if model.len() < to {
                     model.resize(to, 0);
                 }
                 model[from..to].fill(byte);
-                format!("write {start} {len} {byte}")
+                format!("write {start} {len} {byte} {mode:?}")
             }
             4 | 5 => {
                 let size = start.min(model.len() as u64 + 5000);

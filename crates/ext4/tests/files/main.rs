@@ -8,6 +8,7 @@
 )]
 
 mod crash;
+mod damaged_directories;
 mod exchange;
 mod full;
 #[path = "../images/common/kernel.rs"]
@@ -15,6 +16,7 @@ mod kernel;
 mod maps;
 mod migrate;
 mod migrate_crash;
+mod migrate_dirs;
 mod order;
 mod races;
 mod ranges;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use pagefence_ext4::FileSystem;
-use pagefence_vfs::{Error, FileSystem as _, InodeId, MapFormat, Whence};
+use pagefence_vfs::{Error, FileSystem as _, InodeId, MapFormat, New, NewKind, Whence};
 
 use crate::support::{Image, Random, create, find, root, set_size, write_all};
 
@@ -250,8 +250,8 @@ fn small_files_and_links_are_migrated() {
     let target = "x".repeat(200);
     let links = [("slow", target.as_str()), ("fast", "short")];
     for (name, target) in links {
-        let new = pagefence_vfs::New {
-            kind: pagefence_vfs::NewKind::Symlink(target.as_bytes()),
+        let new = New {
+            kind: NewKind::Symlink(target.as_bytes()),
             permissions: 0o777,
             umask: 0,
         };
@@ -297,11 +297,17 @@ fn what_can_not_be_migrated_is_refused() {
         let told = fs.migrate(id, to, &root());
         assert!(matches!(told, Err(Error::InvalidArgument)), "{told:?}");
     }
-    let told = fs.migrate(fs.root(), MapFormat::Blocks, &root());
-    assert!(
-        matches!(told, Err(Error::InvalidArgument | Error::Unsupported(_))),
-        "{told:?}"
-    );
+    for kind in [NewKind::Directory, NewKind::Fifo] {
+        let new = New {
+            kind,
+            permissions: 0o755,
+            umask: 0,
+        };
+        let name = format!("{kind:?}");
+        let made = fs.create(fs.root(), name.as_bytes(), &new, &root());
+        let told = fs.migrate(made.unwrap().attr.id, MapFormat::Blocks, &root());
+        assert!(matches!(told, Err(Error::InvalidArgument)), "{told:?}");
+    }
     check(&fs, id, &vec![(0, 20, 7)]).unwrap();
 }
 

@@ -1,5 +1,5 @@
-//! Migrations that the power, or the device, ends: the file is as it was or as it was to be, and
-//! each block has one owner (T11, RACES B6).
+//! Migrations that the power, or the device, ends: the file, or the directory, is as it was or as it
+//! was to be, and each block has one owner (T11, RACES B6).
 
 use std::process::Command;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use pagefence_lock_order::primitives::thread::scope;
 use pagefence_vfs::{FileSystem as _, MapFormat, SetAttr, SetTime};
 
 use crate::migrate::{Pieces, by_kernel, check, has_extents, holes, image_with_file, migrate};
+use crate::migrate_dirs::{Names, image_with_directory};
 use crate::support::{Image, find, root};
 
 /// Moments that are tried, evenly spread; all, if the variable `PAGEFENCE_CRASHES` is set.
@@ -39,16 +40,79 @@ fn open(device: Arc<dyn Device>) -> FileSystem {
     FileSystem::open(device, &options).unwrap()
 }
 
-/// A device with a scattered file of extents, or of a block map.
-fn prepared(options: &[&str], from: MapFormat) -> (MemoryDevice, Pieces) {
-    let (image, pieces) = image_with_file(options, None, "10M", 3, 260);
+/// What is migrated.
+trait Subject: Sized {
+    /// Its name in the root directory.
+    const NAME: &str;
+
+    /// Makes one in an image; of extents.
+    fn make(options: &[&str]) -> (Image, Self);
+
+    /// Whether it holds what it held.
+    fn check(&self, fs: &FileSystem) -> Result<(), String>;
+
+    /// Has the kernel mount the image.
+    fn by_kernel(&self, image: &Image) -> Option<()>;
+}
+
+/// A scattered file.
+struct Scattered {
+    pieces: Pieces,
+    holes: Vec<u64>,
+}
+
+impl Subject for Scattered {
+    const NAME: &str = "file";
+
+    fn make(options: &[&str]) -> (Image, Self) {
+        let (image, pieces) = image_with_file(options, None, "10M", 3, 260);
+        let fs = image.open();
+        let holes = holes(&fs, find(&fs, Self::NAME));
+        fs.shut_down().unwrap();
+        drop(fs);
+        (image, Self { pieces, holes })
+    }
+
+    fn check(&self, fs: &FileSystem) -> Result<(), String> {
+        let id = find(fs, Self::NAME);
+        check(fs, id, &self.pieces)?;
+        match holes(fs, id) == self.holes {
+            true => Ok(()),
+            false => Err("its holes are others".to_owned()),
+        }
+    }
+
+    fn by_kernel(&self, image: &Image) -> Option<()> {
+        by_kernel(&image.path, &self.pieces)
+    }
+}
+
+impl Subject for Names {
+    const NAME: &str = "directory";
+
+    fn make(options: &[&str]) -> (Image, Self) {
+        image_with_directory(options, None, "10M", 420)
+    }
+
+    fn check(&self, fs: &FileSystem) -> Result<(), String> {
+        self.find_all(fs)
+    }
+
+    fn by_kernel(&self, image: &Image) -> Option<()> {
+        by_kernel(&image.path, &Vec::new())
+    }
+}
+
+/// A device with what is to be migrated.
+fn prepared<S: Subject>(options: &[&str], from: MapFormat) -> (MemoryDevice, S) {
+    let (image, subject) = S::make(options);
     if from == MapFormat::Blocks {
         let fs = image.open();
-        migrate(&fs, find(&fs, "file"), from);
+        migrate(&fs, find(&fs, S::NAME), from);
         fs.shut_down().unwrap();
     }
     let bytes = std::fs::read(&image.path).unwrap();
-    (MemoryDevice::from_bytes(&bytes), pieces)
+    (MemoryDevice::from_bytes(&bytes), subject)
 }
 
 fn other(format: MapFormat) -> MapFormat {
@@ -74,14 +138,13 @@ fn mend(image: &Image, what: &str) {
     assert!(!said.contains("ultiply-claimed"), "{what}: {said}");
 }
 
-fn crashes(options: &[&str], from: MapFormat) -> usize {
-    let (before, pieces) = prepared(options, from);
+fn crashes<S: Subject + Sync>(options: &[&str], from: MapFormat) -> usize {
+    let (before, subject) = prepared::<S>(options, from);
     let has_journal = !options.contains(&"^has_journal");
     let device = Arc::new(FaultDevice::new(&before, 1));
     device.set_atomic(1024..2048);
     let fs = open(device.clone());
-    let id = find(&fs, "file");
-    let map = holes(&fs, id);
+    let id = find(&fs, S::NAME);
     device.start_trace();
     let is_over = AtomicBool::new(false);
     scope(|scope| {
@@ -134,22 +197,21 @@ fn crashes(options: &[&str], from: MapFormat) -> usize {
                 mend(&by_e2fsck, &what);
                 by_e2fsck.assert_clean(&what);
                 let fs = by_e2fsck.open();
-                let checked = check(&fs, find(&fs, "file"), &pieces);
+                let checked = subject.check(&fs);
                 checked.unwrap_or_else(|told| panic!("{what}, e2fsck: {told}"));
             }
             if has_journal && tried % 40 == 7 && by_the_kernel < 8 {
                 by_the_kernel += 1;
                 let image = Image::of(&image.to_vec());
-                if by_kernel(&image.path, &pieces).is_some() {
+                if subject.by_kernel(&image).is_some() {
                     image.assert_clean(&format!("{what}, the kernel"));
                 }
             }
             let image = Arc::new(image);
             let fs = open(image.clone());
-            let id = find(&fs, "file");
-            let checked = check(&fs, id, &pieces);
+            let id = find(&fs, S::NAME);
+            let checked = subject.check(&fs);
             checked.unwrap_or_else(|told| panic!("{what}: {told}"));
-            assert_eq!(holes(&fs, id), map, "{what}");
             as_before += usize::from(has_extents(&fs, id) == (from == MapFormat::Extents));
             fs.shut_down().unwrap();
             drop(fs);
@@ -167,22 +229,43 @@ fn a_power_cut_leaves_one_map_and_each_block_one_owner() {
     let mut tried = 0;
     for options in KINDS {
         for from in [MapFormat::Blocks, MapFormat::Extents] {
-            tried += crashes(options, from);
+            tried += crashes::<Scattered>(options, from);
         }
     }
     assert!(tried > 100, "{tried} states");
     println!("{tried} states");
 }
 
+#[test]
+fn a_power_cut_leaves_a_directory_one_map_and_all_its_names() {
+    let mut tried = 0;
+    for options in KINDS {
+        for from in [MapFormat::Blocks, MapFormat::Extents] {
+            tried += crashes::<Names>(options, from);
+        }
+    }
+    assert!(tried > 60, "{tried} states");
+    println!("{tried} states");
+}
+
 /// Each call of the device in its turn fails, and those after it, or not.
 #[test]
 fn a_device_error_leaves_the_file_whole() {
+    device_errors::<Scattered>();
+}
+
+#[test]
+fn a_device_error_leaves_a_directory_whole() {
+    device_errors::<Names>();
+}
+
+fn device_errors<S: Subject>() {
     for options in &KINDS[..2] {
         for from in [MapFormat::Blocks, MapFormat::Extents] {
-            let (before, pieces) = prepared(options, from);
+            let (before, subject) = prepared::<S>(options, from);
             for operation in [Operation::Read, Operation::Write, Operation::Flush] {
                 for times in [Times::Once, Times::Forever] {
-                    let failed = fail_each(&before, &pieces, from, operation, times);
+                    let failed = fail_each(&before, &subject, from, operation, times);
                     assert!(
                         failed > 0 || operation != Operation::Read,
                         "{options:?}: no call of {operation:?} failed"
@@ -193,9 +276,9 @@ fn a_device_error_leaves_the_file_whole() {
     }
 }
 
-fn fail_each(
+fn fail_each<S: Subject>(
     before: &MemoryDevice,
-    pieces: &Pieces,
+    subject: &S,
     from: MapFormat,
     operation: Operation,
     times: Times,
@@ -206,7 +289,7 @@ fn fail_each(
         let device = Arc::new(FaultDevice::new(before, 1));
         device.set_atomic(1024..2048);
         let fs = open(device.clone());
-        let id = find(&fs, "file");
+        let id = find(&fs, S::NAME);
         let first = device.calls(operation);
         device.fail(Fault {
             operation,
@@ -227,7 +310,7 @@ fn fail_each(
         }
         // What is in memory is whole, too.
         if times == Times::Once {
-            let checked = check(&fs, id, pieces);
+            let checked = subject.check(&fs);
             checked.unwrap_or_else(|told| panic!("{what}, in memory: {told}"));
         }
         let closed = fs.shut_down();
@@ -235,7 +318,7 @@ fn fail_each(
         let image = Arc::new(device.live());
         let fs = open(image.clone());
         if fs.read_only_because().is_none() {
-            let checked = check(&fs, find(&fs, "file"), pieces);
+            let checked = subject.check(&fs);
             checked.unwrap_or_else(|told| panic!("{what}: {told}"));
             fs.shut_down().unwrap();
             drop(fs);
@@ -247,7 +330,7 @@ fn fail_each(
             mend(&image, &what);
             image.assert_clean(&what);
             let fs = image.open();
-            let checked = check(&fs, find(&fs, "file"), pieces);
+            let checked = subject.check(&fs);
             checked.unwrap_or_else(|told| panic!("{what}, mended: {told}"));
         }
         if !is_reached {

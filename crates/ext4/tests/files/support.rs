@@ -164,10 +164,21 @@ pub(crate) fn write_all(
     offset: u64,
     data: &[u8],
 ) -> (usize, Option<Error>) {
+    write_all_as(fs, file, offset, data, WriteMode::empty())
+}
+
+/// The same, in some way.
+pub(crate) fn write_all_as(
+    fs: &FileSystem,
+    file: &File,
+    offset: u64,
+    data: &[u8],
+    mode: WriteMode,
+) -> (usize, Option<Error>) {
     let mut done = 0;
     while done < data.len() {
         let rest = &data[done..];
-        match fs.write(file, offset + done as u64, rest, WriteMode::empty()) {
+        match fs.write(file, offset + done as u64, rest, mode) {
             Ok(written) => {
                 assert!(written > 0, "a write of nothing");
                 done += written;

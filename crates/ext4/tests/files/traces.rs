@@ -1,12 +1,18 @@
-//! Random traces of one file against plain bytes, for every kind of file system, with remounts.
+//! Random traces of one file against plain bytes, for every kind of file system, with remounts;
+//! through the cache and past it.
 
 use pagefence_ext4::{File, FileSystem};
 use pagefence_vfs::{Error, FallocateMode, FileSystem as _, InodeId, Whence, WriteMode};
 
-use crate::support::{Image, KINDS, Kind, Random, create, find, read_all, set_size, write_all};
+use crate::support::{
+    Image, KINDS, Kind, Random, create, find, read_all, set_size, write_all, write_all_as,
+};
 
 /// Bytes that a file has at most.
 const SPAN: u64 = 900 << 10;
+
+/// Through the cache, or past it.
+type Read = fn(&FileSystem, &File, u64, &mut [u8]) -> pagefence_vfs::Result<usize>;
 
 struct Trace<'a> {
     kind: &'a Kind,
@@ -43,8 +49,43 @@ impl Trace<'_> {
         (start, len)
     }
 
+    /// A range for what goes past the cache: mostly whole blocks.
+    fn direct_range(&mut self) -> (u64, u64) {
+        let (start, len) = self.range();
+        match [0, 1024, 4096, 4096][self.random.below(4) as usize] {
+            0 => (start, len),
+            unit => (start / unit * unit, len.next_multiple_of(unit)),
+        }
+    }
+
+    fn write_direct(&mut self, file: &File) {
+        let (start, len) = self.direct_range();
+        let byte = 1 + (self.random.next() % 255) as u8;
+        self.log.push(format!("write direct {start} {len} {byte}"));
+        let data = vec![byte; len as usize];
+        let (written, error) = write_all_as(self.fs(), file, start, &data, WriteMode::DIRECT);
+        if written as u64 != len {
+            self.fail(&format!("{written} written: {error:?}"));
+        }
+        let (from, to) = (start as usize, (start + len) as usize);
+        if self.model.len() < to {
+            self.model.resize(to, 0);
+        }
+        self.model[from..to].fill(byte);
+    }
+
     fn step(&mut self, file: &File) {
         let size = self.model.len() as u64;
+        if self.random.below(4) == 0 {
+            if self.random.below(3) == 0 {
+                let (start, len) = self.direct_range();
+                self.log.push(format!("read direct {start} {len}"));
+                self.read(file, start, len, FileSystem::read_direct);
+            } else {
+                self.write_direct(file);
+            }
+            return;
+        }
         let (start, len) = self.range();
         let (from, to) = (start as usize, (start + len) as usize);
         let what = self.random.below(100);
@@ -133,7 +174,7 @@ impl Trace<'_> {
                     self.model.resize(to, 0);
                 }
             }
-            92..97 => self.read(file, start, len),
+            92..97 => self.read(file, start, len, FileSystem::read),
             _ => self.seek(file, start),
         }
         let attr = self.fs().attr(self.id).unwrap();
@@ -146,9 +187,9 @@ impl Trace<'_> {
         }
     }
 
-    fn read(&mut self, file: &File, start: u64, len: u64) {
+    fn read(&self, file: &File, start: u64, len: u64, how: Read) {
         let mut bytes = vec![0xee; len as usize];
-        let read = self.fs().read(file, start, &mut bytes).unwrap();
+        let read = how(self.fs(), file, start, &mut bytes).unwrap();
         let from = (start as usize).min(self.model.len());
         let to = ((start + len) as usize).min(self.model.len());
         if bytes[..read] != self.model[from..to] {

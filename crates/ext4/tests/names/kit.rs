@@ -174,7 +174,7 @@ impl Paths for FileSystem {
     fn ln(&self, from: &str, to: &str) -> Result<Attr> {
         let id = self.look(from)?.id;
         let (parent, name) = self.parts(to)?;
-        Ok(self.link(id, parent, name)?.attr)
+        Ok(self.link(id, parent, name, &root())?.attr)
     }
 
     fn rm(&self, path: &str) -> Result<()> {

@@ -29,7 +29,7 @@ fn grow_and_shrink(kind: Kind, block_size: u32, features: &str, count: u32, name
             let made = fs.create(dir, name(at).as_bytes(), &regular, &root());
             id = made.unwrap().attr.id;
         } else {
-            fs.link(id, dir, name(at).as_bytes()).unwrap();
+            fs.link(id, dir, name(at).as_bytes(), &root()).unwrap();
         }
     }
     assert_eq!(fs.list("d").unwrap().len(), count as usize);
@@ -98,7 +98,7 @@ fn a_third_level() {
                 .attr
                 .id;
         } else {
-            fs.link(id, dir, name.as_bytes()).unwrap();
+            fs.link(id, dir, name.as_bytes(), &root()).unwrap();
         }
     }
     for at in (0..60_000).step_by(61) {
@@ -126,7 +126,7 @@ fn a_full_index() {
             let done = fs.create(dir, name.as_bytes(), &regular, &root());
             done.inspect(|entry| id = entry.attr.id)
         } else {
-            fs.link(id, dir, name.as_bytes())
+            fs.link(id, dir, name.as_bytes(), &root())
         };
         match done {
             Ok(_) => made += 1,

@@ -143,7 +143,10 @@ fn removed_directories_stay_empty() {
     fs.rmd("gone").unwrap();
     let regular = new(NewKind::Regular, 0o644);
     fails(fs.create(gone, b"x", &regular, &root()), "NotFound");
-    fails(fs.link(fs.look("f").unwrap().id, gone, b"x"), "NotFound");
+    fails(
+        fs.link(fs.look("f").unwrap().id, gone, b"x", &root()),
+        "NotFound",
+    );
     fails(fs.unlink(gone, b"x"), "NotFound");
     let rename = fs.rename(fs.root(), b"f", gone, b"x", RenameMode::empty());
     fails(rename, "NotFound");
@@ -242,7 +245,8 @@ fn links_are_counted_and_bounded() {
     fs.mkdir("d").unwrap();
     let dir = fs.look("d").unwrap().id;
     for number in 1..65_000 {
-        fs.link(id, dir, format!("{number}").as_bytes()).unwrap();
+        fs.link(id, dir, format!("{number}").as_bytes(), &root())
+            .unwrap();
     }
     assert_eq!(fs.look("f").unwrap().links, 65_000);
     fails(fs.ln("f", "one too many"), "TooManyLinks");

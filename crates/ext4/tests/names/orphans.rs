@@ -11,7 +11,7 @@ use pagefence_ext4_format::inode::Inode;
 use pagefence_ext4_format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET, Superblock};
 use pagefence_vfs::{FileSystem as _, InodeId, NewKind, RenameMode};
 
-use crate::kit::{self, FLAVOURS, Paths, close, fails, judge, open};
+use crate::kit::{self, FLAVOURS, Paths, close, fails, judge, open, root};
 
 /// As if the machine stopped: what was committed is there, nothing else; then a mount again.
 fn crash(fs: FileSystem, device: &MemoryDevice) -> Arc<MemoryDevice> {
@@ -31,7 +31,7 @@ fn open_files_outlive_their_names() {
         let file = fs.open(id, false).unwrap();
         fs.rm("f").unwrap();
         assert_eq!(fs.attr(id).unwrap().links, 0);
-        fails(fs.link(id, fs.root(), b"again"), "NotFound");
+        fails(fs.link(id, fs.root(), b"again", &root()), "NotFound");
         drop(file);
         fs.forget(id);
         fails(fs.attr(id), "Stale");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pagefence_ext4::mkfs::{Contents, Kind, Parameters};
 use pagefence_ext4::{FileSystem, MountOptions};
-use pagefence_vfs::{Error, FileSystem as _, NewKind};
+use pagefence_vfs::{Credentials, Error, FileSystem as _, NewKind, RenameMode};
 
 use crate::kit::{self, Paths, close, fails, new, open, root, user};
 
@@ -81,6 +81,38 @@ fn the_reserve() {
     }
     assert_eq!(failed.as_deref(), Some("NoSpace"));
     fs.create(fs.root(), b"root's", &link, &root()).unwrap();
+    // Nor are blocks of directories, for more names.
+    let file = fs.look("0").unwrap().id;
+    let name = |at: u32| format!("{at}{}", "z".repeat(200));
+    let linked = |who: &Credentials| {
+        let link = |at: &u32| {
+            fs.link(file, fs.root(), name(*at).as_bytes(), who)
+                .map(drop)
+        };
+        let mut failed = (0..).map(|at| link(&at)).skip_while(|linked| match linked {
+            Ok(()) | Err(Error::Exists) => true,
+            Err(_) => false,
+        });
+        kit::kind_of(&failed.next().unwrap().unwrap_err())
+    };
+    assert_eq!(linked(&user(5, 5)), "NoSpace");
+    let left = fs.stat_fs().unwrap().blocks_free;
+    assert!(left > 1000, "{left}");
+    let long = |at: u32| format!("r{at}{}", "z".repeat(200));
+    let rename = |at: u32, mode| {
+        let (old, new) = (format!("{at}"), long(at));
+        fs.rename(fs.root(), old.as_bytes(), fs.root(), new.as_bytes(), mode)
+    };
+    let full = (1..1000).find(|at| rename(*at, RenameMode::empty()).is_err());
+    let at = full.expect("it has to grow");
+    fails(rename(at, RenameMode::empty()), "NoSpace");
+    rename(at, RenameMode::USE_RESERVE).unwrap();
+    let links = fs.look("0").unwrap().links;
+    for at in 0..100 {
+        let name = format!("root's {at}{}", "z".repeat(200));
+        fs.link(file, fs.root(), name.as_bytes(), &root()).unwrap();
+    }
+    assert_eq!(fs.look("0").unwrap().links, links + 100);
     close(fs, &device);
 }
 

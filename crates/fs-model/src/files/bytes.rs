@@ -120,6 +120,86 @@ impl Bytes {
         self.size = size;
     }
 
+    /// Makes the range read as zeros; whole blocks of it become holes. The size stays.
+    pub fn clear(&mut self, offset: u64, length: u64) {
+        let end = offset.saturating_add(length);
+        let whole = offset.div_ceil(self.block_size)..end / self.block_size;
+        let inside: Vec<u64> = match whole.is_empty() {
+            true => Vec::new(),
+            false => self
+                .blocks
+                .range(whole)
+                .map(|(&number, _)| number)
+                .collect(),
+        };
+        for number in inside {
+            self.blocks.remove(&number);
+        }
+        for number in [offset / self.block_size, end / self.block_size] {
+            let start = number * self.block_size;
+            let from = offset.clamp(start, start + self.block_size) - start;
+            let to = end.clamp(start, start + self.block_size) - start;
+            if let Some(block) = self.blocks.get_mut(&number) {
+                block[from as usize..to as usize].fill(0);
+            }
+        }
+    }
+
+    /// Takes a range of whole blocks, which ends before the end of the file, out: what follows moves
+    /// there.
+    pub fn collapse(&mut self, offset: u64, length: u64) {
+        assert!(offset + length < self.size, "the range ends in the file");
+        let (first, count) = self.whole(offset, length);
+        let behind = self.blocks.split_off(&(first + count));
+        self.blocks.split_off(&first);
+        let moved = behind
+            .into_iter()
+            .map(|(number, block)| (number - count, block));
+        self.blocks.extend(moved);
+        let behind = self.promised.split_off(&(first + count));
+        self.promised.split_off(&first);
+        self.promised
+            .extend(behind.into_iter().map(|number| number - count));
+        self.size -= length;
+    }
+
+    /// Puts a hole of whole blocks in before the end of the file: what is there moves behind it.
+    pub fn insert(&mut self, offset: u64, length: u64) {
+        assert!(offset < self.size, "the range begins in the file");
+        let (first, count) = self.whole(offset, length);
+        let behind = self.blocks.split_off(&first);
+        let moved = behind
+            .into_iter()
+            .map(|(number, block)| (number + count, block));
+        self.blocks.extend(moved);
+        let behind = self.promised.split_off(&first);
+        self.promised
+            .extend(behind.into_iter().map(|number| number + count));
+        self.size += length;
+    }
+
+    /// Whole blocks of the range and as many of `other` change places; the sizes stay.
+    pub fn exchange(&mut self, offset: u64, other: &mut Self, other_offset: u64, length: u64) {
+        let (first, count) = self.whole(offset, length);
+        let (other_first, _) = other.whole(other_offset, length);
+        for number in 0..count {
+            let (mine, theirs) = (first + number, other_first + number);
+            let blocks = (self.blocks.remove(&mine), other.blocks.remove(&theirs));
+            self.blocks.extend(blocks.1.map(|block| (mine, block)));
+            other.blocks.extend(blocks.0.map(|block| (theirs, block)));
+            let promised = (self.promised.remove(&mine), other.promised.remove(&theirs));
+            self.promised.extend(promised.1.then_some(mine));
+            other.promised.extend(promised.0.then_some(theirs));
+        }
+    }
+
+    /// The first block of a range, and how many there are.
+    fn whole(&self, offset: u64, length: u64) -> (u64, u64) {
+        let size = self.block_size;
+        assert_eq!((offset % size, length % size), (0, 0), "whole blocks");
+        (offset / size, length / size)
+    }
+
     /// Gives the range space; the size grows to its end.
     pub fn promise(&mut self, offset: u64, length: u64) {
         let end = offset + length;
@@ -151,5 +231,59 @@ impl Bytes {
             }
         }
         runs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Bytes, contents};
+
+    /// A file beside the plain bytes of it.
+    fn file() -> (Bytes, Vec<u8>) {
+        let plain = contents(7, 0, 10_500);
+        let mut bytes = Bytes::new(1024);
+        bytes.write(0, &plain);
+        (bytes, plain)
+    }
+
+    #[test]
+    fn a_range_of_any_ends_is_cleared() {
+        let ranges = [
+            (0, 1024),
+            (100, 50),
+            (1000, 5000),
+            (2048, 4096),
+            (10_400, 900),
+            (0, 20_000),
+        ];
+        for (offset, length) in ranges {
+            let (mut bytes, mut plain) = file();
+            bytes.clear(offset, length);
+            let end = plain.len().min((offset + length) as usize);
+            plain[offset as usize..end].fill(0);
+            assert_eq!(bytes.read(0, 20_000), plain, "{offset} {length}");
+        }
+    }
+
+    #[test]
+    fn what_follows_moves() {
+        let (mut bytes, mut plain) = file();
+        bytes.collapse(1024, 3072);
+        plain.drain(1024..4096);
+        assert_eq!(bytes.read(0, 20_000), plain);
+        bytes.insert(2048, 2048);
+        plain.splice(2048..2048, vec![0; 2048]);
+        assert_eq!(bytes.read(0, 20_000), plain);
+        assert_eq!(bytes.written()[0], (0, 2048));
+    }
+
+    #[test]
+    fn blocks_change_places() {
+        let ((mut one, mut plain), mut other) = (file(), Bytes::new(1024));
+        other.set_size(4096);
+        one.exchange(2048, &mut other, 1024, 2048);
+        assert_eq!(other.read(1024, 2048), plain[2048..4096]);
+        plain[2048..4096].fill(0);
+        assert_eq!((one.read(0, 20_000), other.size()), (plain, 4096));
     }
 }

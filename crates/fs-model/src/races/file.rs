@@ -1,4 +1,5 @@
-//! Threads that write, read, punch, zero, allocate, look for data in, and cut off one file.
+//! Threads that write, read, punch, zero, allocate, look for data in, and cut off one file, through its
+//! cache and past it.
 
 use std::ops::Range;
 
@@ -174,7 +175,9 @@ impl<F: FileSystem> Player<'_, F> {
         let bytes = self.cells.begun_bytes(cells.clone());
         let (mut at, mut rest) = (cells.start * CELL, &bytes[..]);
         while !rest.is_empty() {
-            let written = self.fs.write(file, at, rest, WriteMode::default());
+            let mut mode = WriteMode::default();
+            mode.set(WriteMode::DIRECT, self.random.below(2) == 0);
+            let written = self.fs.write(file, at, rest, mode);
             let written = written.map_err(|error| format!("write: {error}"))?;
             (at, rest) = (at + written as u64, &rest[written..]);
         }
@@ -219,7 +222,11 @@ impl<F: FileSystem> Player<'_, F> {
         let length = (cells.end - cells.start) * CELL;
         let mut bytes = vec![0xee; length as usize];
         let before = self.cells.before(cells.clone());
-        let count = self.fs.read(&file, cells.start * CELL, &mut bytes);
+        let at = cells.start * CELL;
+        let count = match self.random.below(3) {
+            0 => self.fs.read_direct(&file, at, &mut bytes),
+            _ => self.fs.read(&file, at, &mut bytes),
+        };
         let count = count.map_err(|error| format!("read: {error}"))?;
         self.cells.check(&before, &bytes[..count])
     }

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use pagefence_lock_order::primitives::Mutex;
 use pagefence_vfs::{DirEntry, Error, FileKind, FileSystem, InodeId, NewKind, RenameMode, Result};
 
-use super::{Random, at_once, make};
+use super::{Random, at_once, make, root};
 
 const DIRECTORIES: u64 = 3;
 const NAMES: u64 = 4;
@@ -133,7 +133,7 @@ fn change<F: FileSystem>(fs: &F, top: InodeId, random: &mut Random) -> Result<Op
         8 => {
             let (from, its_name) = (some_directory(fs, top, random)?, some_name(random));
             let found = fs.lookup(from, &its_name)?.attr.id;
-            fs.link(found, parent, &name)?;
+            fs.link(found, parent, &name, &root())?;
         }
         9 => {
             let found = fs.lookup(parent, &name);

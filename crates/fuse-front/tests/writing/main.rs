@@ -6,6 +6,7 @@ mod attributes;
 mod common;
 mod contents;
 mod counts;
+mod direct;
 mod memory_fs;
 mod moved;
 mod names;

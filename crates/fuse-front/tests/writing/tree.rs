@@ -32,6 +32,8 @@ pub(crate) struct Tree {
     pub(crate) dir_syncs: u32,
     /// All modes in which something was written.
     pub(crate) written: WriteMode,
+    /// Reads that were to go past the cache.
+    pub(crate) direct_reads: usize,
     pub(crate) read_only: bool,
     /// Files open when it was shut down.
     pub(crate) open_at_the_end: Option<u32>,

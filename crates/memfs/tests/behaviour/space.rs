@@ -170,7 +170,10 @@ fn a_file_without_names_lives_until_nobody_has_or_knows_it() {
     assert_eq!(read(&fs, &file), [9; 5000]);
     assert_eq!(fs.attr(id).expect("known").links, 0);
     let again = fs.open(id, true).expect("known");
-    assert!(matches!(fs.link(id, fs.root(), b"g"), Err(Error::NotFound)));
+    assert!(matches!(
+        fs.link(id, fs.root(), b"g", &super::root()),
+        Err(Error::NotFound)
+    ));
     drop(file);
     assert_eq!(fs.attr(id).expect("open").size, 5000, "closed, but known");
     fs.forget(id);
@@ -194,7 +197,10 @@ fn what_is_no_data_is_bounded_too() {
     let fs = fresh(PAGE);
     let empty = fs.stat_fs().expect("it tells");
     let first = make(&fs, fs.root(), "f", NewKind::Regular);
-    let link = |number: u64| fs.link(first, fs.root(), format!("l{number}").as_bytes());
+    let link = |number: u64| {
+        let name = format!("l{number}");
+        fs.link(first, fs.root(), name.as_bytes(), &super::root())
+    };
     let links = (0..).take_while(|number| link(*number).is_ok()).count();
     assert_eq!(links as u64, empty.inodes_free - 1);
     assert!(matches!(link(u64::MAX), Err(Error::NoSpace)));

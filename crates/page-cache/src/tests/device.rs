@@ -17,6 +17,8 @@ use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, MutexGuard};
 use crate::backing::{Backing, PAGE_SIZE, Segment, WriteBacking};
 use crate::{Evicted, Mapping, PageCache, WriteBatch};
 
+mod write;
+
 pub(super) type TestMapping = Mapping<Device>;
 
 /// What the device says when told to fail.
@@ -63,6 +65,11 @@ struct State {
     room: Vec<usize>,
     failing_writes: usize,
     panicking_writes: usize,
+    /// Direct writes fail when they have mapped the blocks before this byte.
+    failing_direct_at: Option<u64>,
+    /// Direct writes that are being written now, and the most there were.
+    direct: usize,
+    direct_most: usize,
     /// Bytes written, in pieces.
     writes: Vec<Range<u64>>,
     /// A write may read what a page keeps that is a hole.
@@ -237,6 +244,16 @@ impl Control {
 
     pub(super) fn fail_writes(&self, count: usize) {
         self.state().failing_writes = count;
+    }
+
+    /// Direct writes fail from now on when they have mapped what lies before byte `end`.
+    pub(super) fn fail_direct_at(&self, end: Option<u64>) {
+        self.state().failing_direct_at = end;
+    }
+
+    /// How many direct writes were being written at once, at most.
+    pub(super) fn direct_at_once(&self) -> usize {
+        self.state().direct_most
     }
 
     pub(super) fn panic_in_write(&self) {
@@ -530,68 +547,6 @@ impl WriteBacking for Device {
         _held: &mut Held<'_, Writepages>,
         batch: &WriteBatch<'_>,
     ) -> Result<(), Failed> {
-        let runs: Vec<Range<u64>> = batch.runs().collect();
-        assert!(!runs.is_empty(), "a batch has something to write");
-        let submitted: Vec<(usize, Option<u64>)> = {
-            let mut state = self.state();
-            state.batches += 1;
-            let blocks: Vec<usize> = runs.iter().flat_map(|run| state.blocks_of(run)).collect();
-            let homeless = blocks
-                .iter()
-                .filter(|at| state.blocks[**at].is_none() && !state.reserved.contains(at));
-            let homeless = homeless.count();
-            state.violations += homeless;
-            blocks
-                .into_iter()
-                .map(|at| (at, state.blocks[at]))
-                .collect()
-        };
-        self.pause(Stop::BeforeWrite);
-        let fill = |state: &mut State, at: usize| {
-            let block = state.block_size;
-            let start = (at * block) as u64;
-            let bytes = batch.bytes(start..start + block as u64);
-            state.bytes[at * block..][..block].copy_from_slice(bytes);
-        };
-        {
-            let mut state = self.state();
-            if state.panicking_writes > 0 {
-                state.panicking_writes -= 1;
-                drop(state);
-                panic!("the device was told to panic");
-            }
-            if state.failing_writes > 0 {
-                state.failing_writes -= 1;
-                return Err(Failed);
-            }
-            for &(at, generation) in &submitted {
-                if state.blocks[at] != generation {
-                    state.violations += 1;
-                }
-                if generation.is_some() {
-                    fill(&mut state, at);
-                }
-            }
-        }
-        self.pause(Stop::BeforeMapping);
-        let mut state = self.state();
-        state.generation += 1;
-        for (at, generation) in submitted {
-            if state.blocks[at] != generation {
-                state.violations += 1;
-            }
-            if generation.is_none() {
-                if !state.reserved.remove(&at) {
-                    state.violations += 1;
-                }
-                // Until now these bytes were in a block that was nobody's.
-                fill(&mut state, at);
-                state.blocks[at] = Some(state.generation);
-            }
-        }
-        let end = runs.last().map_or(0, |run| run.end);
-        state.disk_size = state.disk_size.max(batch.size().min(end));
-        state.writes.extend(runs);
-        Ok(())
+        self.write_batch(batch, u64::MAX)
     }
 }

@@ -5,6 +5,10 @@ mod device;
 #[cfg(not(shuttle))]
 mod budget;
 #[cfg(not(shuttle))]
+mod direct;
+#[cfg(not(shuttle))]
+mod direct_mutants;
+#[cfg(not(shuttle))]
 mod edges;
 #[cfg(not(shuttle))]
 mod failed_writes;
@@ -22,6 +26,8 @@ mod mutants;
 mod races;
 #[cfg(shuttle)]
 mod shuttle;
+#[cfg(shuttle)]
+mod shuttle_direct;
 #[cfg(shuttle)]
 mod shuttle_exchange;
 #[cfg(shuttle)]
@@ -100,6 +106,15 @@ fn write(mapping: &TestMapping, offset: u64, data: &[u8]) -> Result<usize, devic
     let mut entry = Held::at_entry();
     let (_lock, mut held) = inode.write(&mut entry);
     mapping.write(&mut held, offset, data)
+}
+
+/// Writes `data` at `offset` past the cache.
+#[cfg(not(shuttle))]
+fn write_direct(mapping: &TestMapping, offset: u64, data: &[u8]) -> Result<usize, device::Failed> {
+    let inode: OrderedRwLock<Inode, ()> = OrderedRwLock::new(mapping.number(), ());
+    let mut entry = Held::at_entry();
+    let (_lock, mut held) = inode.read(&mut entry);
+    mapping.write_direct(&mut held, offset, data)
 }
 
 /// Writes everything back and waits for it.

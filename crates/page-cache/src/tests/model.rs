@@ -5,18 +5,20 @@ use pagefence_lock_order::primitives::Arc;
 use proptest::prelude::*;
 
 use super::device::{Device, TestMapping};
-use super::{SMALL, config, read_with, sync, write};
+use super::{SMALL, config, read_with, sync, write, write_direct};
 use crate::backing::PAGE_SIZE;
 use crate::{Evict, Hint, PageCache, Readahead, WaitFor};
 
 /// More than the smallest cache holds.
 const PAGES: u64 = 80;
-const BYTES: u64 = PAGES * PAGE_SIZE as u64;
+const PAGE: u64 = PAGE_SIZE as u64;
+const BYTES: u64 = PAGES * PAGE;
 
 #[derive(Clone, Debug)]
 enum Step {
     Read { offset: u64, len: usize },
     Write { offset: u64, len: usize, byte: u8 },
+    WriteDirect { block: u64, blocks: u64, byte: u8 },
     WriteBack { start: u64, len: u64 },
     Flush,
     Sync,
@@ -35,6 +37,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (offset.clone(), 0_usize..60_000).prop_map(|(offset, len)| Step::Read { offset, len }),
         6 => (offset.clone(), 0_usize..30_000, 1_u8..200)
             .prop_map(|(offset, len, byte)| Step::Write { offset, len, byte }),
+        3 => (0..BYTES / 1024 + 8, 1_u64..40, 1_u8..200)
+            .prop_map(|(block, blocks, byte)| Step::WriteDirect { block, blocks, byte }),
         1 => (offset.clone(), 0_u64..50_000)
             .prop_map(|(start, len)| Step::WriteBack { start, len }),
         1 => Just(Step::Flush),
@@ -92,6 +96,24 @@ fn run(block_size: usize, steps: Vec<Step>) -> Result<(), TestCaseError> {
                     file.resize(end, 0);
                 }
                 let range = part(&file, offset, written);
+                file[range].fill(byte);
+            }
+            Step::WriteDirect {
+                block: at,
+                blocks,
+                byte,
+            } => {
+                // In units of 1 KiB, as whole blocks.
+                let offset = at * 1024 / block * block;
+                let len = usize::try_from(blocks * block).expect("small");
+                let written = write_direct(&mapping, offset, &vec![byte; len]);
+                prop_assert_eq!(written, Ok(len));
+                let pages = offset / PAGE..(offset + blocks * block).div_ceil(PAGE);
+                let mut left = pages.filter(|&page| mapping.pages().get(page).is_some());
+                prop_assert_eq!(left.next(), None);
+                let end = usize::try_from(offset).expect("small") + len;
+                file.resize(file.len().max(end), 0);
+                let range = part(&file, offset, len);
                 file[range].fill(byte);
             }
             Step::WriteBack { start, len } => {

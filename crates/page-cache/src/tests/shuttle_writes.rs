@@ -29,7 +29,7 @@ pub(super) struct World {
     pub(super) mapping: Arc<TestMapping>,
     inode: OrderedRwLock<Inode, ()>,
     /// The version that every page has at least.
-    floor: AtomicU8,
+    pub(super) floor: AtomicU8,
 }
 
 impl World {
@@ -62,7 +62,7 @@ impl World {
         spawn(name, move || body(&world)).expect("a thread")
     }
 
-    fn read(&self, page: u64) {
+    pub(super) fn read(&self, page: u64) {
         let least = self.floor.load(Ordering::SeqCst);
         let bytes = read_with(&self.mapping, &Readahead::new(), page * PAGE, PAGE_SIZE);
         let bytes = bytes.expect("read");
@@ -74,6 +74,14 @@ impl World {
         let mut entry = Held::at_entry();
         let (_lock, mut held) = self.inode.write(&mut entry);
         let written = self.mapping.write(&mut held, offset, data);
+        assert_eq!(written, Ok(data.len()));
+    }
+
+    /// Writes past the cache.
+    pub(super) fn write_direct(&self, offset: u64, data: &[u8]) {
+        let mut entry = Held::at_entry();
+        let (_lock, mut held) = self.inode.read(&mut entry);
+        let written = self.mapping.write_direct(&mut held, offset, data);
         assert_eq!(written, Ok(data.len()));
     }
 

@@ -45,6 +45,43 @@ fn what_is_written_is_read_and_reaches_the_device() {
     }
 }
 
+/// Holes get their zeros, or what they read as, and nobody sees a difference: not who stores
+/// meanwhile through a map either.
+#[test]
+fn what_is_rewritten_stays_what_it_is() {
+    for block_size in [1024, 2048, PAGE_SIZE] {
+        let (cache, mapping) = setup(Device::hole(10 * PAGE, block_size));
+        let space = AddressSpace::shared(&mapping, 0..10);
+        space.store(3 * PAGE + 10, &[7; 5]).expect("stored");
+        let rewrite = |range| {
+            let mut entry = Held::at_entry();
+            let (_rank, mut held) = entry.descend(1);
+            mapping.rewrite(&mut held, range)
+        };
+        assert_eq!(rewrite(PAGE..20 * PAGE), Ok(9 * PAGE), "inside the file");
+        assert_eq!(rewrite(20 * PAGE..30 * PAGE), Ok(0));
+        space.check();
+        assert_eq!(mapping.dirty_pages(), 9);
+        assert_eq!(mapping.backing().reserved(), 9 * PAGE_SIZE / block_size);
+        let mut expected = vec![0; 10 * PAGE_SIZE];
+        expected[3 * PAGE_SIZE + 10..][..5].fill(7);
+        assert_eq!(read(&mapping, 0, 11 * PAGE_SIZE), Ok(expected.clone()));
+        drop(space);
+        assert_eq!(sync(&mapping), Ok(()));
+        cache.shrink(u64::MAX);
+        assert_eq!(read(&mapping, 0, 11 * PAGE_SIZE), Ok(expected));
+        assert_eq!(mapping.next_cached(0), Some(PAGE), "a hole is not cached");
+        assert_eq!(mapping.backing().violations(), 0);
+    }
+    // Of what is on the device, too: a page that can't be read ends it.
+    let (_cache, mapping) = setup(Device::stamped(8, PAGE_SIZE));
+    let mut entry = Held::at_entry();
+    let (_rank, mut held) = entry.descend(1);
+    assert_eq!(mapping.rewrite(&mut held, 0..4 * PAGE), Ok(4 * PAGE));
+    assert_eq!(read(&mapping, PAGE, PAGE_SIZE), Ok(stamped(1, 1)));
+    assert_eq!(mapping.next_cached(4 * PAGE), None);
+}
+
 #[test]
 fn only_pages_that_keep_bytes_are_read() {
     let (_cache, mapping) = setup(Device::stamped(16, PAGE_SIZE));

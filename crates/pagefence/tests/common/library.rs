@@ -62,6 +62,8 @@ impl Library {
                 tag,
             } => {
                 let data = contents(*tag, *offset, *length);
+                // Some past the cache, and those of whole blocks indeed.
+                let to_write = to_write.direct(tag.is_multiple_of(3));
                 to_write.open(volume, path)?.write_all_at(*offset, &data)?;
             }
             O::Append { path, length, tag } => {
