@@ -475,10 +475,7 @@ fn shuttle_zero_without_its_fence_is_caught() {
 #[should_panic(expected = "stale")]
 fn shuttle_collapse_without_its_fence_is_caught() {
     check_without(Collapse, |world| {
-        world
-            .fs
-            .cache
-            .leave_out_fences("ext4/src/collapse_range.rs")
+        world.fs.cache.leave_out_fences("ext4/src/shift_range.rs")
     });
 }
 
@@ -486,7 +483,7 @@ fn shuttle_collapse_without_its_fence_is_caught() {
 #[should_panic(expected = "stale")]
 fn shuttle_insert_without_its_fence_is_caught() {
     check_without(Insert, |world| {
-        world.fs.cache.leave_out_fences("ext4/src/insert_range.rs")
+        world.fs.cache.leave_out_fences("ext4/src/shift_range.rs")
     });
 }
 

@@ -42,8 +42,8 @@ impl Invalidator {
         match self {
             Truncate => "ext4/src/truncate.rs",
             Punch | Zero => "ext4/src/punch.rs",
-            Collapse => "ext4/src/collapse_range.rs",
-            Insert => "ext4/src/insert_range.rs",
+
+            Collapse | Insert => "ext4/src/shift_range.rs",
             Exchange => "ext4/src/exchange.rs",
         }
     }
