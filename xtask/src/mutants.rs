@@ -34,25 +34,46 @@ struct Mutant {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Test {
     package: String,
+    /// The program in `tests/` that has it; `None` if it is one of the library's.
+    program: Option<String>,
     function: String,
+}
+
+/// Tests that are built and run together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Run {
+    package: String,
+    program: Option<String>,
+    is_scheduled: bool,
 }
 
 impl Test {
     /// Understands `crate::module::function` and `crates/name/…/file.rs::function`.
     fn parse(name: &str) -> Option<Self> {
         let (place, function) = name.rsplit_once("::")?;
-        let first = match place.strip_prefix("crates/") {
-            Some(path) => path.split('/').next()?,
-            None => place.split("::").next()?,
+        let (first, program) = match place.strip_prefix("crates/") {
+            Some(path) => {
+                let (first, rest) = path.split_once('/')?;
+                let file = rest
+                    .strip_prefix("tests/")
+                    .and_then(|file| file.split('/').next());
+                (first, file.map(|file| file.trim_end_matches(".rs")))
+            }
+            None => (place.split("::").next()?, None),
         };
         Some(Self {
             package: format!("pagefence-{}", first.replace('_', "-")),
+            program: program.map(str::to_owned),
             function: function.to_owned(),
         })
     }
 
-    fn is_scheduled(&self) -> bool {
-        self.function.starts_with(SCHEDULED)
+    fn run(&self) -> Run {
+        Run {
+            package: self.package.clone(),
+            program: self.program.clone(),
+            is_scheduled: self.function.starts_with(SCHEDULED),
+        }
     }
 }
 
@@ -89,24 +110,20 @@ fn parse(list: &str) -> Result<Vec<Mutant>> {
     Ok(mutants)
 }
 
-/// Runs the tests of one package, and returns those that passed, by the last part of their names.
-fn passed(
-    package: &str,
-    is_scheduled: bool,
-    functions: &BTreeSet<&str>,
-) -> Result<BTreeSet<String>> {
-    let mut cargo = command("cargo", ["test", "--package", package]);
+/// Runs the tests of one program, and returns those that passed, by the last part of their names.
+fn passed(run: &Run, functions: &BTreeSet<&str>) -> Result<BTreeSet<String>> {
+    let mut cargo = command("cargo", ["test", "--package", &run.package]);
     cargo.current_dir(workspace_root()?);
-    if is_scheduled {
-        cargo.env("RUSTFLAGS", "--cfg shuttle").args([
-            "--release",
-            "--lib",
-            "--target-dir",
-            "target/shuttle",
-        ]);
-    } else {
-        // Documents' examples aside.
-        cargo.args(["--lib", "--tests"]);
+    match &run.program {
+        Some(program) => cargo.args(["--test", program]),
+        None => cargo.arg("--lib"),
+    };
+    if run.is_scheduled {
+        // As `.ci/run`, so that one finds what the other has built.
+        cargo
+            .env("RUSTFLAGS", "--cfg shuttle")
+            .env("CARGO_PROFILE_RELEASE_LTO", "off")
+            .args(["--release", "--target-dir", "target/shuttle"]);
     }
     let output = cargo
         .args(["--no-fail-fast", "--"])
@@ -137,15 +154,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         mutants.retain(|mutant| mutant.what.contains(only));
     }
     let tests = mutants.iter().flat_map(|mutant| &mutant.tests);
-    let mut runs: BTreeMap<(&str, bool), BTreeSet<&str>> = BTreeMap::new();
+    let mut runs: BTreeMap<Run, BTreeSet<&str>> = BTreeMap::new();
     for test in tests {
-        let run = (test.package.as_str(), test.is_scheduled());
-        runs.entry(run).or_default().insert(&test.function);
+        runs.entry(test.run()).or_default().insert(&test.function);
     }
     let mut killers = BTreeSet::new();
-    for ((package, is_scheduled), functions) in runs {
-        for function in passed(package, is_scheduled, &functions)? {
-            killers.insert((package.to_owned(), function));
+    for (run, functions) in runs {
+        for function in passed(&run, &functions)? {
+            killers.insert((run.clone(), function));
         }
     }
     let mut killed = 0;
@@ -153,7 +169,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         let missing = mutant
             .tests
             .iter()
-            .find(|test| !killers.contains(&(test.package.clone(), test.function.clone())));
+            .find(|test| !killers.contains(&(test.run(), test.function.clone())));
         let names: Vec<&str> = mutant
             .tests
             .iter()
@@ -189,19 +205,18 @@ mod tests {
         let shown: Vec<_> = mutants[1]
             .tests
             .iter()
-            .map(|test| {
-                (
-                    test.package.as_str(),
-                    test.function.as_str(),
-                    test.is_scheduled(),
-                )
-            })
+            .map(|test| (test.run(), test.function.as_str()))
             .collect();
+        let run = |package: &str, program: Option<&str>, is_scheduled| Run {
+            package: package.to_owned(),
+            program: program.map(str::to_owned),
+            is_scheduled,
+        };
         assert_eq!(
             shown,
             [
-                ("pagefence-fs-model", "each", false),
-                ("pagefence-jbd2", "shuttle_b", true)
+                (run("pagefence-fs-model", Some("a"), false), "each"),
+                (run("pagefence-jbd2", None, true), "shuttle_b")
             ]
         );
         assert!(parse("| left out | noticed by |\n| the lock | nobody |\n").is_err());

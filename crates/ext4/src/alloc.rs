@@ -49,6 +49,8 @@ use pagefence_block_io::BufferCache;
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::{BlockNo, GroupNo};
 use pagefence_lock_order::levels::Counters;
+#[cfg(test)]
+use pagefence_lock_order::primitives::atomic::AtomicBool;
 use pagefence_lock_order::primitives::atomic::{AtomicU32, AtomicU64, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_lock_order::rank;
@@ -131,6 +133,9 @@ pub(crate) struct Allocator {
     /// Held while blocks are lent ([`block_alloc::LentRun`]). Groups are locked below it, and the
     /// device is told of the blocks under it; waited for with no group locked.
     lending: Mutex<()>,
+    /// The mutant: what is freed can be had before the transaction that frees it is durable.
+    #[cfg(test)]
+    pub(crate) reuses_at_once: AtomicBool,
 }
 
 impl Allocator {
@@ -209,6 +214,8 @@ impl Allocator {
             generation: AtomicU32::new(RandomState::new().hash_one(0) as u32),
             averages: Averages::default(),
             lending: Mutex::new(()),
+            #[cfg(test)]
+            reuses_at_once: AtomicBool::new(false),
         };
         allocator.renew_averages();
         Ok(Arc::new(allocator))

@@ -2,11 +2,13 @@
 //! data that was promised, and who is told.
 
 mod damage;
-mod device;
+pub(crate) mod device;
 mod exchange;
 mod extents;
+mod fences;
 mod holes;
 mod mapped;
+mod reuse;
 mod shift;
 mod space;
 mod sync;
@@ -20,7 +22,7 @@ use pagefence_block_io::{Device, MemoryDevice};
 use pagefence_ext4_format::InodeNo;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{
-    Credentials, ExtentInfo, FallocateMode, FileSystem as _, InodeId, New, NewKind, Result,
+    Credentials, Error, ExtentInfo, FallocateMode, FileSystem as _, InodeId, New, NewKind, Result,
     SetAttr, WriteMode,
 };
 
@@ -40,27 +42,39 @@ pub(crate) fn formatted() -> Arc<TestDevice> {
 
 /// The same, with some features more or less.
 fn formatted_with(features: &str) -> Arc<TestDevice> {
+    formatted_as(Kind::Ext4, 4096, features)
+}
+
+fn formatted_as(kind: Kind, block_size: u32, features: &str) -> Arc<TestDevice> {
     let device = MemoryDevice::new(64 << 20);
-    let mut parameters = Parameters::new(Kind::Ext4);
+    let mut parameters = Parameters::new(kind);
     parameters.features.edit(features).expect("known features");
-    parameters.block_size = Some(4096);
+    parameters.block_size = Some(block_size);
     parameters.contents = Contents::Zeros;
     format(&device, &parameters, &Tree::new()).expect("a new file system");
     Arc::new(TestDevice::new(device))
 }
 
 pub(crate) fn open(device: &Arc<TestDevice>) -> FileSystem {
-    let options = MountOptions {
+    open_with(device, &options())
+}
+
+/// Written to, and committed only where somebody waits for it.
+fn options() -> MountOptions {
+    MountOptions {
         write: true,
         cache: Some(16 << 20),
         commit_interval: Some(Duration::from_secs(3600)),
         ..MountOptions::default()
-    };
-    let device: Arc<dyn Device> = Arc::<TestDevice>::clone(device);
-    FileSystem::open(device, &options).expect("it opens")
+    }
 }
 
-fn root() -> Credentials {
+fn open_with(device: &Arc<TestDevice>, options: &MountOptions) -> FileSystem {
+    let device: Arc<dyn Device> = Arc::<TestDevice>::clone(device);
+    FileSystem::open(device, options).expect("it opens")
+}
+
+pub(crate) fn root() -> Credentials {
     Credentials {
         uid: 0,
         gid: 0,
@@ -78,7 +92,7 @@ pub(crate) fn create(fs: &FileSystem, name: &str) -> InodeId {
     made.expect("it is made").attr.id
 }
 
-fn find(fs: &FileSystem, name: &str) -> InodeId {
+pub(crate) fn find(fs: &FileSystem, name: &str) -> InodeId {
     let found = fs.lookup(fs.root(), name.as_bytes());
     found.expect("it is there").attr.id
 }
@@ -129,6 +143,25 @@ pub(crate) fn place(fs: &FileSystem, id: InodeId, offset: u64) -> Range<u64> {
     let extent = found.iter().find(within).expect("it has a block");
     let start = extent.physical + (offset - extent.logical) / BLOCK * BLOCK;
     start..start + BLOCK
+}
+
+/// What a power cut leaves now, opened: all that was written to the device.
+fn after_power_cut(device: &TestDevice) -> FileSystem {
+    open(&Arc::new(TestDevice::new(device.memory().fork())))
+}
+
+/// Takes every block that is left.
+fn fill(fs: &FileSystem) {
+    let file = fs.open(create(fs, "filler"), true).expect("it opens");
+    let data = vec![0xF1; 256 << 10];
+    let mut offset = 0;
+    loop {
+        match fs.write(&file, offset, &data, WriteMode::empty()) {
+            Ok(written) => offset += written as u64,
+            Err(Error::NoSpace) => return,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
 }
 
 /// Takes the pages of a file out of the cache, which are clean: also those that whoever wrote them

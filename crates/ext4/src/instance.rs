@@ -60,6 +60,8 @@ pub(crate) struct Instance {
     /// Where tests hold a migration, and what they leave out of it.
     #[cfg(test)]
     pub(crate) migration_probe: crate::migrate::probe::Probe,
+    #[cfg(test)]
+    pub(crate) probe: crate::probe::Probe,
 }
 
 impl Instance {
@@ -88,6 +90,8 @@ impl Instance {
             live: None,
             #[cfg(test)]
             migration_probe: crate::migrate::probe::Probe::default(),
+            #[cfg(test)]
+            probe: crate::probe::Probe::default(),
             superblock,
         })
     }

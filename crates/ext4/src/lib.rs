@@ -43,7 +43,7 @@ mod disk_inode;
 mod error;
 mod exchange;
 mod extents;
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
 mod failures;
 mod fallocate;
 mod file_write;
@@ -73,10 +73,14 @@ mod new_inode;
 mod orphan;
 mod orphan_file;
 mod orphans;
+#[cfg(test)]
+mod probe;
 mod punch;
 mod read_dir;
 mod recovery;
 mod rename;
+#[cfg(all(test, shuttle))]
+mod schedules;
 mod seek;
 mod set_xattr;
 mod setattr;

@@ -368,6 +368,8 @@ impl Instance {
     where
         levels::Handle: After<P>,
     {
+        #[cfg(test)]
+        self.probe.stop_before_transaction();
         let live = self.live()?;
         let has_trees = self.superblock.has_incompat(Incompat::EXTENTS);
         let reach = if has_trees { reach } else { Reach::Pointers };

@@ -251,5 +251,5 @@ impl FileSystem {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests;

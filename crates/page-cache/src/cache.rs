@@ -125,6 +125,8 @@ pub(crate) struct Shared {
     pub(crate) errors: ErrorLog<()>,
     #[cfg(test)]
     pub(crate) mutants: crate::mutants::Mutants,
+    #[cfg(any(test, feature = "mutants"))]
+    pub(crate) probe: crate::probe::Probe,
 }
 
 impl PageCache {
@@ -258,6 +260,8 @@ impl Shared {
             errors: ErrorLog::new(),
             #[cfg(test)]
             mutants,
+            #[cfg(any(test, feature = "mutants"))]
+            probe: crate::probe::Probe::default(),
         })
     }
 

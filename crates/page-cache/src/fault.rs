@@ -33,7 +33,7 @@ use pagefence_lock_order::primitives::Arc;
 use crate::backing::WriteBacking;
 use crate::fill::Filled;
 use crate::folio::{Folio, PageLockGuard};
-use crate::mapping::{Filler, LARGEST, Mapping, PAGE_BYTES, pages_in};
+use crate::mapping::{Filler, LARGEST, Looker, Mapping, PAGE_BYTES, pages_in};
 use crate::readahead::Plan;
 use crate::rmap::{Access, CannotMap, MapTarget, MappedPage, MappedRange};
 use crate::write::ROOM_TRIES;
@@ -163,7 +163,7 @@ impl<B: WriteBacking> Mapping<B> {
         };
         let (_rank, held) = held.descend::<PageLock>(index);
         let guard = PageLockGuard::lock(&folio, &held);
-        if folio.state.is_detached() {
+        if self.has_gone(&folio, Looker::Load) {
             return Tried::Changed;
         }
         if self.is_beyond(index) {
@@ -196,7 +196,7 @@ impl<B: WriteBacking> Mapping<B> {
             };
             let (_rank, mut held) = held.descend::<PageLock>(index);
             let guard = PageLockGuard::lock(&folio, &held);
-            if folio.state.is_detached() {
+            if self.has_gone(&folio, Looker::Store) {
                 return Tried::Changed;
             }
             if self.is_beyond(index) {

@@ -69,12 +69,18 @@
 //! ```
 
 use std::ops::Range;
+#[cfg(any(test, feature = "mutants"))]
+use std::panic::Location;
 
 use pagefence_lock_order::levels::{Invalidate, Level};
+#[cfg(any(test, feature = "mutants"))]
+use pagefence_lock_order::rank::{self, RankGuard};
 use pagefence_lock_order::{After, Held, OrderedWriteGuard, pair};
 
 use crate::backing::{Backing, WriteBacking};
 use crate::mapping::{LARGEST, Mapping, PAGE_BYTES, pages_in};
+#[cfg(any(test, feature = "mutants"))]
+use crate::probe::Stop;
 use crate::rmap::Unmap;
 use crate::writeback::WaitFor;
 
@@ -90,7 +96,20 @@ pub struct Fence<'a, B: Backing> {
     range: Range<u64>,
     /// Pages of the file when this was made.
     pages_before: u64,
-    _guard: OrderedWriteGuard<'a, ()>,
+    _lock: Lock<'a>,
+}
+
+/// The invalidate lock.
+#[derive(Debug)]
+enum Lock<'a> {
+    Held {
+        _guard: OrderedWriteGuard<'a, ()>,
+    },
+    /// Its place in the order of locks, and no lock.
+    #[cfg(any(test, feature = "mutants"))]
+    LeftOut {
+        _rank: RankGuard,
+    },
 }
 
 /// How pages are dropped.
@@ -120,6 +139,7 @@ impl<B: Backing> Mapping<B> {
     /// Takes the invalidate lock exclusively, for a change of the blocks under bytes `range`.
     /// Waits for fillers to finish their I/O; new ones wait until the fence is dropped. An empty
     /// range fences without covering a page.
+    #[cfg_attr(any(test, feature = "mutants"), track_caller)]
     pub fn fence<'a, P: Level>(
         &'a self,
         held: &'a mut Held<'_, P>,
@@ -128,8 +148,15 @@ impl<B: Backing> Mapping<B> {
     where
         Invalidate: After<P>,
     {
-        let (guard, held) = self.invalidate_lock().write(held);
-        (Fence::taken(self, range, guard), held)
+        #[cfg(any(test, feature = "mutants"))]
+        self.shared().probe.stop(Stop::BeforeLock);
+        #[cfg(any(test, feature = "mutants"))]
+        if self.shared().probe.is_unlocked(Location::caller()) {
+            let (_rank, held) = held.descend(self.number());
+            return (Fence::taken(self, range, Lock::LeftOut { _rank }), held);
+        }
+        let (_guard, held) = self.invalidate_lock().write(held);
+        (Fence::taken(self, range, Lock::Held { _guard }), held)
     }
 }
 
@@ -142,6 +169,7 @@ impl<B: Backing> Mapping<B> {
 /// # Panics
 ///
 /// If two different files of the cache carry the same number.
+#[cfg_attr(any(test, feature = "mutants"), track_caller)]
 pub fn fence_both<'a, B: Backing, P: Level>(
     first: (&'a Mapping<B>, Range<u64>),
     second: (&'a Mapping<B>, Range<u64>),
@@ -152,24 +180,55 @@ where
 {
     let ((first, range), (second, other)) = (first, second);
     let (lock, other_lock) = (first.invalidate_lock(), second.invalidate_lock());
-    let (guard, other_guard, held) = pair::write_both(lock, other_lock, held);
+    #[cfg(any(test, feature = "mutants"))]
+    first.shared().probe.stop(Stop::BeforeLock);
+    #[cfg(any(test, feature = "mutants"))]
+    if first.shared().probe.is_unlocked(Location::caller()) {
+        return unlocked_both((first, range), (second, other), held);
+    }
+    let (_guard, other_guard, held) = pair::write_both(lock, other_lock, held);
     let range = match other_guard {
         Some(_) => range,
         None => range.start.min(other.start)..range.end.max(other.end),
     };
-    let fence = Fence::taken(first, range, guard);
-    let other = other_guard.map(|guard| Fence::taken(second, other, guard));
+    let fence = Fence::taken(first, range, Lock::Held { _guard });
+    let other = other_guard.map(|_guard| Fence::taken(second, other, Lock::Held { _guard }));
     (fence, other, held)
 }
 
+/// The mutant: as [`fence_both`], without the locks.
+#[cfg(any(test, feature = "mutants"))]
+fn unlocked_both<'a, B: Backing, P: Level>(
+    (first, range): (&'a Mapping<B>, Range<u64>),
+    (second, other): (&'a Mapping<B>, Range<u64>),
+    held: &'a mut Held<'_, P>,
+) -> (Fence<'a, B>, Option<Fence<'a, B>>, Held<'a, Invalidate>)
+where
+    Invalidate: After<P>,
+{
+    let (low, high) = (
+        first.number().min(second.number()),
+        first.number().max(second.number()),
+    );
+    let (_rank, held) = held.descend(low);
+    let lock = Lock::LeftOut { _rank };
+    if std::ptr::eq(first, second) {
+        let range = range.start.min(other.start)..range.end.max(other.end);
+        return (Fence::taken(first, range, lock), None, held);
+    }
+    let _rank = rank::enter::<Invalidate>(high);
+    let other = Fence::taken(second, other, Lock::LeftOut { _rank });
+    (Fence::taken(first, range, lock), Some(other), held)
+}
+
 impl<'a, B: Backing> Fence<'a, B> {
-    fn taken(mapping: &'a Mapping<B>, range: Range<u64>, guard: OrderedWriteGuard<'a, ()>) -> Self {
+    fn taken(mapping: &'a Mapping<B>, range: Range<u64>, lock: Lock<'a>) -> Self {
         mapping.pages().set_fenced(true);
         Self {
             mapping,
             range,
             pages_before: pages_in(mapping.size()),
-            _guard: guard,
+            _lock: lock,
         }
     }
 }
@@ -180,6 +239,14 @@ impl<B: Backing> Fence<'_, B> {
         #[cfg(test)]
         return self.mapping.shared().mutants.unmap_once;
         #[cfg(not(test))]
+        false
+    }
+
+    /// The mutant: what is to be written first was written before the lock was taken.
+    fn has_flushed(&self) -> bool {
+        #[cfg(any(test, feature = "mutants"))]
+        return self.mapping.shared().probe.flushes_early();
+        #[cfg(not(any(test, feature = "mutants")))]
         false
     }
 
@@ -242,14 +309,18 @@ impl<B: WriteBacking> Fence<'_, B> {
                 }
                 Evict::WriteFirst => {
                     debug_assert!(!B::IS_STORAGE, "there is nowhere to write it first");
-                    let range = self.range.clone();
-                    self.mapping.write_back(held, range, WaitFor::All)?;
+                    if !self.has_flushed() {
+                        let range = self.range.clone();
+                        self.mapping.write_back(held, range, WaitFor::All)?;
+                    }
                     start / PAGE_BYTES..end.div_ceil(PAGE_BYTES)
                 }
             };
         }
         shorten();
         self.unmap_and_drop(held, pages);
+        #[cfg(any(test, feature = "mutants"))]
+        self.mapping.shared().probe.stop(Stop::PagesGone);
         Ok(Evicted {
             mapping: self.mapping,
             range: self.range.clone(),
@@ -295,6 +366,8 @@ impl<B: Backing> Drop for Fence<'_, B> {
     /// Private copies of what the file has lost go, should it have become shorter after the
     /// eviction (a collapse). Nobody can have made one past the new end since it did.
     fn drop(&mut self) {
+        #[cfg(any(test, feature = "mutants"))]
+        self.mapping.shared().probe.stop(Stop::BlocksGone);
         let end = pages_in(self.mapping.size());
         if end < self.pages_before && !self.unmaps_once() {
             let rmap = self.mapping.pages().rmap();

@@ -72,7 +72,10 @@ impl<B: Backing> Mapping<B> {
         if absent == 0 {
             return Ok(Filled::Changed);
         }
-        match self.classify(held, first, absent)? {
+        let found = self.classify(held, first, absent)?;
+        #[cfg(any(test, feature = "mutants"))]
+        self.shared().probe.stop(crate::probe::Stop::LookedUp);
+        match found {
             (Segment::Hole, pages) => Ok(Filled::Hole { pages }),
             (Segment::Data, pages) => {
                 self.fill_data(held, first..first + pages, request.end, plan.marker)

@@ -103,6 +103,8 @@ mod mapping;
 #[cfg(test)]
 mod mutants;
 mod pages;
+#[cfg(any(test, feature = "mutants"))]
+pub mod probe;
 mod punch_delalloc;
 mod read;
 mod readahead;

@@ -12,6 +12,7 @@ use pagefence_lock_order::{After, Held, OrderedReadGuard, OrderedRwLock, Ordered
 use crate::backing::{Backing, PAGE_SIZE};
 use crate::cache::{PageCache, Shared};
 use crate::error_cursor::{ErrorCursor, ErrorLog};
+use crate::folio::Folio;
 use crate::pages::Pages;
 use crate::readahead::Ahead;
 use crate::readahead_worker::{Job, Target};
@@ -56,6 +57,17 @@ pub(crate) enum Filler {
     /// It fills nothing: its pages are in the cache while they must not be filled.
     Direct,
     Fault,
+}
+
+/// Who looks a page up, locks it, and has to look again whether it is still the file's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Looker {
+    /// A fault that maps what is there: a load, or a private store.
+    Load,
+    Store,
+    Write,
+    /// An invalidator, at an edge of its range.
+    Edge,
 }
 
 /// The invalidate lock, held by a filler.
@@ -181,6 +193,16 @@ impl<B: Backing> Mapping<B> {
         self.pages.shared()
     }
 
+    /// Whether `folio`, which `looker` found and has locked, has left the cache in between (S4.3).
+    pub(crate) fn has_gone(&self, folio: &Folio, looker: Looker) -> bool {
+        #[cfg(test)]
+        if self.shared().mutants.unrevalidated == Some(looker) {
+            return false;
+        }
+        let _ = looker;
+        folio.state.is_detached()
+    }
+
     /// Enters the section in which `filler` may look up blocks and fill pages (S1.2). It spans
     /// the query of the block map, the I/O, and making the pages up to date.
     pub(crate) fn fill_section<'a, P: Level>(
@@ -202,7 +224,7 @@ impl<B: Backing> Mapping<B> {
             Filler::Readahead => self.shared().mutants.readahead_unlocked,
             Filler::Fault => self.shared().mutants.fault_unlocked,
             Filler::Direct => self.shared().mutants.direct_unfenced,
-            Filler::Write => false,
+            Filler::Write => self.shared().mutants.write_unlocked,
         } {
             let (rank, held) = held.descend(self.number());
             return (Section::Mutant { _rank: rank }, held);

@@ -7,6 +7,10 @@ pub(crate) struct Mutants {
     pub(crate) read_unlocked: bool,
     /// Readahead fills pages without the invalidate lock (S1.3).
     pub(crate) readahead_unlocked: bool,
+    /// Writes fill pages without the invalidate lock (S1.14).
+    pub(crate) write_unlocked: bool,
+    /// Who has locked a page that it had found takes it for the file's (S4.3, S3.15).
+    pub(crate) unrevalidated: Option<crate::mapping::Looker>,
     /// Pages can be seen before they are up to date (RACES 4.3.4).
     pub(crate) publish_first: bool,
     /// The writeback mark goes before the blocks are written and mapped (docs/adr/0008).

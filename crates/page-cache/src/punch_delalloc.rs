@@ -90,6 +90,11 @@ impl<B: WriteBacking> Walk<'_, B> {
         if !bytes.is_empty() {
             // Below no page lock: there is no page, nor will there be.
             let (_rank, mut held) = held.descend::<PageLock>((bytes.end - 1) / PAGE_BYTES);
+            #[cfg(any(test, feature = "mutants"))]
+            self.mapping
+                .shared()
+                .probe
+                .stop(crate::probe::Stop::GivingBack);
             self.mapping.backing().release(&mut held, bytes);
         }
     }

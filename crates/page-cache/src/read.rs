@@ -96,6 +96,8 @@ impl<B: Backing> Mapping<B> {
             let done = usize::try_from(position - offset).expect("inside the buffer");
             let step_len = usize::try_from(step_end - position).expect("inside the buffer");
             let target = &mut buffer[done..done + step_len];
+            #[cfg(any(test, feature = "mutants"))]
+            self.shared().probe.stop(crate::probe::Stop::Copying);
             match step {
                 Step::Pinned => copy_out(&pinned, position, target),
                 Step::Hole(_) => target.fill(0),

@@ -39,7 +39,7 @@ use crate::backing::{PAGE_SIZE, WriteBacking};
 use crate::cache::Shared;
 use crate::flusher::Flush;
 use crate::folio::{Folio, PageLockGuard};
-use crate::mapping::{Filler, LARGEST, Mapping, PAGE_BYTES};
+use crate::mapping::{Filler, LARGEST, Looker, Mapping, PAGE_BYTES};
 use crate::write_batch::{Mask, blocks_touched};
 
 /// Pages written under one hold of the locks, at most: 1 MiB.
@@ -490,7 +490,7 @@ impl<'a> WriteRun<'a> {
             }
             let Some(folio) = folio else { break };
             shared.page_queues.lock(folio);
-            if folio.state.is_detached() || !folio.is_uptodate() {
+            if mapping.has_gone(folio, Looker::Write) || !folio.is_uptodate() {
                 shared.page_queues.unlock(folio);
                 run.starved = false;
                 break;

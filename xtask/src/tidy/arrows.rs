@@ -38,6 +38,9 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// The crate of models, which the tests of every crate may import.
 const MODEL: &str = "fs-model";
 
+/// Features that leave protections out, or play the hardware: nothing but a test asks for them.
+const TEST_FEATURES: [&str; 2] = ["\"mutants\"", "\"simulated\""];
+
 fn allowed(folder: &str) -> Option<&'static [&'static str]> {
     ARROWS
         .iter()
@@ -100,6 +103,15 @@ fn check_manifest(folder: &str, file: &TextFile, violations: &mut Vec<Violation>
             section = name.trim_end_matches(']');
             continue;
         }
+        let is_test_only = section.ends_with("dev-dependencies");
+        let of_tests = TEST_FEATURES.iter().find(|name| line.contains(**name));
+        if let Some(name) = of_tests.filter(|_| !is_test_only) {
+            violations.push(Violation::new(
+                &file.path,
+                index + 1,
+                format!("the feature {name} is for tests"),
+            ));
+        }
         let key = line
             .split(|character: char| {
                 !(character.is_ascii_alphanumeric() || "-_".contains(character))
@@ -107,7 +119,6 @@ fn check_manifest(folder: &str, file: &TextFile, violations: &mut Vec<Violation>
             .next()
             .unwrap_or_default();
         let Some(to) = folder_of(key) else { continue };
-        let is_test_only = section.ends_with("dev-dependencies");
         let is_dependency = section.ends_with("dependencies");
         let is_allowed = to == folder
             || allowed(folder).is_some_and(|list| list.contains(&to.as_str()))

@@ -133,6 +133,13 @@ fn manifests_follow_the_arrows() {
         ),
         ["2: vfs must not depend on jbd2"]
     );
+    let mutants = "pagefence-page-cache = { features = [\"mutants\"] }\n";
+    assert_eq!(
+        manifest("ext4", &format!("[dependencies]\n{mutants}")),
+        ["2: the feature \"mutants\" is for tests"]
+    );
+    let tests = manifest("ext4", &format!("[dev-dependencies]\n{mutants}"));
+    assert!(tests.is_empty(), "{tests:?}");
     assert_eq!(
         manifest("newcomer", "[package]\n"),
         ["0: crates/newcomer is not in the table of arrows"]

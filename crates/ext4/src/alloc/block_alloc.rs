@@ -314,6 +314,13 @@ impl Allocator {
             let run = first + u64::from(piece.first)..first + u64::from(piece.end);
             self.with_pending(|pending| pending.add_blocks(tx.tid(), run));
         }
+        #[cfg(test)]
+        if self
+            .reuses_at_once
+            .load(pagefence_lock_order::primitives::atomic::Ordering::Acquire)
+        {
+            self.committed(tx.tid(), |_, _| ());
+        }
         Ok(())
     }
 

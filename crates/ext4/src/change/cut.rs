@@ -127,5 +127,5 @@ impl<'a> Cut<'a> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests;

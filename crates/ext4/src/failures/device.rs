@@ -98,6 +98,7 @@ impl TestDevice {
     }
 
     /// Forgets the rules of an operation; what is held goes on.
+    #[cfg(not(shuttle))]
     pub(crate) fn release(&self, operation: Operation) {
         let mut state = self.state.lock();
         state.rules.retain(|rule| rule.operation != operation);
@@ -123,7 +124,7 @@ impl TestDevice {
     }
 
     /// What it holds.
-    pub(super) fn memory(&self) -> &MemoryDevice {
+    pub(crate) fn memory(&self) -> &MemoryDevice {
         &self.memory
     }
 

@@ -1,7 +1,6 @@
 //! Stores through maps: the space that they are given, and what becomes of it when there is none,
 //! when writing back fails, and when blocks are taken away meanwhile.
 
-use pagefence_block_io::MemoryDevice;
 use pagefence_block_io::device::Operation;
 use pagefence_ext4_format::inode::{Inode as Record, InodeFlags, Timestamp};
 use pagefence_lock_order::Held;
@@ -9,16 +8,15 @@ use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, thread};
 use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_page_cache::{FaultError, WaitFor};
-use pagefence_vfs::{Error, ExtentState, FileSystem as _, InodeId, WriteMode};
+use pagefence_vfs::{ExtentState, FileSystem as _, InodeId};
 
 use super::{
-    BLOCK, create, drop_cache, extents, formatted, formatted_with, inode, open, punch, read,
-    set_size, wait_for, write,
+    BLOCK, create, drop_cache, extents, fill, formatted, formatted_as, formatted_with, inode, open,
+    punch, read, set_size, wait_for, write,
 };
 use crate::backing::FileData;
-use crate::failures::device::TestDevice;
 use crate::filesystem::FileSystem;
-use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
+use crate::mkfs::Kind;
 
 type Space = AddressSpace<FileData>;
 
@@ -32,20 +30,6 @@ fn map(fs: &FileSystem, id: InodeId) -> Space {
 pub(super) fn unreserved(fs: &FileSystem) -> u64 {
     let live = fs.instance.live().expect("it is written to");
     live.allocator.counts().blocks_unreserved
-}
-
-/// Takes every block that is left.
-fn fill(fs: &FileSystem) {
-    let file = fs.open(create(fs, "filler"), true).expect("it opens");
-    let data = vec![0xF1; 256 << 10];
-    let mut offset = 0;
-    loop {
-        match fs.write(&file, offset, &data, WriteMode::empty()) {
-            Ok(written) => offset += written as u64,
-            Err(Error::NoSpace) => return,
-            Err(error) => panic!("{error:?}"),
-        }
-    }
 }
 
 #[test]
@@ -161,12 +145,7 @@ fn space_of_what_could_not_be_written_is_given_back() {
 
 #[test]
 fn a_store_after_a_truncate_down_and_up_in_a_page_of_small_blocks_is_kept() {
-    let memory = MemoryDevice::new(64 << 20);
-    let mut parameters = Parameters::new(Kind::Ext3);
-    parameters.block_size = Some(1024);
-    parameters.contents = Contents::Zeros;
-    format(&memory, &parameters, &Tree::new()).expect("a new file system");
-    let device = Arc::new(TestDevice::new(memory));
+    let device = formatted_as(Kind::Ext3, 1024, "");
     let fs = open(&device);
     let id = create(&fs, "file");
     let file = fs.open(id, true).expect("it opens");

@@ -25,11 +25,13 @@ impl std::fmt::Debug for Probe {
 impl Probe {
     /// Has `hook` run in each migration from now on, when the new map is built and none of the
     /// locks of the swap is held.
+    #[cfg(not(shuttle))]
     pub(crate) fn hold_before_swap(&self, hook: impl Fn() + Send + Sync + 'static) {
         *self.before_swap.lock() = Some(Arc::new(hook));
     }
 
     /// Migrations run through again.
+    #[cfg(not(shuttle))]
     pub(crate) fn release(&self) {
         *self.before_swap.lock() = None;
     }

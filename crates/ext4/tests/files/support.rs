@@ -16,6 +16,12 @@ pub(crate) struct Kind {
     pub(crate) has_extents: bool,
 }
 
+/// Whether power is cut wherever it can be, with `PAGEFENCE_CRASHES=all`, and not in the same few
+/// places each time: that takes minutes.
+pub(crate) fn is_thorough() -> bool {
+    std::env::var_os("PAGEFENCE_CRASHES").is_some_and(|which| which == "all")
+}
+
 const fn kind(name: &'static str, options: &'static [&'static str], has_extents: bool) -> Kind {
     Kind {
         name,

@@ -17,6 +17,8 @@ mod fault_mutants;
 #[cfg(not(shuttle))]
 mod faults;
 #[cfg(not(shuttle))]
+mod fence_mutants;
+#[cfg(not(shuttle))]
 mod model;
 #[cfg(not(shuttle))]
 mod mutants;

@@ -101,6 +101,27 @@ fn t1_a_write_waits_for_the_fence_and_fills_from_the_hole() {
     assert_eq!(mapping.backing().violations(), 0);
 }
 
+/// S1.13: the caller's memory may be a mapping of the file, whose faults wait for who holds the lock.
+#[test]
+fn a_read_copies_with_nothing_held() {
+    let (cache, mapping) = setup(8);
+    let fenced = Arc::clone(&mapping);
+    cache.stop_at(crate::probe::Stop::Copying, move || {
+        pagefence_lock_order::rank::assert_nothing_held();
+        let mapping = Arc::clone(&fenced);
+        let evicting = Task::start(move || {
+            let mut entry = Held::at_entry();
+            let (mut fence, mut held) = mapping.fence(&mut entry, 0..8 * PAGE);
+            Device::punch(&fence.evict(&mut held, Evict::Discard).expect("evicted"));
+        });
+        evicting.finish();
+    });
+    let seen = read(&mapping, 2 * PAGE, PAGE_SIZE);
+    assert_eq!(seen, Ok(stamped(2, 1)), "what it has found, it has");
+    cache.stop_nowhere();
+    assert_eq!(read(&mapping, 2 * PAGE, PAGE_SIZE), Ok(vec![0; PAGE_SIZE]));
+}
+
 #[test]
 fn t2_the_fence_waits_for_a_fill_in_flight() {
     for stop in [Stop::BeforeIo, Stop::AfterIo] {

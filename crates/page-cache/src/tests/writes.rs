@@ -75,9 +75,11 @@ fn what_is_rewritten_stays_what_it_is() {
     }
     // Of what is on the device, too: a page that can't be read ends it.
     let (_cache, mapping) = setup(Device::stamped(8, PAGE_SIZE));
-    let mut entry = Held::at_entry();
-    let (_rank, mut held) = entry.descend(1);
-    assert_eq!(mapping.rewrite(&mut held, 0..4 * PAGE), Ok(4 * PAGE));
+    {
+        let mut entry = Held::at_entry();
+        let (_rank, mut held) = entry.descend(1);
+        assert_eq!(mapping.rewrite(&mut held, 0..4 * PAGE), Ok(4 * PAGE));
+    }
     assert_eq!(read(&mapping, PAGE, PAGE_SIZE), Ok(stamped(1, 1)));
     assert_eq!(mapping.next_cached(4 * PAGE), None);
 }

@@ -6,7 +6,7 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::FileSystem as _;
 
 use super::kit::{Between, CASES, Case, mended, open, with_file};
-use crate::support::{Image, find, read_all};
+use crate::support::{Image, find, is_thorough, read_all};
 
 /// Outcomes by chance that are tried at each moment.
 const RANDOM_STATES: usize = 1;
@@ -34,7 +34,8 @@ fn cut(case: &Case, collapses: bool, first: usize, blocks: usize) -> [usize; 3] 
         }
         moments += 1;
         // What e2fsck has to mend takes its time.
-        if !case.has_log && moments % 3 != 1 {
+        let every = if is_thorough() { 3 } else { 8 };
+        if !case.has_log && moments % every != 1 {
             return;
         }
         let states = point.crash_states();

@@ -1,0 +1,358 @@
+//! Each of ext4's invalidators, stopped where a filler would do harm, and with its fence left out:
+//! then the filler does, and what the file holds tells.
+
+use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicUsize, Ordering};
+use pagefence_lock_order::primitives::thread;
+use pagefence_page_cache::probe::Stop;
+use pagefence_page_cache::simulated::AddressSpace;
+use pagefence_vfs::{FallocateMode, FileSystem as _, InodeId};
+
+use super::device::TestDevice;
+use super::{
+    BLOCK, after_power_cut, create, drop_cache, formatted, formatted_as, open, punch, read,
+    set_size, wait_for, write,
+};
+use crate::filesystem::{File, FileSystem};
+use crate::mkfs::Kind;
+
+/// Blocks of each file.
+const BLOCKS: u64 = 16;
+/// The block that the filler wants.
+const WANTED: u64 = 8;
+
+/// Who takes blocks away, or moves them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Invalidator {
+    Truncate,
+    Punch,
+    Zero,
+    Collapse,
+    Insert,
+    Exchange,
+}
+
+use Invalidator::*;
+
+const ALL: [Invalidator; 6] = [Truncate, Punch, Zero, Collapse, Insert, Exchange];
+
+impl Invalidator {
+    /// Where its fence is asked for.
+    fn source(self) -> &'static str {
+        match self {
+            Truncate => "ext4/src/truncate.rs",
+            Punch | Zero => "ext4/src/punch.rs",
+
+            Collapse | Insert => "ext4/src/shift_range.rs",
+            Exchange => "ext4/src/exchange.rs",
+        }
+    }
+
+    fn run(self, world: &World) {
+        let (fs, [file, other]) = (&world.fs, &world.files);
+        let allocate = |mode| fs.allocate(file, 4 * BLOCK, 8 * BLOCK, mode);
+        let outcome = match self {
+            Truncate => set_size(fs, world.id, 4 * BLOCK),
+            Punch => punch(fs, file, 4 * BLOCK..12 * BLOCK),
+            Zero => allocate(FallocateMode::ZERO_RANGE),
+            Collapse => fs.allocate(file, 4 * BLOCK, 2 * BLOCK, FallocateMode::COLLAPSE_RANGE),
+            Insert => allocate(FallocateMode::INSERT_RANGE),
+            Exchange => fs.exchange_range(file, 4 * BLOCK, other, 4 * BLOCK, 8 * BLOCK),
+        };
+        outcome.expect("nothing fails");
+    }
+
+    /// What the file holds then, as one byte a block.
+    fn apply(self, blocks: &mut Vec<u8>) {
+        match self {
+            Truncate => blocks[4..].fill(0),
+            Punch | Zero => blocks[4..12].fill(0),
+            Collapse => drop(blocks.drain(4..6)),
+            Insert => drop(blocks.splice(4..4, [0; 8])),
+            Exchange => blocks[4..12].copy_from_slice(&contents(1)[4..12]),
+        }
+    }
+}
+
+/// What block by block file 0 or 1 holds.
+fn contents(file: u8) -> Vec<u8> {
+    (0..BLOCKS as u8).map(|at| 100 * file + 1 + at).collect()
+}
+
+struct World {
+    fs: FileSystem,
+    id: InodeId,
+    files: [File; 2],
+}
+
+impl World {
+    fn new() -> Self {
+        Self::of(&formatted())
+    }
+
+    fn of(device: &Arc<TestDevice>) -> Self {
+        let fs = open(device);
+        let ids = ["one", "other"].map(|name| create(&fs, name));
+        let files = ids.map(|id| fs.open(id, true).expect("it opens"));
+        for (at, file) in (0..).zip(&files) {
+            for (block, byte) in (0..).zip(contents(at)) {
+                write(&fs, file, block * BLOCK, &[byte; BLOCK as usize]);
+            }
+            fs.sync_file(file, false).expect("it is written");
+        }
+        drop_cache(&fs);
+        Self {
+            fs,
+            id: ids[0],
+            files,
+        }
+    }
+
+    /// Reads what is missing of one block.
+    fn fill(&self, block: u64) {
+        let bytes = block * BLOCK..(block + 1) * BLOCK;
+        read(&self.fs, &self.files[0], bytes).expect("it can be read");
+    }
+
+    /// Whether the file holds what `invalidator` should have left, as far as anybody can see.
+    fn is_right_after(&self, invalidator: Invalidator) -> bool {
+        let mut expected = contents(0);
+        invalidator.apply(&mut expected);
+        if invalidator == Truncate {
+            set_size(&self.fs, self.id, BLOCKS * BLOCK).expect("it grows");
+        }
+        let size = expected.len() as u64 * BLOCK;
+        let seen = read(&self.fs, &self.files[0], 0..size + 1).expect("it can be read");
+        let expected = expected
+            .iter()
+            .flat_map(|byte| std::iter::repeat_n(*byte, BLOCK as usize));
+        seen.into_iter().eq(expected)
+    }
+}
+
+/// Where a thread of a test stops, once.
+#[derive(Default)]
+struct Halt {
+    is_reached: AtomicBool,
+    is_lifted: AtomicBool,
+}
+
+impl Halt {
+    fn at(fs: &FileSystem, stop: Stop) -> Arc<Self> {
+        let halt = Arc::new(Self::default());
+        let own = Arc::clone(&halt);
+        fs.cache.stop_at(stop, move || own.stop());
+        halt
+    }
+
+    fn stop(&self) {
+        if !self.is_reached.swap(true, Ordering::AcqRel) {
+            wait_for("the test", || self.is_lifted.load(Ordering::Acquire));
+        }
+    }
+
+    fn is_reached(&self) -> bool {
+        self.is_reached.load(Ordering::Acquire)
+    }
+
+    fn wait(&self) {
+        wait_for("the stop", || self.is_reached());
+    }
+
+    fn lift(&self) {
+        self.is_lifted.store(true, Ordering::Release);
+    }
+}
+
+/// A filler knows that its page has data when the invalidator comes, and reads it when the pages are
+/// gone and the blocks are not (K1). True if the file is wrong then.
+fn is_overtaken(invalidator: Invalidator, left_out: bool) -> bool {
+    let world = World::new();
+    if left_out {
+        world.fs.cache.leave_out_fences(invalidator.source());
+    }
+    let looked_up = Halt::at(&world.fs, Stop::LookedUp);
+    let pages_gone = Halt::at(&world.fs, Stop::PagesGone);
+    thread::scope(|scope| {
+        let filler = scope.spawn(|| world.fill(WANTED));
+        looked_up.wait();
+        scope.spawn(|| invalidator.run(&world));
+        if left_out {
+            pages_gone.wait();
+        } else {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            assert!(!pages_gone.is_reached(), "{invalidator:?} waits");
+        }
+        looked_up.lift();
+        filler.join().expect("no panic");
+        pages_gone.lift();
+    });
+    world.fs.cache.stop_nowhere();
+    !world.is_right_after(invalidator)
+}
+
+fn only_with_its_fence(invalidator: Invalidator) {
+    for left_out in [false, true] {
+        let is_wrong = is_overtaken(invalidator, left_out);
+        assert_eq!(is_wrong, left_out, "{invalidator:?}");
+    }
+}
+
+/// Of a truncate that makes the file longer. (One that makes it shorter sets the size before pages
+/// go, and who brings one in looks at that under the page lock: S4.5, T6.) A store that comes when
+/// what lies behind the end is zeros, and the size is what it was, marks no block as dirty that
+/// begins behind it.
+#[test]
+fn the_fence_of_truncate() {
+    for left_out in [false, true] {
+        let device = formatted_as(Kind::Ext3, 1024, "");
+        let fs = open(&device);
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).expect("it opens");
+        write(&fs, &file, 0, &[1; 1000]);
+        fs.sync_file(&file, false).expect("it is written");
+        if left_out {
+            fs.cache.leave_out_fences(Truncate.source());
+        }
+        let space = AddressSpace::shared(&file.mapping, 0..1);
+        let halt = Halt::at(&fs, Stop::PagesGone);
+        thread::scope(|scope| {
+            scope.spawn(|| set_size(&fs, id, 4096).expect("it grows"));
+            halt.wait();
+            let store = scope.spawn(|| space.store(2048, &[5; 10]).expect("stored"));
+            let most = if left_out { 30_000 } else { 100 };
+            let start = std::time::Instant::now();
+            while !store.is_finished() && start.elapsed().as_millis() < most {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            let is_early = store.is_finished();
+            halt.lift();
+            assert_eq!(is_early, left_out);
+        });
+        fs.cache.stop_nowhere();
+        let stored = || read(&fs, &file, 2048..2058).expect("it can be read");
+        assert_eq!(stored(), [5; 10]);
+        drop(space);
+        fs.sync_file(&file, false).expect("it is written");
+        drop_cache(&fs);
+        assert_eq!(stored() != [5; 10], left_out, "it was there, and is lost");
+    }
+}
+
+#[test]
+fn the_fence_of_punch() {
+    only_with_its_fence(Punch);
+}
+
+#[test]
+fn the_fence_of_zero() {
+    only_with_its_fence(Zero);
+}
+
+#[test]
+fn the_fence_of_collapse() {
+    only_with_its_fence(Collapse);
+}
+
+#[test]
+fn the_fence_of_insert() {
+    only_with_its_fence(Insert);
+}
+
+#[test]
+fn the_fence_of_exchange() {
+    only_with_its_fence(Exchange);
+}
+
+/// K1 and K2: a filler that comes when the pages are gone, or the blocks as well, waits, and finds
+/// the file as it is then.
+#[test]
+fn a_filler_waits_while_pages_or_blocks_are_gone() {
+    for (invalidator, stop) in ALL
+        .into_iter()
+        .flat_map(|invalidator| [Stop::PagesGone, Stop::BlocksGone].map(|stop| (invalidator, stop)))
+    {
+        let world = World::new();
+        let halt = Halt::at(&world.fs, stop);
+        let filled = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| invalidator.run(&world));
+            halt.wait();
+            let filler = scope.spawn(|| {
+                // Of a file that is cut, what is before its end: behind it nobody waits.
+                world.fill(if invalidator == Truncate { 2 } else { WANTED });
+                filled.store(true, Ordering::Release);
+            });
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let is_early = filled.load(Ordering::Acquire);
+            halt.lift();
+            assert!(!is_early, "{invalidator:?} at {stop:?}");
+            filler.join().expect("no panic");
+        });
+        world.fs.cache.stop_nowhere();
+        assert!(world.is_right_after(invalidator), "{invalidator:?}");
+    }
+}
+
+/// B21: a power cut when a file was cut inside a block and grew again, and nothing was written back
+/// since.
+#[test]
+fn the_edge_inside_the_fence() {
+    for left_out in [false, true] {
+        let device = formatted();
+        let fs = open(&device);
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).expect("it opens");
+        write(&fs, &file, 0, &[7; 2 * BLOCK as usize]);
+        fs.sync().expect("it is written");
+        if left_out {
+            fs.cache.leave_out_edges();
+        }
+        set_size(&fs, id, 1000).expect("it is cut");
+        set_size(&fs, id, BLOCK).expect("it grows");
+        let live = fs.instance.live().expect("it is written to");
+        live.commit(live.journal.running().0)
+            .expect("it is committed");
+        let shows = old_bytes_after_power_cut(&device);
+        assert_eq!(shows, left_out, "old bytes");
+    }
+}
+
+fn old_bytes_after_power_cut(device: &TestDevice) -> bool {
+    let fs = after_power_cut(device);
+    let file = fs.open(super::find(&fs, "file"), false).expect("it opens");
+    let bytes = read(&fs, &file, 0..BLOCK).expect("it can be read");
+    assert_eq!(bytes.len(), BLOCK as usize, "it is as long as it was");
+    bytes[1000..].iter().any(|byte| *byte != 0)
+}
+
+/// K13: a filler that comes between two transactions of a collapse or an insertion waits.
+#[test]
+fn a_filler_waits_between_two_transactions() {
+    // Each waits for the commit of one before the next begins.
+    for invalidator in [Collapse, Insert] {
+        let world = World::of(&super::formatted_with("^has_journal"));
+        let halt = Arc::new(Halt::default());
+        let (starts, own) = (AtomicUsize::new(0), Arc::clone(&halt));
+        world.fs.instance.probe.before_transaction(move || {
+            if starts.fetch_add(1, Ordering::AcqRel) == 1 {
+                own.stop();
+            }
+        });
+        let filled = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| invalidator.run(&world));
+            halt.wait();
+            let filler = scope.spawn(|| {
+                world.fill(WANTED);
+                filled.store(true, Ordering::Release);
+            });
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let is_early = filled.load(Ordering::Acquire);
+            halt.lift();
+            assert!(!is_early, "{invalidator:?}");
+            filler.join().expect("no panic");
+        });
+        assert!(world.is_right_after(invalidator), "{invalidator:?}");
+    }
+}
