@@ -9,9 +9,10 @@
 //! - `space` has a block for each of `holes` that writeback has not chosen one for, and `map_space`
 //!   as many as the map needs at worst: that of the moment when it was last counted, less what
 //!   the map took since. Counting again after a mapping only lowers it.
-//! - A mapping never takes blocks away from the map; a truncation that empties it is covered
-//!   because the worst case of a small map is always counted in; a punch reserves on top
-//!   ([`Delayed::reserve_for_punch`]).
+//! - A mapping never takes blocks away from the map. A truncation of extents is covered because the
+//!   worst case of a small map is always counted in; a punch reserves on top
+//!   ([`Delayed::begin_cut`]). Whatever takes blocks out of a map of pointers counts all that may be
+//!   missing anew ([`Delayed::refill`]).
 //! - Nothing delayed: nothing reserved.
 
 use std::ops::Range;
@@ -43,6 +44,8 @@ pub(crate) struct Delayed {
     space: Option<Reservation>,
     /// For the map.
     map_space: Option<Reservation>,
+    /// Of that, what a cut that is being made may cost.
+    for_cut: u64,
     flush_on_close: bool,
     /// Whether data may take what is kept back for root: as the last writer may.
     uses_reserve: bool,
@@ -343,24 +346,46 @@ impl Delayed {
         }
     }
 
-    /// Reserves what a punch may cost the delayed blocks that stay: nodes that split, and nodes
-    /// that go though entries were to be put there. It lasts until the space for the map is
-    /// counted again.
+    /// Reserves what a punch may cost the delayed blocks that stay, nodes that split and nodes that go
+    /// though entries were to be put there, until [`Self::end_cut`].
     ///
     /// # Errors
-    /// `NoSpace`.
-    pub(crate) fn reserve_for_punch(
-        &mut self,
-        allocator: &Allocator,
-        shape: &MapShapeNow,
-    ) -> Result<()> {
+    /// `NoSpace`, and nothing changed.
+    pub(crate) fn begin_cut(&mut self, allocator: &Allocator, shape: &MapShapeNow) -> Result<()> {
         if self.is_empty() {
             return Ok(());
         }
         let more = shape.worst_case_of_punch();
-        let more = allocator.reserve_within(more, Claim::Map, shape.reach())?;
-        join(&mut self.map_space, more);
+        let space = allocator.reserve_within(more, Claim::Map, shape.reach())?;
+        join(&mut self.map_space, space);
+        self.for_cut = more;
         Ok(())
+    }
+
+    /// Has space again for every block that a map of pointers may be short of. What was spent on
+    /// indirect blocks is missed once those go because nothing else is mapped below them.
+    ///
+    /// Called when the range that will be cut is neither dirty nor being mapped any more: what is
+    /// spent from then on leads to blocks that stay.
+    ///
+    /// # Errors
+    /// `NoSpace`, and nothing changed.
+    pub(crate) fn refill(&mut self, allocator: &Allocator, shape: &MapShapeNow) -> Result<()> {
+        let there = blocks_of(self.map_space.as_ref());
+        let more = match shape {
+            MapShapeNow::Extents { .. } => 0,
+            MapShapeNow::Pointers { .. } => shape.worst_case(&self.amount()).saturating_sub(there),
+        };
+        if more > 0 {
+            let space = allocator.reserve_within(more, Claim::Map, shape.reach())?;
+            join(&mut self.map_space, space);
+        }
+        Ok(())
+    }
+
+    /// The blocks are gone: what the others need is what it was, and counted again next.
+    pub(crate) fn end_cut(&mut self) {
+        self.for_cut = 0;
     }
 
     /// Reserves what a map of another shape may take more than the one there is, until all that is
@@ -429,7 +454,7 @@ impl Delayed {
         if let Some(rest) = rest {
             join(&mut self.map_space, rest);
         }
-        let needed = shape.worst_case(&self.amount());
+        let needed = shape.worst_case(&self.amount()) + self.for_cut;
         if let Some(space) = &mut self.map_space {
             space.shrink_to(needed);
         }

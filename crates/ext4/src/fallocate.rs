@@ -241,12 +241,13 @@ impl FileSystem {
         transaction.lend(for_map);
         // The entry that comes may take the room that delayed blocks count on.
         let outcome = delayed
-            .reserve_for_punch(&live.allocator, &shape)
+            .begin_cut(&live.allocator, &shape)
             .and_then(|()| map_unwritten(&mut transaction, inode, &new, run));
         if outcome.is_ok() {
             // Nothing is dirty here: what is still delayed could not be written back some time.
             delayed.forget(at..at + new.len);
         }
+        delayed.end_cut();
         let settled = mapping.backing().settle(&mut delayed, None);
         outcome.and(settled)?;
         transaction.end();

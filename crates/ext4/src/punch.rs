@@ -15,7 +15,7 @@ use pagefence_ext4_format::FileBlock;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels::{self, Invalidate};
 use pagefence_lock_order::primitives::{Arc, thread};
-use pagefence_page_cache::{Evict, Fence, PAGE_SIZE};
+use pagefence_page_cache::{Evict, Evicted, Fence, PAGE_SIZE, WaitFor};
 use pagefence_vfs::Result;
 
 use crate::alloc::{Claim, Reservation};
@@ -164,6 +164,7 @@ impl FileSystem {
         let outcome = self.clear_fenced(&mut held, inode, &mut fence, &mut step);
         // What delayed blocks need is what it was, however far this came.
         let (mut delayed, _held) = inode.core.block_map.write(&mut held);
+        delayed.end_cut();
         let settled = mapping.backing().settle(&mut delayed, None);
         let progress = outcome?;
         settled?;
@@ -182,7 +183,7 @@ impl FileSystem {
         let live = self.instance.live()?;
         {
             let (mut delayed, _held) = inode.core.block_map.write(held);
-            delayed.reserve_for_punch(&live.allocator, &step.shape)?;
+            delayed.begin_cut(&live.allocator, &step.shape)?;
         }
         let evicted = fence.evict(held, Evict::Discard)?;
         {
@@ -190,6 +191,7 @@ impl FileSystem {
             delayed.forget(step.blocks.clone());
             evicted.mapping().backing().note_delayed(&delayed);
         }
+        self.cover_delayed(held, inode, &evicted)?;
         let (mut transaction, mut held) = self.instance.begin(held, STEP)?;
         let (_map, _held) = inode.core.block_map.write(&mut held);
         if let Some(space) = step.space.take(step.space.blocks()) {
@@ -210,6 +212,32 @@ impl FileSystem {
         inode.core.write(&mut transaction, true)?;
         transaction.end();
         Ok(progress)
+    }
+
+    /// Sees to it that what stays delayed can be mapped when blocks are taken away from the map, the
+    /// pages of which are gone: where there is no space to promise, it is mapped now, and nothing is
+    /// delayed any more. What can't be written is told to who asks, as ever.
+    ///
+    /// # Errors
+    /// `ReadOnly`.
+    pub(crate) fn cover_delayed(
+        &self,
+        held: &mut Held<'_, Invalidate>,
+        inode: &Inode,
+        evicted: &Evicted<'_, FileData>,
+    ) -> Result<()> {
+        let live = self.instance.live()?;
+        let is_covered = {
+            let (mut delayed, _held) = inode.core.block_map.write(held);
+            let shape = MapShapeNow::of(&self.instance, &inode.disk())?;
+            delayed.refill(&live.allocator, &shape).is_ok()
+        };
+        if is_covered {
+            return Ok(());
+        }
+        let all = 0..u64::MAX;
+        let _ = evicted.mapping().write_back(held, all, WaitFor::All);
+        self.forget_delayed(held, inode, evicted)
     }
 
     /// Marks the written blocks among `blocks` as unwritten, as many as the transaction takes, and

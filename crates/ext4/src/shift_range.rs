@@ -277,6 +277,21 @@ impl FileSystem {
     ) -> Result<()> {
         let mapping = evicted.mapping();
         mapping.write_back(held, 0..u64::MAX, WaitFor::All)?;
+        self.forget_delayed(held, inode, evicted)
+    }
+
+    /// Forgets what is delayed in a file, all of which was written, or failed to be, since the fence
+    /// was taken.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(crate) fn forget_delayed(
+        &self,
+        held: &mut Held<'_, Invalidate>,
+        inode: &Inode,
+        evicted: &Evicted<'_, FileData>,
+    ) -> Result<()> {
+        let mapping = evicted.mapping();
         debug_assert_eq!(mapping.next_dirty(0), None, "nobody can dirty a page now");
         let (mut delayed, _held) = inode.core.block_map.write(held);
         delayed.forget(0..u32::MAX);

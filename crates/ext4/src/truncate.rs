@@ -218,6 +218,7 @@ impl FileSystem {
             }
             evicted.mapping().backing().note_delayed(&delayed);
         }
+        self.cover_delayed(&mut held, inode, &evicted)?;
         self.cut_blocks(&mut held, inode, &evicted, FileBlock(first))
     }
 

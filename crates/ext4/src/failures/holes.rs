@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use pagefence_block_io::MemoryDevice;
 use pagefence_block_io::device::Operation;
 use pagefence_ext4_format::GroupNo;
 use pagefence_lock_order::Held;
@@ -14,13 +13,13 @@ use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_vfs::{ExtentState, FallocateMode, FileSystem as _, InodeId};
 
 use super::{
-    BLOCK, create, drop_cache, extents, find, formatted, inode, open, place, punch, read, set_size,
-    wait_for, write,
+    BLOCK, create, drop_cache, extents, find, formatted, formatted_as, inode, open, place, punch,
+    read, set_size, wait_for, write,
 };
 use crate::backing::FileData;
 use crate::failures::device::TestDevice;
 use crate::filesystem::{File, FileSystem};
-use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
+use crate::mkfs::Kind;
 
 const PAGES: u64 = 1024;
 
@@ -30,12 +29,7 @@ fn map(fs: &FileSystem, id: InodeId) -> AddressSpace<FileData> {
 }
 
 fn block_map() -> Arc<TestDevice> {
-    let memory = MemoryDevice::new(64 << 20);
-    let mut parameters = Parameters::new(Kind::Ext3);
-    parameters.block_size = Some(1024);
-    parameters.contents = Contents::Zeros;
-    format(&memory, &parameters, &Tree::new()).expect("a new file system");
-    Arc::new(TestDevice::new(memory))
+    formatted_as(Kind::Ext3, 1024, "")
 }
 
 fn unreserved(fs: &FileSystem) -> u64 {

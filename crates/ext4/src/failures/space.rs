@@ -4,15 +4,17 @@ use pagefence_block_io::device::Operation;
 use pagefence_ext4_format::BlockNo;
 use pagefence_lock_order::Held;
 use pagefence_page_cache::WaitFor;
-use pagefence_vfs::{Error, FallocateMode, FileSystem as _, WriteMode};
+use pagefence_vfs::{Error, FallocateMode, FileSystem as _, InodeId, WriteMode};
 
 use super::{
-    BLOCK, create, drop_cache, extents, find, formatted, inode, number, open, place, punch, read,
-    set_size, write,
+    BLOCK, create, drop_cache, extents, find, formatted, formatted_as, inode, number, open, place,
+    punch, read, set_size, write,
 };
+use crate::alloc::{Claim, Reservation};
 use crate::change::free_blocks::free_blocks;
 use crate::filesystem::{File, FileSystem};
 use crate::live::Need;
+use crate::mkfs::Kind;
 
 /// More sectors than these an inode can't count: with them it has blocks of 4 KiB, 2^48 - 1.
 const SECTORS_MAX: u64 = ((1 << 48) - 1) * 8;
@@ -223,4 +225,60 @@ fn a_punch_that_ends_half_way_costs_no_space() {
     fs.sync().expect("nothing fails");
     // One block found its place, and two became free, and that which was said to be.
     assert_eq!(unreserved(&fs), before + 2);
+}
+
+/// Commits what gave blocks back, and has all that are left promised, one by one.
+fn take_all(fs: &FileSystem) -> Vec<Reservation> {
+    let live = fs.instance.live().expect("it is written to");
+    live.commit(live.journal.running().0)
+        .expect("nothing fails");
+    let allocator = &live.allocator;
+    std::iter::from_fn(|| allocator.reserve(1, Claim::Map).ok()).collect()
+}
+
+/// Writes two blocks of a file with a block map, which lie below one indirect block of another, maps
+/// one of them only, and has `cut` take that away again, while the disk is full: the other is to be
+/// given all of the indirect blocks anew.
+fn the_map_is_cut_short(mapped: u64, delayed: u64, cut: impl FnOnce(&FileSystem, InodeId, &File)) {
+    const SMALL: u64 = 1024;
+    let device = formatted_as(Kind::Ext3, 1024, "");
+    let fs = open(&device);
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    for block in [mapped, delayed] {
+        write(&fs, &file, block * SMALL, &[7; SMALL as usize]);
+    }
+    {
+        let mut entry = Held::at_entry();
+        let only = mapped * SMALL..(mapped + 1) * SMALL;
+        let told = file.mapping.write_back(&mut entry, only, WaitFor::All);
+        told.expect("nothing fails");
+    }
+    let mut all = take_all(&fs);
+    cut(&fs, id, &file);
+    all.extend(take_all(&fs));
+    fs.sync_file(&file, false).expect("it was promised");
+    drop(all);
+    drop_cache(&fs);
+    let at = delayed * SMALL;
+    assert_eq!(
+        read(&fs, &file, at..at + SMALL).expect("it is there"),
+        [7; SMALL as usize]
+    );
+    drop(file);
+    fs.shut_down().expect("nothing fails");
+}
+
+#[test]
+fn indirect_blocks_that_a_punch_takes_can_be_had_again() {
+    the_map_is_cut_short(300, 400, |fs, _, file| {
+        punch(fs, file, 300 << 10..301 << 10).expect("it is punched");
+    });
+}
+
+#[test]
+fn indirect_blocks_that_a_truncation_takes_can_be_had_again() {
+    the_map_is_cut_short(450, 400, |fs, id, _| {
+        set_size(fs, id, 401 << 10).expect("it is cut");
+    });
 }
