@@ -191,15 +191,17 @@ impl Owns {
             88..94 => "migrate",
             94..96 => "fsync",
             96..98 => "compare",
-            _ => "reopen",
+            98 => "reopen",
+            _ => "reopen direct",
         };
         let what = format!("{sort} {offset}+{length} of file {number} ({size} bytes)");
         watch.begin(self.thread, what.clone());
         let came = match sort {
             "exchange" => self.exchange(random),
-            "reopen" => {
+            "reopen" | "reopen direct" => {
                 self.files[number].file = None;
                 let options = OpenOptions::new().read(true).write(true);
+                let options = options.direct(sort == "reopen direct");
                 let opened = options.open(volume, &self.files[number].path);
                 self.files[number].file = Some(opened.map_err(text)?);
                 Ok(Came::Done)

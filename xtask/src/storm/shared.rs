@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     staying: Vec<(File, Stamps)>,
     moving: Vec<File>,
     moved: Stamps,
+    /// The files again, those that stay and then those that move, past the cache.
+    direct: Vec<File>,
 }
 
 /// Who does something, and with what.
@@ -80,10 +82,17 @@ impl Shared {
             Ok::<_, String>((open("staying", number)?, stamps))
         });
         let moving = (0..MOVING).map(|number| open("moving", number));
+        let (staying, moving) = (
+            staying.collect::<Result<_, _>>()?,
+            moving.collect::<Result<_, _>>()?,
+        );
+        let options = OpenOptions::new().read(true).write(true).direct(true);
+        let direct = Self::paths().map(|path| options.open(volume, path).map_err(text));
         Ok(Self {
             block_size,
-            staying: staying.collect::<Result<_, _>>()?,
-            moving: moving.collect::<Result<_, _>>()?,
+            staying,
+            moving,
+            direct: direct.collect::<Result<_, _>>()?,
             moved: Stamps::new(block_size, MOST_BLOCKS),
         })
     }
@@ -98,8 +107,10 @@ impl Shared {
         let (first, count) = actor.blocks();
         let (offset, length) = (first * self.block_size, count * self.block_size);
         let sort = match actor.random.below(100) {
-            0..30 => "s write",
-            30..62 => "s read",
+            0..18 => "s write",
+            18..30 => "s write direct",
+            30..50 => "s read",
+            50..62 => "s read direct",
             62..74 => "s punch",
             74..79 => "s zero",
             79..84 => "s zero keeping",
@@ -107,6 +118,10 @@ impl Shared {
             88..93 => "s truncate",
             93..97 => "s migrate",
             _ => "s fsync",
+        };
+        let file = match sort {
+            "s write direct" | "s read direct" => &self.direct[number],
+            _ => file,
         };
         let what = format!("{sort}, blocks {first}+{count} of file {number}");
         actor.begin(what.clone());
@@ -117,13 +132,13 @@ impl Shared {
             came
         };
         let came = match sort {
-            "s write" => {
+            "s write" | "s write direct" => {
                 let (write, bytes) = stamps.begin_write(first, count);
                 let written = file.write_at(offset, &bytes);
                 stamps.end_write(write, written.as_ref().copied().unwrap_or(0));
                 outcome(written.map(drop))
             }
-            "s read" => {
+            "s read" | "s read direct" => {
                 let before = stamps.before(first, count);
                 let mut bytes = vec![0xee; length as usize];
                 let read = file.read_at(offset, &mut bytes).map_err(text);
@@ -156,8 +171,10 @@ impl Shared {
         let (other_first, _) = actor.blocks();
         let (offset, length) = (first * self.block_size, count * self.block_size);
         let sort = match actor.random.below(100) {
-            0..26 => "m write",
-            26..44 => "m read",
+            0..16 => "m write",
+            16..26 => "m write direct",
+            26..38 => "m read",
+            38..44 => "m read direct",
             44..52 => "m punch",
             52..57 => "m zero",
             57..60 => "m allocate",
@@ -168,17 +185,21 @@ impl Shared {
             94..98 => "m migrate",
             _ => "m fsync",
         };
+        let file = match sort {
+            "m write direct" | "m read direct" => &self.direct[STAYING + number],
+            _ => file,
+        };
         let what =
             format!("{sort}, blocks {first}+{count} of file {number}, or {other_first} of {other}");
         actor.begin(what.clone());
         let came = match sort {
-            "m write" => {
+            "m write" | "m write direct" => {
                 let (write, bytes) = stamps.begin_write(first, count);
                 let written = file.write_at(offset, &bytes);
                 stamps.end_write(write, written.as_ref().copied().unwrap_or(0));
                 outcome(written.map(drop))
             }
-            "m read" => {
+            "m read" | "m read direct" => {
                 let mut bytes = vec![0xee; length as usize];
                 let read = file.read_at(offset, &mut bytes).map_err(text);
                 read.and_then(|read| stamps.check_any(&bytes[..read - read % 8]))
@@ -253,12 +274,16 @@ impl Shared {
             .collect()
     }
 
+    fn paths() -> impl Iterator<Item = String> {
+        let staying = (0..STAYING).map(|number| format!("/staying-{number}"));
+        staying.chain((0..MOVING).map(|number| format!("/moving-{number}")))
+    }
+
     /// What the files of a volume hold that has been opened again.
     pub(crate) fn read(volume: &Volume) -> Result<Vec<Vec<u8>>, String> {
-        let staying = (0..STAYING).map(|number| format!("/staying-{number}"));
-        let moving = (0..MOVING).map(|number| format!("/moving-{number}"));
-        let all = staying.chain(moving);
-        all.map(|path| volume.read(path).map_err(text)).collect()
+        Self::paths()
+            .map(|path| volume.read(path).map_err(text))
+            .collect()
     }
 
     /// What the files hold.
