@@ -82,8 +82,12 @@ fn files_on_mounts_are_migrated() {
             assert_eq!(has_extents(), extents, "{line}");
             assert!(std::fs::read(&path).expect("it can be read") == bytes);
         }
-        let told = bench.fail("migrate --to blocks mnt");
-        assert!(told.contains("can't be migrated"), "{told}");
+        for line in ["migrate --to blocks mnt", "migrate --to extents mnt"] {
+            assert_eq!(bench.run(line), "");
+            assert!(std::fs::read(&path).expect("it is found") == bytes);
+        }
+        let told = bench.fail("migrate --to blocks mnt/none");
+        assert!(told.contains("mnt/none"), "{told}");
         bench.run("umount mnt");
         assert_eq!(state(bench), (bytes, false));
     });
