@@ -115,6 +115,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         load()
     );
 
+    let mut is_bounded = true;
     let is_wanted = |part| arguments.only.is_none_or(|only| only == part);
     if is_wanted(Only::Reads) {
         measure_reading(&systems, arguments, &scratch, &scale, &mut table)?;
@@ -123,11 +124,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         writes::measure(&systems, &scratch, &writes, &mut table).context("writing")?;
     }
     if is_wanted(Only::Ranges) {
-        ranges::measure(&server, &scratch, scale.read_rounds).context("punching")?;
+        is_bounded = ranges::measure(&server, &scratch, scale.read_rounds).context("punching")?;
     }
     println!("{}", table.render());
     println!("load at the end {}", load());
-    Ok(true)
+    Ok(is_bounded)
 }
 
 const QUICK_WRITES: writes::Scale = writes::Scale {

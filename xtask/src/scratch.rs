@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::command::run;
 
-/// A fresh directory under `TMPDIR`.
+/// A fresh directory under `TMPDIR`. A panic leaves it for who looks into that.
 ///
 /// Invariant: it is never removed while a file system is mounted inside: removing would then
 /// delete that file system's files.
@@ -59,6 +59,10 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if self.is_kept {
+            return;
+        }
+        if std::thread::panicking() {
+            eprintln!("{} is kept", self.path.display());
             return;
         }
         if is_anything_mounted_in(&self.path) {

@@ -251,7 +251,7 @@ fn play(
             _ => {
                 watch.begin(thread, "sync of the volume".to_owned());
                 volume.sync().map_err(|error| error.to_string())?;
-                watch.end(thread, "sync", watch::Came::Done);
+                watch.end(thread, "sync", watch::Came::Done)?;
             }
         }
     }
@@ -275,8 +275,7 @@ fn come_and_go(volume: &Volume, actor: &mut Actor<'_>) -> std::result::Result<()
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error.to_string()),
     }
-    actor.watch.end(actor.thread, "come and go", came);
-    Ok(())
+    actor.watch.end(actor.thread, "come and go", came)
 }
 
 /// Ends the process, and says what all threads do, if one of them hangs. The image stays.

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -41,6 +42,7 @@ pub(crate) struct DefragArguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &DefragArguments) -> anyhow::Result<()> {
+    let mut failed = 0_u32;
     for file in &arguments.files {
         let shown = Path::new(file).display();
         let Target::Mounted(path) = Target::parse(file)? else {
@@ -52,14 +54,23 @@ pub(crate) fn run(arguments: &DefragArguments) -> anyhow::Result<()> {
             println!("{shown}: {}", told(count));
             continue;
         }
-        let (before, after) =
-            defragment(&path).with_context(|| format!("{shown} can't be defragmented"))?;
-        match before == after {
-            true => println!("{shown}: {}, as before", told(after)),
-            false => println!("{shown}: {}, before {before}", told(after)),
+        match defragment(&path) {
+            Ok((before, after)) if before == after => {
+                println!("{shown}: {}, as before", told(after));
+            }
+            Ok((before, after)) => println!("{shown}: {}, before {before}", told(after)),
+            // The other files are none the worse for it.
+            Err(error) => {
+                eprintln!("{shown} can't be defragmented: {error:#}");
+                failed += 1;
+            }
         }
     }
-    Ok(())
+    match failed {
+        0 => Ok(()),
+        1 => bail!("one file could not be defragmented"),
+        _ => bail!("{failed} files could not be defragmented"),
+    }
 }
 
 fn told(pieces: usize) -> String {
@@ -88,10 +99,18 @@ fn defragment(path: &Path) -> anyhow::Result<(usize, usize)> {
     let directory = path.canonicalize()?;
     let directory = directory.parent().context("it has no directory")?;
     let donor = tempfile::tempfile_in(directory).context("there is no room made beside it")?;
+    if donor.metadata()?.dev() != file.metadata()?.dev() {
+        bail!("its directory is on another file system");
+    }
     let ranges = ranges(&old);
     for range in &ranges {
         let length = range.end - range.start;
-        rustix::fs::fallocate(&donor, FallocateFlags::empty(), range.start, length)?;
+        match rustix::fs::fallocate(&donor, FallocateFlags::empty(), range.start, length) {
+            Ok(()) => {}
+            // There is nowhere to move to.
+            Err(Errno::NOSPC) => return Ok((before, before)),
+            Err(error) => return Err(error.into()),
+        }
     }
     if pieces(&data(&donor)?) >= before {
         return Ok((before, before));

@@ -218,6 +218,8 @@ fn what_can_not_move_is_refused_as_linux_does() {
     let reader = File::open(&path).expect("it opens");
     assert_eq!(errno(donate(&reader)), EBADF);
     refuse(&reader, 0, &named, 0, BLOCK, EBADF);
+    let writer = File::options().write(true).open(&path).expect("it opens");
+    refuse(&writer, 0, &named, 0, BLOCK, EBADF);
     let directory = File::open(mount.bench.join("mnt")).expect("it opens");
     assert_eq!(errno(donate(&directory)), EBADF);
     refuse(&directory, 0, &named, 0, BLOCK, EBADF);

@@ -9,10 +9,10 @@
 //! - `space` has a block for each of `holes` that writeback has not chosen one for, and `map_space`
 //!   as many as the map needs at worst: that of the moment when it was last counted, less what
 //!   the map took since. Counting again after a mapping only lowers it.
-//! - A mapping never takes blocks away from the map. A truncation of extents is covered because the
-//!   worst case of a small map is always counted in; a punch reserves on top
-//!   ([`Delayed::begin_cut`]). Whatever takes blocks out of a map of pointers counts all that may be
-//!   missing anew ([`Delayed::refill`]).
+//! - A mapping never takes blocks away from the map, but what it takes for the map may be taken away
+//!   again by a cut, while others count on it: whatever cuts counts all that may be missing anew
+//!   ([`Delayed::refill`]). A punch of extents also splits nodes, and reserves on top
+//!   ([`Delayed::begin_cut`]).
 //! - Nothing delayed: nothing reserved.
 
 use std::ops::Range;
@@ -362,8 +362,8 @@ impl Delayed {
         Ok(())
     }
 
-    /// Has space again for every block that a map of pointers may be short of. What was spent on
-    /// indirect blocks is missed once those go because nothing else is mapped below them.
+    /// Has space again for all that the map may take at worst. What was spent on nodes and indirect
+    /// blocks is missed once those go because nothing else is mapped below them.
     ///
     /// Called when the range that will be cut is neither dirty nor being mapped any more: what is
     /// spent from then on leads to blocks that stay.
@@ -371,11 +371,8 @@ impl Delayed {
     /// # Errors
     /// `NoSpace`, and nothing changed.
     pub(crate) fn refill(&mut self, allocator: &Allocator, shape: &MapShapeNow) -> Result<()> {
-        let there = blocks_of(self.map_space.as_ref());
-        let more = match shape {
-            MapShapeNow::Extents { .. } => 0,
-            MapShapeNow::Pointers { .. } => shape.worst_case(&self.amount()).saturating_sub(there),
-        };
+        let needed = shape.worst_case(&self.amount()) + self.for_cut;
+        let more = needed.saturating_sub(blocks_of(self.map_space.as_ref()));
         if more > 0 {
             let space = allocator.reserve_within(more, Claim::Map, shape.reach())?;
             join(&mut self.map_space, space);

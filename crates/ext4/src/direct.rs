@@ -186,16 +186,9 @@ impl DirectBacking for FileData {
         let range = batch.runs().next().unwrap_or_default();
         // Times go with whatever writes the inode next: an overwrite needs no transaction.
         match self.write_blocks(held, batch, Times::Kept) {
-            Ok(()) => Ok(range.end),
-            Err(error) => {
-                // Past the end of the file, what transactions that ended have mapped is in it.
-                let reached = self.inode.disk().size();
-                if reached > self.inode.size().max(range.start) {
-                    Ok(reached.min(range.end))
-                } else {
-                    Err(error.into())
-                }
-            }
+            (_, Ok(())) => Ok(range.end),
+            (reached, Err(_)) if reached > range.start => Ok(reached.min(range.end)),
+            (_, Err(error)) => Err(error.into()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Ranges of two files, or of one, that change places.
 //!
-//! Protocol (RACES.md 3.11): both inode locks, then both invalidate locks, each once and in the order of
+//! Protocol (RACES 3.11): both inode locks, then both invalidate locks, each once and in the order of
 //! their numbers; inside, all that is dirty of both files is written, and the pages of both ranges
 //! go. From then on nothing of either is delayed, so that what their maps may take is counted once.
 //! Then the blocks change places in as many transactions as it takes, from the first to the last:

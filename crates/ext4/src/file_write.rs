@@ -72,7 +72,8 @@ impl FileSystem {
                 note_change(inode);
             }
             let is_direct = mode.contains(WriteMode::DIRECT);
-            let written = if is_direct && self.goes_direct(inode, offset, data.len()) {
+            let goes_past = is_direct && self.goes_direct(inode, offset, data.len());
+            let written = if goes_past {
                 file.mapping.write_direct(&mut held, offset, data)?
             } else {
                 file.mapping.write(&mut held, offset, data)?
@@ -83,7 +84,7 @@ impl FileSystem {
             if inode.disk().has_inline_data() {
                 let all = 0..PAGE_SIZE as u64;
                 file.mapping.write_back(&mut held, all, WaitFor::All)?;
-            } else if is_direct {
+            } else if is_direct && !goes_past {
                 // What could not go past the cache goes through it.
                 file.mapping.write_back(&mut held, bytes, WaitFor::All)?;
             }

@@ -3,7 +3,8 @@
 //! A range is taken in steps, each of them fence, evict, one transaction: inside the fence its pages
 //! go and its edges are zeroed on the device, before the handle that takes blocks away or marks them
 //! as unwritten. Between two steps the fence is given up, so that whoever fills pages elsewhere in the
-//! file waits no longer than for one step, however long the range is. The inode lock is held all
+//! file waits no longer than for one step, however long the range is; unless the disk is so full that
+//! what stays delayed can't be covered, and is written inside the fence. The inode lock is held all
 //! along. A crash, or an error, between two steps leaves the first ones done.
 //!
 //! What the map may take by a step is reserved before the step's first page goes: until then it can
@@ -219,7 +220,7 @@ impl FileSystem {
     /// delayed any more. What can't be written is told to who asks, as ever.
     ///
     /// # Errors
-    /// `ReadOnly`.
+    /// `Corrupt` if something is delayed and the map makes no sense; `ReadOnly`.
     pub(crate) fn cover_delayed(
         &self,
         held: &mut Held<'_, Invalidate>,
@@ -229,6 +230,9 @@ impl FileSystem {
         let live = self.instance.live()?;
         let is_covered = {
             let (mut delayed, _held) = inode.core.block_map.write(held);
+            if delayed.is_empty() {
+                return Ok(());
+            }
             let shape = MapShapeNow::of(&self.instance, &inode.disk())?;
             delayed.refill(&live.allocator, &shape).is_ok()
         };

@@ -1,6 +1,6 @@
 //! What collapsing and inserting a range have in common: all behind some block of a file moves.
 //!
-//! Protocol (RACES.md S0.6, S0.11, B3): the inode lock is held exclusively; the fence covers all
+//! Protocol (RACES S0.6, S0.11, B3): the inode lock is held exclusively; the fence covers all
 //! from the page that the range begins in; inside it all that is dirty is written, and the pages go.
 //! From then on nothing of the file is delayed, and nobody can make it so: a page would have to be
 //! filled first, or to be cached below the fence's start, where nobody writes who has not the inode

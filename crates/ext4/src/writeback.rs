@@ -51,6 +51,14 @@ enum Unmapped {
 }
 
 impl Unmapped {
+    /// The first file block.
+    fn start(&self) -> u64 {
+        match self {
+            Self::New { first, .. } => first.0.into(),
+            Self::Unwritten(blocks) => blocks.start.into(),
+        }
+    }
+
     /// One past the last file block.
     fn end(&self) -> u64 {
         match self {
@@ -112,33 +120,35 @@ impl FileData {
         if self.inode.disk().has_inline_data() {
             return inode_data::write_inline(&self.instance, &self.inode, held, batch);
         }
-        self.write_blocks(held, batch, Times::Written)
+        self.write_blocks(held, batch, Times::Written).1
     }
 
-    /// Writes the blocks of `batch` to places that they have or get, and makes those part of the file.
+    /// Writes the blocks of `batch` to places that they have or get, and makes those part of the file;
+    /// returns up to which byte transactions that have ended did so, 0 if there is none, and what came
+    /// of it.
     ///
     /// # Errors
-    /// `Io`, `Corrupt`, `ReadOnly`: some from the front may be part of the file then, which the
-    /// size on disk says; the space of the others is kept.
+    /// `Io`, `Corrupt`, `ReadOnly`: the space of what is not mapped is kept.
     pub(crate) fn write_blocks<P: Level>(
         &self,
         held: &mut Held<'_, P>,
         batch: &WriteBatch<'_>,
         times: Times,
-    ) -> Result<()>
+    ) -> (u64, Result<()>)
     where
         Handle: After<P>,
         BlockMap: After<P>,
     {
+        let mut reached = 0;
         let mut plan = Plan::default();
         let outcome = self
             .plan(held, batch, &mut plan)
             .and_then(|()| self.submit(batch, &plan.io))
-            .and_then(|()| self.map(held, batch, times, &mut plan.unmapped));
+            .and_then(|()| self.map(held, batch, times, &mut plan.unmapped, &mut reached));
         if outcome.is_err() {
             self.give_back(held, plan.unmapped);
         }
-        outcome
+        (reached, outcome)
     }
 
     /// The dirty blocks of a batch that lie inside the file, by what is behind them.
@@ -314,6 +324,7 @@ impl FileData {
         batch: &WriteBatch<'_>,
         times: Times,
         unmapped: &mut VecDeque<Unmapped>,
+        reached: &mut u64,
     ) -> Result<()>
     where
         Handle: After<P>,
@@ -362,6 +373,7 @@ impl FileData {
             let failure = outcome?;
             settled?;
             transaction.end();
+            *reached = unmapped.front().map_or(size, |next| next.start() << bits);
             if let Some(error) = failure {
                 return Err(error);
             }

@@ -52,6 +52,8 @@ impl ReadBuffers {
 /// A file that the kernel has open.
 pub(crate) struct OpenFile<F: FileSystem> {
     file: F::File,
+    /// It was opened for reading.
+    pub(crate) reads: bool,
     /// It was opened for writing.
     pub(crate) writes: bool,
 }
@@ -88,7 +90,12 @@ impl<F: FileSystem> Dispatch<F> {
     pub(crate) fn open_inode(&self, id: InodeId, flags: OpenFlags) -> Result<FileHandle, Errno> {
         let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
         let file = self.fs.open(id, writes).map_err(|error| errno(&error))?;
-        let file = OpenFile { file, writes };
+        let reads = flags.acc_mode() != OpenAccMode::O_WRONLY;
+        let file = OpenFile {
+            file,
+            reads,
+            writes,
+        };
         let number = self.files.insert(id.0, file).ok_or(Errno::ENFILE)?;
         Ok(FileHandle(number))
     }

@@ -75,7 +75,7 @@ impl<T> Handles<T> {
         };
         let slot = &mut shard.slots[slot_index as usize];
         debug_assert!(slot.value.is_none(), "a free slot is empty");
-        slot.uses = slot.uses.wrapping_add(1);
+        slot.uses += 1;
         slot.value = Some(Arc::new(value));
         let low = (u64::from(slot_index) << SHARD_BITS) | shard_index as u64;
         Some((u64::from(slot.uses) << 32) | low)
@@ -98,7 +98,10 @@ impl<T> Handles<T> {
             .get_mut(slot_index)
             .filter(|slot| slot.uses == uses)?;
         let value = slot.value.take()?;
-        shard.free.push(u32::try_from(slot_index).ok()?);
+        // No number is given out twice.
+        if slot.uses < u32::MAX {
+            shard.free.push(u32::try_from(slot_index).ok()?);
+        }
         Some(value)
     }
 }

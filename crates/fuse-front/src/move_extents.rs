@@ -14,7 +14,8 @@
 //!
 //! # `MOVE_EXTENTS`: moves data to a donor's blocks
 //!
-//! `_IOWR(0xF7, 4, 56 bytes)`, on a file that is open for writing ([`move_extents`] is the call):
+//! `_IOWR(0xF7, 4, 56 bytes)`, on a file that is open for reading and writing
+//! ([`move_extents`] is the call):
 //!
 //! | at | size | field | |
 //! |---|---|---|---|
@@ -77,7 +78,7 @@ pub fn donate(file: impl AsFd) -> io::Result<Donor> {
 /// `donor_offset` on, see the module's documentation; returns for how many bytes that is done.
 ///
 /// # Errors
-/// EBADF if `file` is not open for writing, or the donor was closed or is not of this mount; EINVAL if
+/// EBADF if `file` is not open for reading and writing, or the donor was closed or is not of this mount; EINVAL if
 /// both are one file, if the offsets or the length are not multiples of the block size or nothing of
 /// either is left there, or if the donor is set-user-id or set-group-id; EPERM if one of them is
 /// immutable or append-only; EOPNOTSUPP if one of them has no extents, or can't part with its blocks;
@@ -131,6 +132,10 @@ impl<F: FileSystem> Dispatch<F> {
         input: &[u8],
     ) -> Result<Vec<u8>, Errno> {
         let file = self.writable(node, handle)?;
+        // Half-way the donor may have what the file has.
+        if !file.reads {
+            return Err(Errno::EBADF);
+        }
         let donor_node = INodeNo(field(input, 0)?);
         let donor_handle = FileHandle(field(input, 8)?);
         if field(input, 16)? != self.files.proof(donor_handle.0, donor_node.0) {

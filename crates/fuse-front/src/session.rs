@@ -172,6 +172,8 @@ pub(crate) fn negotiate(config: &mut KernelConfig, asked: Asked) -> Agreed {
     // - READDIRPLUS_AUTO: gives attributes with the first buffer full of a directory only, unless
     //   something was looked up while it was being read; who reads all names first and stats them
     //   then (find, ls, tar) would ask for each.
+    // - ASYNC_DIO: the kernel neither drops what was read again during an asynchronous direct write
+    //   from its cache, nor asks for the fsync that O_DSYNC is owed, when such a write is done.
     // - AUTO_INVAL_DATA: drops cached pages whenever a time changes; nobody else writes.
     // - ATOMIC_O_TRUNC: a file that is cut off when it is opened is cut off by a SETATTR, like any.
     // - SETXATTR_EXT, SECURITY_CTX, CREATE_SUPP_GROUP, OVER_IO_URING: fuser accepts them and does
@@ -179,7 +181,6 @@ pub(crate) fn negotiate(config: &mut KernelConfig, asked: Asked) -> Agreed {
     let mut wanted = InitFlags::FUSE_ASYNC_READ
         | InitFlags::FUSE_BIG_WRITES
         | InitFlags::FUSE_MAX_PAGES
-        | InitFlags::FUSE_ASYNC_DIO
         | InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_DO_READDIRPLUS
         | InitFlags::FUSE_CACHE_SYMLINKS

@@ -32,6 +32,9 @@ pub enum Stop {
 /// What tests do to a cache.
 #[derive(Default)]
 pub(crate) struct Probe {
+    /// There is a hook, or a fence to leave out: as long as there is neither, what is asked for here
+    /// puts threads in no order.
+    is_armed: AtomicBool,
     hooks: Mutex<Vec<(Stop, Hook)>>,
     unlocked_in: Mutex<Option<&'static str>>,
     flushes_early: AtomicBool,
@@ -46,6 +49,9 @@ impl std::fmt::Debug for Probe {
 
 impl Probe {
     pub(crate) fn stop(&self, at: Stop) {
+        if !self.is_armed.load(Ordering::Relaxed) {
+            return;
+        }
         let hooks = self.hooks.lock().clone();
         for (_, hook) in hooks.iter().filter(|(stop, _)| *stop == at) {
             hook();
@@ -54,6 +60,9 @@ impl Probe {
 
     /// Whether a fence that is asked for at `place` is left out.
     pub(crate) fn is_unlocked(&self, place: &Location<'_>) -> bool {
+        if !self.is_armed.load(Ordering::Relaxed) {
+            return false;
+        }
         let file = *self.unlocked_in.lock();
         file.is_some_and(|file| place.file().ends_with(file))
     }
@@ -71,7 +80,9 @@ impl PageCache {
     /// Has `hook` run by whoever comes to `stop` from now on.
     pub fn stop_at(&self, stop: Stop, hook: impl Fn() + Send + Sync + 'static) {
         let hook: Hook = Arc::new(hook);
-        self.shared().probe.hooks.lock().push((stop, hook));
+        let probe = &self.shared().probe;
+        probe.hooks.lock().push((stop, hook));
+        probe.is_armed.store(true, Ordering::SeqCst);
     }
 
     /// Everybody runs through again.
@@ -82,7 +93,9 @@ impl PageCache {
     /// The mutant: fences that are asked for in a source file whose path ends with `file` are taken
     /// without the invalidate lock; who asserts that it is held is told that it is.
     pub fn leave_out_fences(&self, file: &'static str) {
-        *self.shared().probe.unlocked_in.lock() = Some(file);
+        let probe = &self.shared().probe;
+        *probe.unlocked_in.lock() = Some(file);
+        probe.is_armed.store(true, Ordering::SeqCst);
     }
 
     /// The mutant: what [`crate::Evict::WriteFirst`] writes is written before the invalidate lock is

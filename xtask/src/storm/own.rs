@@ -222,8 +222,7 @@ impl Owns {
                 }
             }
         }
-        watch.end(self.thread, sort, came);
-        Ok(())
+        watch.end(self.thread, sort, came)
     }
 
     fn on_one(

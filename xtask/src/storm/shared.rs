@@ -44,8 +44,8 @@ impl Actor<'_> {
         self.watch.begin(self.thread, what);
     }
 
-    fn end(&self, sort: &'static str, came: Came) {
-        self.watch.end(self.thread, sort, came);
+    fn end(&self, sort: &'static str, came: Came) -> Result<(), String> {
+        self.watch.end(self.thread, sort, came)
     }
 
     fn blocks(&mut self) -> (u64, u64) {
@@ -155,8 +155,7 @@ impl Shared {
             "s migrate" => outcome(migrate(file, actor.random)),
             _ => file.sync_data().map(|()| Came::Done).map_err(text),
         };
-        actor.end(sort, came.map_err(|error| format!("{what}: {error}"))?);
-        Ok(())
+        actor.end(sort, came.map_err(|error| format!("{what}: {error}"))?)
     }
 
     /// Does something to files whose blocks move.
@@ -231,8 +230,7 @@ impl Shared {
             "m migrate" => outcome(migrate(file, actor.random)),
             _ => file.sync_all().map(|()| Came::Done).map_err(text),
         };
-        actor.end(sort, came.map_err(|error| format!("{what}: {error}"))?);
-        Ok(())
+        actor.end(sort, came.map_err(|error| format!("{what}: {error}"))?)
     }
 
     /// Reads all files while nobody changes them: no block is in two places.

@@ -56,7 +56,13 @@ impl Watch {
     }
 
     /// It has come to this.
-    pub(crate) fn end(&self, number: usize, sort: &'static str, came: Came) {
+    ///
+    /// # Errors
+    /// What no file of a storm may refuse was refused.
+    pub(crate) fn end(&self, number: usize, sort: &'static str, came: Came) -> Result<(), String> {
+        if came == Came::Refused && !may_be_refused(sort) {
+            return Err(format!("{sort} was refused"));
+        }
         let mut thread = self.threads[number].lock();
         thread.now = None;
         let count = thread.counts.entry(sort).or_default();
@@ -65,6 +71,7 @@ impl Watch {
             Came::Full => count.full += 1,
             Came::Refused => count.refused += 1,
         }
+        Ok(())
     }
 
     /// Somebody saw what should not be: all stop.
@@ -131,6 +138,14 @@ impl Watch {
     }
 }
 
+/// Whether the kind of a file's map, its size, or where a range lies may be in the way.
+fn may_be_refused(sort: &str) -> bool {
+    let sorts = [
+        "allocate", "zero", "collapse", "insert", "exchange", "migrate",
+    ];
+    sorts.iter().any(|may| sort.contains(may))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,7 +157,9 @@ mod tests {
         assert_eq!(watch.hangs(PATIENCE), None);
         let told = watch.hangs(Duration::ZERO).expect("one hangs");
         assert!(told.contains("thread 1: punch"), "{told}");
-        watch.end(1, "punch", Came::Full);
+        watch.end(1, "punch", Came::Full).expect("it is allowed");
+        watch.end(1, "punch", Came::Refused).expect_err("never");
+        watch.end(1, "m zero", Came::Refused).expect("block maps");
         assert_eq!(watch.hangs(Duration::ZERO), None);
         let (table, all) = watch.table();
         assert!(table.contains("full 1, refused 0"), "{table}");

@@ -1,5 +1,5 @@
 //! Who may take blocks away from an inode, or say that they are unwritten: who shows that no page of
-//! them is in the cache, nor can come back meanwhile. Sources: RACES.md S0.14, S1.11.
+//! them is in the cache, nor can come back meanwhile. Sources: RACES S0.14, S1.11.
 //!
 //! Whatever does that asks for a [`Cut`], and changes the record that the cut has, so that it is the
 //! inode of the proof and no other's. There are four proofs, each made in one place only:

@@ -236,21 +236,26 @@ fn take_all(fs: &FileSystem) -> Vec<Reservation> {
     std::iter::from_fn(|| allocator.reserve(1, Claim::Map).ok()).collect()
 }
 
-/// Writes two blocks of a file with a block map, which lie below one indirect block of another, maps
-/// one of them only, and has `cut` take that away again, while the disk is full: the other is to be
-/// given all of the indirect blocks anew.
-fn the_map_is_cut_short(mapped: u64, delayed: u64, cut: impl FnOnce(&FileSystem, InodeId, &File)) {
-    const SMALL: u64 = 1024;
-    let device = formatted_as(Kind::Ext3, 1024, "");
+/// Writes blocks of a file, maps one run of them only, and has `cut` take that away again, while the
+/// disk is full: the others are to be given all of the map's blocks anew.
+fn the_map_is_cut_short(
+    (kind, block_size): (Kind, u64),
+    mapped: &[u64],
+    delayed: &[u64],
+    cut: impl FnOnce(&FileSystem, InodeId, &File),
+) {
+    let device = formatted_as(kind, u32::try_from(block_size).expect("small"), "");
     let fs = open(&device);
     let id = create(&fs, "file");
     let file = fs.open(id, true).expect("it opens");
-    for block in [mapped, delayed] {
-        write(&fs, &file, block * SMALL, &[7; SMALL as usize]);
+    let data = vec![7; usize::try_from(block_size).expect("small")];
+    for block in mapped.iter().chain(delayed) {
+        write(&fs, &file, block * block_size, &data);
     }
     {
         let mut entry = Held::at_entry();
-        let only = mapped * SMALL..(mapped + 1) * SMALL;
+        let ends = mapped.first().zip(mapped.last()).expect("some");
+        let only = ends.0 * block_size..(ends.1 + 1) * block_size;
         let told = file.mapping.write_back(&mut entry, only, WaitFor::All);
         told.expect("nothing fails");
     }
@@ -260,25 +265,60 @@ fn the_map_is_cut_short(mapped: u64, delayed: u64, cut: impl FnOnce(&FileSystem,
     fs.sync_file(&file, false).expect("it was promised");
     drop(all);
     drop_cache(&fs);
-    let at = delayed * SMALL;
-    assert_eq!(
-        read(&fs, &file, at..at + SMALL).expect("it is there"),
-        [7; SMALL as usize]
-    );
+    for block in delayed {
+        let at = block * block_size;
+        let found = read(&fs, &file, at..at + block_size);
+        assert_eq!(found.expect("it is there"), data);
+    }
     drop(file);
     fs.shut_down().expect("nothing fails");
 }
 
 #[test]
 fn indirect_blocks_that_a_punch_takes_can_be_had_again() {
-    the_map_is_cut_short(300, 400, |fs, _, file| {
+    the_map_is_cut_short((Kind::Ext3, 1024), &[300], &[400], |fs, _, file| {
         punch(fs, file, 300 << 10..301 << 10).expect("it is punched");
     });
 }
 
 #[test]
 fn indirect_blocks_that_a_truncation_takes_can_be_had_again() {
-    the_map_is_cut_short(450, 400, |fs, id, _| {
+    the_map_is_cut_short((Kind::Ext3, 1024), &[450], &[400], |fs, id, _| {
         set_size(fs, id, 401 << 10).expect("it is cut");
     });
+}
+
+/// The tree grows below what is mapped first, and is a root again.
+#[test]
+fn nodes_that_a_truncation_takes_can_be_had_again() {
+    let mapped = [200, 202, 204, 206, 208];
+    let delayed = [10, 12, 14, 16, 18];
+    the_map_is_cut_short((Kind::Ext4, BLOCK), &mapped, &delayed, |fs, id, _| {
+        set_size(fs, id, 20 * BLOCK).expect("it is cut");
+    });
+}
+
+/// What has its place and its data is in the file, and the caller is told how much that is.
+#[test]
+fn a_direct_write_that_fails_half_way_inside_a_file_is_short() {
+    let device = formatted();
+    let fs = open(&device);
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    write(&fs, &file, BLOCK, &[1; BLOCK as usize]);
+    set_size(&fs, id, 4 * BLOCK).expect("it grows");
+    fs.sync_file(&file, false).expect("nothing fails");
+    // One block more can be counted, and no other.
+    set_sectors(&fs, "file", SECTORS_MAX - 8);
+    let before = unreserved(&fs);
+    let data = vec![9; 3 * BLOCK as usize];
+    let written = fs.write(&file, 0, &data, WriteMode::DIRECT);
+    assert_eq!(written.expect("some of it"), 2 * BLOCK as usize);
+    assert_eq!(unreserved(&fs), before - 1);
+    drop_cache(&fs);
+    let found = read(&fs, &file, 0..4 * BLOCK).expect("it is there");
+    let (done, left) = found.split_at(2 * BLOCK as usize);
+    assert!(done.iter().all(|byte| *byte == 9) && left.iter().all(|byte| *byte == 0));
+    fs.write(&file, 2 * BLOCK, &data[..BLOCK as usize], WriteMode::DIRECT)
+        .expect_err("nothing of it");
 }
