@@ -20,7 +20,9 @@ use crate::migrate_dirs::{Names, image_with_directory};
 use crate::support::{Image, find, root};
 
 /// Moments that are tried, evenly spread; all, if the variable `PAGEFENCE_CRASHES` is set.
-const MOMENTS: usize = 24;
+const MOMENTS: usize = 12;
+/// Moments at the end that are all tried.
+const LAST_MOMENTS: usize = 3;
 /// Outcomes by chance that are tried at each moment.
 const RANDOM_STATES: usize = 2;
 
@@ -179,7 +181,8 @@ fn crashes<S: Subject + Sync>(options: &[&str], from: MapFormat) -> usize {
             return;
         }
         moments += 1;
-        if moments % step != 0 {
+        // The last ones in any case: only there it is done.
+        if moments % step != 0 && moments + LAST_MOMENTS < flushes {
             return;
         }
         let position = point.position();
