@@ -94,6 +94,15 @@ struct Io {
     len: u32,
 }
 
+/// What a batch maps, the data of which is with the device: its own token, since neither the inode
+/// lock nor a fence is held when writeback gets here. Blocks are put in the file, or said to be
+/// written, with one only.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Completed<'p> {
+    unmapped: &'p mut VecDeque<Unmapped>,
+}
+
 /// What a batch takes.
 #[derive(Debug, Default)]
 struct Plan {
@@ -141,10 +150,10 @@ impl FileData {
     {
         let mut reached = 0;
         let mut plan = Plan::default();
-        let outcome = self
-            .plan(held, batch, &mut plan)
-            .and_then(|()| self.submit(batch, &plan.io))
-            .and_then(|()| self.map(held, batch, times, &mut plan.unmapped, &mut reached));
+        let outcome = self.plan(held, batch, &mut plan).and_then(|()| {
+            let completed = self.submit(batch, &mut plan)?;
+            self.map(held, batch, times, completed, &mut reached)
+        });
         if outcome.is_err() {
             self.give_back(held, plan.unmapped);
         }
@@ -293,10 +302,10 @@ impl FileData {
     }
 
     /// Writes the data, what follows each other on the device in one piece.
-    fn submit(&self, batch: &WriteBatch<'_>, io: &[Io]) -> Result<()> {
+    fn submit<'p>(&self, batch: &WriteBatch<'_>, plan: &'p mut Plan) -> Result<Completed<'p>> {
         let bits = self.instance.superblock.block_size_bits();
         let follows = |a: &Io, b: &Io| a.start.0 + u64::from(a.len) == b.start.0;
-        for run in io.chunk_by(follows) {
+        for run in plan.io.chunk_by(follows) {
             for part in run.chunks(PIECES_MAX) {
                 let Some(first) = part.first() else { continue };
                 let slices: Vec<_> = part
@@ -313,7 +322,9 @@ impl FileData {
                     .map_err(device)?;
             }
         }
-        Ok(())
+        Ok(Completed {
+            unmapped: &mut plan.unmapped,
+        })
     }
 
     /// Makes what was written part of the file, in one transaction or several: each leaves a file
@@ -323,7 +334,7 @@ impl FileData {
         held: &mut Held<'_, P>,
         batch: &WriteBatch<'_>,
         times: Times,
-        unmapped: &mut VecDeque<Unmapped>,
+        mut completed: Completed<'_>,
         reached: &mut u64,
     ) -> Result<()>
     where
@@ -334,13 +345,13 @@ impl FileData {
         let size = batch.size().min(end);
         let mut is_written = false;
         loop {
-            let needed = !unmapped.is_empty() || self.inode.disk().size() < size;
+            let needed = !completed.unmapped.is_empty() || self.inode.disk().size() < size;
             // Times, which wait for whoever writes the inode next.
             let has_times = times == Times::Written && self.inode.is_dirty();
             if !needed && (is_written || !has_times) {
                 return Ok(());
             }
-            let runs = u32::try_from(unmapped.len()).unwrap_or(u32::MAX);
+            let runs = u32::try_from(completed.unmapped.len()).unwrap_or(u32::MAX);
             let need = Need {
                 credits: 8 + CREDITS_PER_RUN * runs.min(RUNS_AT_FIRST),
                 blocks: 0,
@@ -353,14 +364,23 @@ impl FileData {
             if let Some(space) = delayed.lend_map_space() {
                 transaction.lend(space);
             }
-            let (mapped_to, failure) =
-                self.map_some(&mut transaction, &mut delayed, &mut record, bits, unmapped);
+            let (mapped_to, failure) = self.map_some(
+                &mut transaction,
+                &mut delayed,
+                &mut record,
+                bits,
+                &mut completed,
+            );
             let outcome = match failure {
                 // Blocks of the map were changed: what is left of that must not be written.
                 Some((error, Left::HalfDone)) => Err(error),
                 failure => {
                     let failure = failure.map(|(error, _)| error);
-                    let mapped_to = if unmapped.is_empty() { size } else { mapped_to };
+                    let mapped_to = if completed.unmapped.is_empty() {
+                        size
+                    } else {
+                        mapped_to
+                    };
                     record.set_size(record.size().max(mapped_to.min(size)));
                     self.inode.adopt(&before.record, &record);
                     let written = self.inode.write(&mut transaction, needed);
@@ -373,7 +393,8 @@ impl FileData {
             let failure = outcome?;
             settled?;
             transaction.end();
-            *reached = unmapped.front().map_or(size, |next| next.start() << bits);
+            let next = completed.unmapped.front();
+            *reached = next.map_or(size, |next| next.start() << bits);
             if let Some(error) = failure {
                 return Err(error);
             }
@@ -392,13 +413,13 @@ impl FileData {
         delayed: &mut Delayed,
         record: &mut Record,
         bits: u32,
-        unmapped: &mut VecDeque<Unmapped>,
+        completed: &mut Completed<'_>,
     ) -> (u64, Option<(Error, Left)>) {
         let mut mapped_to = 0;
-        while let Some(next) = unmapped.front() {
+        while let Some(next) = completed.unmapped.front() {
             let mut changed = record.clone();
             let before = transaction.changes();
-            if let Err(error) = insert(transaction, &mut changed, next) {
+            if let Err(error) = insert(transaction, &mut changed, next, completed) {
                 let left = if transaction.changes() == before {
                     Left::Whole
                 } else {
@@ -409,7 +430,7 @@ impl FileData {
             *record = changed;
             self.inode.note_map_change();
             mapped_to = next.end() << bits;
-            match unmapped.pop_front() {
+            match completed.unmapped.pop_front() {
                 Some(Unmapped::New { first, run }) => {
                     let blocks = first.0..first.0 + run.len();
                     if let Some((allocator, handle)) = transaction.allocation() {
@@ -467,7 +488,12 @@ impl FileData {
 }
 
 /// Puts into the map what has its data on the device.
-fn insert(transaction: &mut Transaction<'_>, record: &mut Record, next: &Unmapped) -> Result<()> {
+fn insert(
+    transaction: &mut Transaction<'_>,
+    record: &mut Record,
+    next: &Unmapped,
+    completed: &Completed<'_>,
+) -> Result<()> {
     match next {
         Unmapped::New { first, run } => {
             let new = NewRun {
@@ -478,7 +504,7 @@ fn insert(transaction: &mut Transaction<'_>, record: &mut Record, next: &Unmappe
             };
             insert_blocks(transaction, record, &new)
         }
-        Unmapped::Unwritten(blocks) => mark_written(transaction, record, blocks.clone()),
+        Unmapped::Unwritten(blocks) => mark_written(transaction, record, blocks.clone(), completed),
     }
 }
 

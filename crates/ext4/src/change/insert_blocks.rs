@@ -20,6 +20,7 @@ use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::instance::Instance;
 use crate::map_blocks::Target;
+use crate::writeback::Completed;
 
 /// A run of file blocks, and the run of blocks that they become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +67,7 @@ pub(crate) fn mark_written(
     transaction: &mut Transaction<'_>,
     record: &mut InodeRecord,
     blocks: Range<u32>,
+    _completed: &Completed<'_>,
 ) -> Result<()> {
     let mut tree = ExtentTree {
         transaction,
