@@ -220,6 +220,7 @@ fn what_can_not_move_is_refused_as_linux_does() {
     refuse(&reader, 0, &named, 0, BLOCK, EBADF);
     let writer = File::options().write(true).open(&path).expect("it opens");
     refuse(&writer, 0, &named, 0, BLOCK, EBADF);
+    drop(writer);
     let directory = File::open(mount.bench.join("mnt")).expect("it opens");
     assert_eq!(errno(donate(&directory)), EBADF);
     refuse(&directory, 0, &named, 0, BLOCK, EBADF);
