@@ -105,6 +105,12 @@ fn number(id: InodeId) -> InodeNo {
     InodeNo(u32::try_from(id.0).expect("a number"))
 }
 
+/// Blocks that are free and promised to nobody.
+pub(crate) fn unreserved(fs: &FileSystem) -> u64 {
+    let live = fs.instance.live().expect("it is written to");
+    live.allocator.counts().blocks_unreserved
+}
+
 pub(crate) fn write(fs: &FileSystem, file: &File, offset: u64, data: &[u8]) {
     let written = fs.write(file, offset, data, WriteMode::empty());
     assert_eq!(written.expect("it is written"), data.len());

@@ -53,7 +53,7 @@ pub(crate) fn outcome(done: PagefenceResult<()>) -> Result<Came, String> {
     }
 }
 
-fn text(error: pagefence::Error) -> String {
+pub(crate) fn text(error: pagefence::Error) -> String {
     error.to_string()
 }
 

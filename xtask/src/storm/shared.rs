@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use pagefence::{File, MapFormat, OpenOptions, Volume};
 
-use super::own::outcome;
+use super::own::{outcome, text};
 use super::stamps::{Stamps, distinct};
 use super::watch::{Came, Watch};
 use crate::random::Random;
@@ -54,10 +54,6 @@ impl Actor<'_> {
         let count = 1 + self.random.below(1 << bits);
         (first, count.min(MOST_BLOCKS - first))
     }
-}
-
-fn text(error: pagefence::Error) -> String {
-    error.to_string()
 }
 
 /// Migrates to either format.

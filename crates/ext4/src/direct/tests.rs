@@ -8,8 +8,8 @@ use pagefence_lock_order::primitives::thread::{JoinHandle, spawn};
 use pagefence_vfs::{FileSystem as _, InodeId, Result, WriteMode};
 
 use crate::failures::{
-    BLOCK, create, drop_cache, formatted, inode, open, place, punch, read, set_size, wait_for,
-    write,
+    BLOCK, create, drop_cache, formatted, inode, open, place, punch, read, set_size, unreserved,
+    wait_for, write,
 };
 use crate::filesystem::{File, FileSystem};
 
@@ -62,8 +62,7 @@ impl World {
     }
 
     fn unreserved(&self) -> u64 {
-        let live = self.fs.instance.live().expect("it is written to");
-        live.allocator.counts().blocks_unreserved
+        unreserved(&self.fs)
     }
 
     fn direct_bytes(&self, offset: u64, length: usize) -> Vec<u8> {

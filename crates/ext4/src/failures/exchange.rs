@@ -12,7 +12,7 @@ use pagefence_vfs::FileSystem as _;
 use super::{
     BLOCK, create, drop_cache, formatted, inode, open, place, punch, read, wait_for, write,
 };
-use crate::failures::mapped::unreserved;
+use crate::failures::unreserved;
 
 /// Blocks of either file.
 const BLOCKS: usize = 40;

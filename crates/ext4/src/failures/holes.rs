@@ -14,7 +14,7 @@ use pagefence_vfs::{ExtentState, FallocateMode, FileSystem as _, InodeId};
 
 use super::{
     BLOCK, create, drop_cache, extents, find, formatted, formatted_as, inode, open, place, punch,
-    read, set_size, wait_for, write,
+    read, set_size, unreserved, wait_for, write,
 };
 use crate::backing::FileData;
 use crate::failures::device::TestDevice;
@@ -30,11 +30,6 @@ fn map(fs: &FileSystem, id: InodeId) -> AddressSpace<FileData> {
 
 fn block_map() -> Arc<TestDevice> {
     formatted_as(Kind::Ext3, 1024, "")
-}
-
-fn unreserved(fs: &FileSystem) -> u64 {
-    let live = fs.instance.live().expect("it is written to");
-    live.allocator.counts().blocks_unreserved
 }
 
 fn allocate(fs: &FileSystem, file: &File, bytes: Range<u64>) {

@@ -12,7 +12,7 @@ use pagefence_vfs::{ExtentState, FileSystem as _, InodeId};
 
 use super::{
     BLOCK, create, drop_cache, extents, fill, formatted, formatted_as, formatted_with, inode, open,
-    punch, read, set_size, wait_for, write,
+    punch, read, set_size, unreserved, wait_for, write,
 };
 use crate::backing::FileData;
 use crate::filesystem::FileSystem;
@@ -25,11 +25,6 @@ const PAGES: u64 = 64;
 fn map(fs: &FileSystem, id: InodeId) -> Space {
     let mapping = inode(fs, id).mapping(&fs.instance, &fs.cache);
     Space::shared(&mapping, 0..PAGES)
-}
-
-pub(super) fn unreserved(fs: &FileSystem) -> u64 {
-    let live = fs.instance.live().expect("it is written to");
-    live.allocator.counts().blocks_unreserved
 }
 
 #[test]

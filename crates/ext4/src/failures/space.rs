@@ -8,7 +8,7 @@ use pagefence_vfs::{Error, FallocateMode, FileSystem as _, InodeId, WriteMode};
 
 use super::{
     BLOCK, create, drop_cache, extents, find, formatted, formatted_as, inode, number, open, place,
-    punch, read, set_size, write,
+    punch, read, set_size, unreserved, write,
 };
 use crate::alloc::{Claim, Reservation};
 use crate::change::free_blocks::free_blocks;
@@ -30,11 +30,6 @@ fn set_sectors(fs: &FileSystem, name: &str, sectors: u64) {
     let (_map, _held) = inode.core.block_map.write(&mut held);
     let set = inode.core.update(|record| record.set_sectors(sectors));
     set.expect("as many as there can be");
-}
-
-fn unreserved(fs: &FileSystem) -> u64 {
-    let live = fs.instance.live().expect("it is written to");
-    live.allocator.counts().blocks_unreserved
 }
 
 /// Writes until nothing more is accepted.

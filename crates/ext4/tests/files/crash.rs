@@ -2,19 +2,16 @@
 //! what lay on the disk before shows nowhere.
 
 use pagefence_lock_order::primitives::Arc;
-use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
-use pagefence_lock_order::primitives::thread::scope;
 
 use pagefence_block_io::device::Operation;
 use pagefence_block_io::fault_device::{Fault, FaultDevice, Times};
 use pagefence_block_io::memory_device::MemoryDevice;
 use pagefence_ext4::{FileSystem, MountOptions};
-use pagefence_vfs::{
-    Error, ExtentState, FallocateMode, FileSystem as _, RenameMode, SetAttr, SetTime, WriteMode,
-};
+use pagefence_vfs::{Error, ExtentState, FallocateMode, FileSystem as _, RenameMode, WriteMode};
 
 use crate::support::{
-    Image, KINDS, Kind, Random, create, find, read_all, root, set_size, write_all, write_all_as,
+    Image, KINDS, Kind, Random, beside_commits, create, find, read_all, set_size, write_all,
+    write_all_as,
 };
 
 /// The byte that all free blocks are filled with. Nobody writes it.
@@ -203,25 +200,8 @@ fn crashes(kind: &Kind, seed: u64, steps: usize) -> usize {
     device.set_atomic(1024..2048);
     device.start_trace();
     let fs = open(device.clone());
-    let is_over = AtomicBool::new(false);
-    let steps = scope(|scope| {
-        // Commits at any moment.
-        scope.spawn(|| {
-            let root_dir = fs.open_dir(fs.root()).unwrap();
-            while !is_over.load(Ordering::Relaxed) {
-                let change = SetAttr {
-                    modified: Some(SetTime::Now),
-                    ..SetAttr::default()
-                };
-                fs.set_attr(fs.root(), &change, &root()).unwrap();
-                fs.sync_dir(&root_dir).unwrap();
-                std::thread::sleep(std::time::Duration::from_micros(300));
-            }
-        });
-        let steps = work(&fs, &device, seed, steps);
-        is_over.store(true, Ordering::Relaxed);
-        steps
-    });
+    let pause = std::time::Duration::from_micros(300);
+    let steps = beside_commits(&fs, pause, || work(&fs, &device, seed, steps));
     drop(fs);
     let trace = device.take_trace().unwrap();
     let (mut tried, mut moments) = (0, 0);

@@ -11,15 +11,13 @@ use pagefence_block_io::fault_device::{Fault, FaultDevice, Times};
 use pagefence_block_io::memory_device::MemoryDevice;
 use pagefence_ext4::{FileSystem, MountOptions};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
-use pagefence_lock_order::primitives::thread::scope;
-use pagefence_vfs::{FileSystem as _, MapFormat, SetAttr, SetTime};
+use pagefence_vfs::{FileSystem as _, MapFormat};
 
 use crate::migrate::{Pieces, by_kernel, check, has_extents, holes, image_with_file, migrate};
 use crate::migrate_dirs::{Names, image_with_directory};
-use crate::support::{Image, find, root};
+use crate::support::{Image, beside_commits, find, is_thorough, root};
 
-/// Moments that are tried, evenly spread; all, if the variable `PAGEFENCE_CRASHES` is set.
+/// Moments that are tried, evenly spread; all of them if the run is thorough.
 const MOMENTS: usize = 12;
 /// Moments at the end that are all tried.
 const LAST_MOMENTS: usize = 3;
@@ -148,32 +146,16 @@ fn crashes<S: Subject + Sync>(options: &[&str], from: MapFormat) -> usize {
     let fs = open(device.clone());
     let id = find(&fs, S::NAME);
     device.start_trace();
-    let is_over = AtomicBool::new(false);
-    scope(|scope| {
-        // Commits at any moment.
-        scope.spawn(|| {
-            let root_dir = fs.open_dir(fs.root()).unwrap();
-            while !is_over.load(Ordering::Relaxed) {
-                let change = SetAttr {
-                    modified: Some(SetTime::Now),
-                    ..SetAttr::default()
-                };
-                fs.set_attr(fs.root(), &change, &root()).unwrap();
-                fs.sync_dir(&root_dir).unwrap();
-                std::thread::sleep(Duration::from_micros(300));
-            }
-        });
-        migrate(&fs, id, other(from));
-        is_over.store(true, Ordering::Relaxed);
-    });
+    let pause = Duration::from_micros(300);
+    beside_commits(&fs, pause, || migrate(&fs, id, other(from)));
     fs.shut_down().unwrap();
     drop(fs);
     let trace = device.take_trace().unwrap();
     let mut flushes = 0;
     trace.walk(|point| flushes += usize::from(point.is_before_flush()));
-    let step = match std::env::var("PAGEFENCE_CRASHES") {
-        Ok(_) => 1,
-        Err(_) => flushes.div_ceil(MOMENTS),
+    let step = match is_thorough() {
+        true => 1,
+        false => flushes.div_ceil(MOMENTS),
     };
     let (mut tried, mut moments, mut as_before, mut by_the_kernel) = (0, 0, 0, 0);
     trace.walk(|point| {

@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use pagefence_ext4::{File, FileSystem, MountError, MountOptions};
+use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
+use pagefence_lock_order::primitives::thread::scope;
 use pagefence_vfs::{
-    Credentials, Error, FileSystem as _, InodeId, New, NewKind, Result, SetAttr, WriteMode,
+    Credentials, Error, FileSystem as _, InodeId, New, NewKind, Result, SetAttr, SetTime, WriteMode,
 };
 
 /// A kind of file system: what it is called, the options of mke2fs, whether it has extents.
@@ -20,6 +23,33 @@ pub(crate) struct Kind {
 /// places each time: that takes minutes.
 pub(crate) fn is_thorough() -> bool {
     std::env::var_os("PAGEFENCE_CRASHES").is_some_and(|which| which == "all")
+}
+
+/// Runs `operation` while another thread has transactions committed, one after the other with `pause`
+/// between them: so that commits come at any moment of it.
+pub(crate) fn beside_commits<T>(
+    fs: &FileSystem,
+    pause: Duration,
+    operation: impl FnOnce() -> T,
+) -> T {
+    let is_over = AtomicBool::new(false);
+    scope(|scope| {
+        scope.spawn(|| {
+            let root_dir = fs.open_dir(fs.root()).unwrap();
+            while !is_over.load(Ordering::Relaxed) {
+                let change = SetAttr {
+                    modified: Some(SetTime::Now),
+                    ..SetAttr::default()
+                };
+                fs.set_attr(fs.root(), &change, &root()).unwrap();
+                fs.sync_dir(&root_dir).unwrap();
+                std::thread::sleep(pause);
+            }
+        });
+        let outcome = operation();
+        is_over.store(true, Ordering::Relaxed);
+        outcome
+    })
 }
 
 const fn kind(name: &'static str, options: &'static [&'static str], has_extents: bool) -> Kind {

@@ -68,6 +68,21 @@ fn exchanges_that_make_no_sense_are_refused() {
     }
 }
 
+/// A file of `blocks` blocks with a hole behind every other one, and what it holds; and as many bytes of
+/// another kind.
+fn in_pieces(fs: &FileSystem, blocks: usize, block: usize) -> (InodeId, File, [Vec<u8>; 2]) {
+    let (id, file) = made(fs, "pieces", &[]);
+    let mut pieces = vec![0; blocks * block];
+    for at in (0..blocks).step_by(2) {
+        let piece = at * block..(at + 1) * block;
+        pieces[piece.clone()].fill(1 + (at % 251) as u8);
+        write_all(fs, &file, piece.start as u64, &pieces[piece]);
+    }
+    set_size(fs, id, pieces.len() as u64).unwrap();
+    let whole = (0..blocks * block).map(|at| 1 + (at / 7 % 255) as u8);
+    (id, file, [pieces, whole.collect()])
+}
+
 /// Pieces of one file against one long piece of another, so that a tree of many leaves becomes one
 /// of few, and the other way round.
 #[test]
@@ -77,17 +92,7 @@ fn trees_of_many_leaves_change_places_with_short_ones() {
         let fs = image.open();
         let block = fs.stat_fs().unwrap().block_size as usize;
         let blocks = 1500;
-        let (id, file) = made(&fs, "pieces", &[]);
-        let mut pieces = vec![0; blocks * block];
-        for at in (0..blocks).step_by(2) {
-            let piece = at * block..(at + 1) * block;
-            pieces[piece.clone()].fill(1 + (at % 251) as u8);
-            write_all(&fs, &file, piece.start as u64, &pieces[piece]);
-        }
-        set_size(&fs, id, pieces.len() as u64).unwrap();
-        let whole: Vec<u8> = (0..blocks * block)
-            .map(|at| 1 + (at / 7 % 255) as u8)
-            .collect();
+        let (id, file, [pieces, whole]) = in_pieces(&fs, blocks, block);
         let (other_id, other) = made(&fs, "whole", &whole);
         let runs = runs_of(&fs, &file);
         let length = (blocks * block) as u64;
@@ -244,17 +249,7 @@ fn on_a_full_disk_an_exchange_is_done_or_refused_as_a_whole() {
         let fs = image.open();
         let block = fs.stat_fs().unwrap().block_size as usize;
         let blocks = 900;
-        let (id, file) = made(&fs, "pieces", &[]);
-        let mut pieces = vec![0; blocks * block];
-        for at in (0..blocks).step_by(2) {
-            let piece = at * block..(at + 1) * block;
-            pieces[piece.clone()].fill(1 + (at % 251) as u8);
-            write_all(&fs, &file, piece.start as u64, &pieces[piece]);
-        }
-        set_size(&fs, id, pieces.len() as u64).unwrap();
-        let mut whole: Vec<u8> = (0..blocks * block)
-            .map(|at| 1 + (at / 7 % 255) as u8)
-            .collect();
+        let (id, file, [mut pieces, mut whole]) = in_pieces(&fs, blocks, block);
         let (other_id, other) = made(&fs, "whole", &whole);
         fs.sync().unwrap();
         let (_, filler) = made(&fs, "filler", &[]);

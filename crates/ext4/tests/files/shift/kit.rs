@@ -2,17 +2,16 @@
 
 use std::ops::Range;
 use std::process::Command;
+use std::time::Duration;
 
 use pagefence_block_io::fault_device::FaultDevice;
 use pagefence_block_io::memory_device::MemoryDevice;
 use pagefence_ext4::{File, FileSystem, MountOptions};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
-use pagefence_lock_order::primitives::thread::scope;
-use pagefence_vfs::{FileSystem as _, Result, SetAttr, SetTime};
+use pagefence_vfs::{FileSystem as _, Result};
 
 use super::{COLLAPSE, INSERT};
-use crate::support::{Image, create, find, root, set_size, write_all};
+use crate::support::{Image, beside_commits, create, find, set_size, write_all};
 
 /// Bytes of an image.
 const SIZE: u64 = 16 << 20;
@@ -46,22 +45,10 @@ impl Case {
     /// Runs `operation`, where there is a log with commits at any moment besides, so that a handle
     /// does not get more than it asked for.
     pub(crate) fn beside_commits(&self, fs: &FileSystem, operation: impl FnOnce()) {
-        let is_over = AtomicBool::new(!self.has_log);
-        scope(|scope| {
-            scope.spawn(|| {
-                let root_dir = fs.open_dir(fs.root()).unwrap();
-                while !is_over.load(Ordering::Relaxed) {
-                    let change = SetAttr {
-                        modified: Some(SetTime::Now),
-                        ..SetAttr::default()
-                    };
-                    fs.set_attr(fs.root(), &change, &root()).unwrap();
-                    fs.sync_dir(&root_dir).unwrap();
-                }
-            });
-            operation();
-            is_over.store(true, Ordering::Relaxed);
-        });
+        match self.has_log {
+            true => beside_commits(fs, Duration::ZERO, operation),
+            false => operation(),
+        }
     }
 }
 
