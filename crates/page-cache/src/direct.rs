@@ -172,7 +172,7 @@ impl<B: DirectBacking> Mapping<B> {
         outcome.map_err(Failed::Write)?;
         debug_assert!(written > 0, "nothing was written, and no error");
         if end > size {
-            self.backing().grow(&mut held, end);
+            self.grow(&mut held, end);
         }
         Ok(Chunk::Written(written))
     }

@@ -34,14 +34,10 @@ use crate::backing::WriteBacking;
 use crate::fill::Filled;
 use crate::folio::{Folio, PageLockGuard};
 use crate::mapping::{Filler, LARGEST, Looker, Mapping, PAGE_BYTES, pages_in};
-use crate::readahead::Plan;
-use crate::rmap::{Access, CannotMap, MapTarget, MappedPage, MappedRange};
+use crate::readahead::{Hint, Plan};
+use crate::rmap::{Access, CannotMap, MapTarget, MappedPage, MappedRange, PageRun};
 use crate::write::ROOM_TRIES;
 use crate::write_batch::blocks_touched;
-
-/// Pages around a load's that are mapped along with it if they are cached, and read along with it
-/// if they are not (Linux: `fault_around_bytes`). A power of two.
-const AROUND: u64 = 16;
 
 /// What was done to the memory that is not mapped for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +83,8 @@ enum Tried<E> {
     Full(E),
 }
 
-/// A page in the cache, or why it is not.
-type Found<E> = Result<Arc<Folio>, Tried<E>>;
+/// A page in the cache, and where ends what came with it; or why it is not.
+type Found<E> = Result<(Arc<Folio>, u64), Tried<E>>;
 
 impl<B: WriteBacking> MappedRange<B> {
     /// Serves a fault at page `index` of the file: on return it was mapped for what `kind` wants,
@@ -114,13 +110,13 @@ impl<B: WriteBacking> MappedRange<B> {
         let mut room_tries = 0;
         // Ends: what makes a try inconclusive is another thread's progress, or its failure, which
         // that thread reports. This one's failure to read ends it at once (S4.6, S4.D2).
-        let served = loop {
+        loop {
             let tried = match kind {
                 FaultKind::Write => mapping.try_store_fault(held, index, target),
-                _ => mapping.try_load_fault(held, index, kind, target),
+                _ => mapping.try_load_fault(held, index, kind, self),
             };
             match tried {
-                Tried::Done(served) => break served,
+                Tried::Done(served) => return served,
                 Tried::Changed => {}
                 Tried::Busy(folio) => mapping.shared().page_queues.wait_unlocked(&folio),
                 Tried::NoFrame => mapping.shared().wait_for_frame(),
@@ -129,16 +125,51 @@ impl<B: WriteBacking> MappedRange<B> {
                     let made_room = room_tries < ROOM_TRIES
                         && mapping.backing().make_room_for_fault(held, &error);
                     if !made_room {
-                        break Err(FaultError::NoSpace(error));
+                        return Err(FaultError::NoSpace(error));
                     }
                     room_tries += 1;
                 }
             }
-        };
-        if served.is_ok() && kind == FaultKind::Read {
-            mapping.map_around(index, &self.pages, target);
         }
-        served
+    }
+
+    /// As [`Self::fault`], if the page is cached and nothing has to be waited for that may take long:
+    /// no lock, no frame, no space. `None` if it has to, or nothing came of it: then
+    /// [`Self::fault`] serves it, on a thread that may wait.
+    ///
+    /// # Errors
+    ///
+    /// See [`FaultError`].
+    pub fn try_fault(
+        &self,
+        held: &mut Held<'_, Entry>,
+        index: u64,
+        kind: FaultKind,
+    ) -> Option<Result<(), FaultError<B::Error>>> {
+        if !self.pages.contains(&index) || index >= pages_in(LARGEST) {
+            return Some(Err(FaultError::Beyond));
+        }
+        let tried = match kind {
+            FaultKind::Write => self.mapping.store_cached(held, index, &*self.target),
+            _ => self.mapping.load_cached(index, kind, self),
+        };
+        match tried? {
+            Tried::Done(served) => Some(served),
+            _ => None,
+        }
+    }
+
+    /// The pages that are worth mapping along with page `index`.
+    fn around(&self, index: u64, kind: FaultKind) -> Range<u64> {
+        if kind != FaultKind::Read || self.readahead.hint() == Hint::Random {
+            return index..index + 1;
+        }
+        let around = self.target.around(index);
+        debug_assert!(around.contains(&index), "around something else");
+        let most = PageRun::MOST;
+        let start = around.start.max((index + 1).saturating_sub(most));
+        let end = around.end.min(start.saturating_add(most));
+        start.max(self.pages.start)..end.min(self.pages.end)
     }
 }
 
@@ -148,13 +179,26 @@ impl<B: WriteBacking> Mapping<B> {
         held: &mut Held<'_, Entry>,
         index: u64,
         kind: FaultKind,
-        target: &dyn MapTarget,
+        range: &MappedRange<B>,
     ) -> Tried<B::Error> {
+        let around = range.around(index, kind);
+        let request = index..around.end;
+        let is_sequential = range.readahead.observe(&request);
         let found = match self.cached(index) {
             Some(folio) => Ok(folio),
             None => {
-                let (_section, mut held) = self.fill_section(held, Filler::Fault);
-                self.bring_in(&mut held, index)
+                let plan =
+                    range
+                        .readahead
+                        .on_miss(&self.shared().windows, &request, index, is_sequential);
+                let found = {
+                    let (_section, mut held) = self.fill_section(held, Filler::Fault);
+                    self.bring_in(&mut held, request.clone(), &plan)
+                };
+                found.map(|(folio, end)| {
+                    self.note_filled(&range.readahead, &plan, request.end, end);
+                    folio
+                })
             }
         };
         let folio = match found {
@@ -163,17 +207,43 @@ impl<B: WriteBacking> Mapping<B> {
         };
         let (_rank, held) = held.descend::<PageLock>(index);
         let guard = PageLockGuard::lock(&folio, &held);
-        if self.has_gone(&folio, Looker::Load) {
+        self.map_for_load(guard, kind, range, &around)
+    }
+
+    /// Maps the page under `guard` for loads, or a copy of it, and with it those of `around` that
+    /// can be had.
+    fn map_for_load(
+        &self,
+        guard: PageLockGuard<'_>,
+        kind: FaultKind,
+        range: &MappedRange<B>,
+        around: &Range<u64>,
+    ) -> Tried<B::Error> {
+        let folio = guard.folio();
+        let index = folio.index;
+        if self.has_gone(folio, Looker::Load) {
             return Tried::Changed;
         }
         if self.is_beyond(index) {
             return Tried::Done(Err(FaultError::Beyond));
         }
         folio.state.note_use();
-        let page = self.page_to_map(guard, false);
-        let mapped = match kind {
-            FaultKind::PrivateWrite => target.map_copy(page.page()),
-            _ => target.map(page.page(), Access::Load),
+        let target = &*range.target;
+        let mapped = if kind == FaultKind::PrivateWrite {
+            let _locked = self.pages_to_map(vec![guard], false);
+            target.map_copy(&MappedPage::of(folio))
+        } else {
+            let neighbours = self.cached_around(index, around);
+            let guards = self.lock_around(guard, &neighbours);
+            let run = self.pages_to_map(guards, false);
+            let mapped = target.map(&run.seen_from(index), Access::Load);
+            let marked = run.find_marker();
+            drop(run);
+            if let Some(marked) = marked {
+                let request = index..around.end;
+                self.note_marker(&range.readahead, &request, marked);
+            }
+            mapped
         };
         Tried::Done(mapped.map_err(FaultError::CannotMap))
     }
@@ -185,40 +255,90 @@ impl<B: WriteBacking> Mapping<B> {
         target: &dyn MapTarget,
     ) -> Tried<B::Error> {
         self.shared().flusher.throttle(held, self);
-        let mapped = {
+        let tried = {
             let (_section, mut held) = self.fill_section(held, Filler::Fault);
             let folio = match self.cached(index) {
                 Some(folio) => folio,
-                None => match self.bring_in(&mut held, index) {
-                    Ok(folio) => folio,
+                None => match self.bring_in(&mut held, index..index + 1, &Plan::up_to(index + 1)) {
+                    Ok((folio, _)) => folio,
                     Err(tried) => return tried,
                 },
             };
             let (_rank, mut held) = held.descend::<PageLock>(index);
             let guard = PageLockGuard::lock(&folio, &held);
-            if self.has_gone(&folio, Looker::Store) {
-                return Tried::Changed;
-            }
-            if self.is_beyond(index) {
-                return Tried::Done(Err(FaultError::Beyond));
-            }
-            let block_size = u64::from(self.backing().block_size());
-            let start = index * PAGE_BYTES;
-            let inside = self.size().saturating_sub(start).min(PAGE_BYTES);
-            let bytes = start..start + inside.next_multiple_of(block_size);
-            if let Err(error) = self.backing().reserve(&mut held, bytes) {
-                return Tried::Full(error);
-            }
-            folio.state.note_use();
-            let blocks = blocks_touched(0..inside, block_size);
-            self.pages().set_dirty(std::iter::once((&folio, blocks)));
-            // Should this fail, the page is dirty, with its space, and written back for nothing.
-            self.backing().note_store(&mut held);
-            let page = self.page_to_map(guard, true);
-            target.map(page.page(), Access::Store)
+            self.map_for_store(&mut held, guard, target)
         };
         self.tell_flusher();
+        tried
+    }
+
+    /// Reserves space for the page under `guard`, makes it dirty, and maps it for stores. Inside
+    /// [`Mapping::fill_section`].
+    fn map_for_store(
+        &self,
+        held: &mut Held<'_, PageLock>,
+        guard: PageLockGuard<'_>,
+        target: &dyn MapTarget,
+    ) -> Tried<B::Error> {
+        let folio = guard.folio();
+        let index = folio.index;
+        if self.has_gone(folio, Looker::Store) {
+            return Tried::Changed;
+        }
+        if self.is_beyond(index) {
+            return Tried::Done(Err(FaultError::Beyond));
+        }
+        let block_size = u64::from(self.backing().block_size());
+        let start = index * PAGE_BYTES;
+        let inside = self.size().saturating_sub(start).min(PAGE_BYTES);
+        let bytes = start..start + inside.next_multiple_of(block_size);
+        if let Err(error) = self.backing().reserve(held, bytes) {
+            return Tried::Full(error);
+        }
+        folio.state.note_use();
+        let blocks = blocks_touched(0..inside, block_size);
+        self.pages().set_dirty(std::iter::once((folio, blocks)));
+        // Should this fail, the page is dirty, with its space, and written back for nothing.
+        self.backing().note_store(held);
+        let page = self.pages_to_map(vec![guard], true);
+        let mapped = target.map(&page.seen_from(index), Access::Store);
         Tried::Done(mapped.map_err(FaultError::CannotMap))
+    }
+
+    /// As [`Self::try_load_fault`], if the page is cached and its lock is free.
+    fn load_cached(
+        &self,
+        index: u64,
+        kind: FaultKind,
+        range: &MappedRange<B>,
+    ) -> Option<Tried<B::Error>> {
+        let folio = self.cached(index)?;
+        let guard = PageLockGuard::try_lock(&folio)?;
+        let around = range.around(index, kind);
+        range.readahead.observe(&(index..around.end));
+        Some(self.map_for_load(guard, kind, range, &around))
+    }
+
+    /// As [`Self::try_store_fault`], if the page is cached and no lock is to be waited for, nor for
+    /// dirty pages to become fewer.
+    fn store_cached(
+        &self,
+        held: &mut Held<'_, Entry>,
+        index: u64,
+        target: &dyn MapTarget,
+    ) -> Option<Tried<B::Error>> {
+        if self.shared().flusher.is_over_limit() {
+            return None;
+        }
+        let folio = self.cached(index)?;
+        let tried = {
+            let (_section, mut held) = self.invalidate_lock().try_read(held)?;
+            let (_rank, mut held) = held.descend::<PageLock>(index);
+            let guard = PageLockGuard::try_lock(&folio)?;
+            self.map_for_store(&mut held, guard, target)
+        };
+        self.tell_flusher();
+        Some(tried)
     }
 
     /// The page at `index`, if it is up to date.
@@ -235,18 +355,29 @@ impl<B: WriteBacking> Mapping<B> {
         index >= pages_in(self.size())
     }
 
-    /// Brings page `index` into the cache, one over a hole as well, and what follows it in its
-    /// neighbourhood. Inside [`Mapping::fill_section`].
-    fn bring_in(&self, held: &mut Held<'_, Invalidate>, index: u64) -> Found<B::Error> {
-        let one = index..index + 1;
+    /// Brings the first page of `request` into the cache, one over a hole as well, and what follows
+    /// it up to the end of `plan`; over a hole, up to that of `request`. The page, and where what
+    /// came with it ends. Inside [`Mapping::fill_section`].
+    fn bring_in(
+        &self,
+        held: &mut Held<'_, Invalidate>,
+        request: Range<u64>,
+        plan: &Plan,
+    ) -> Found<B::Error> {
+        let index = request.start;
         let failed = |error| Tried::Done(Err(FaultError::Read(error)));
-        let plan = Plan::up_to(around(index).end);
-        let filled = match self.fill(held, one.clone(), &plan).map_err(failed)? {
-            Filled::Hole { .. } => self.fill_data(held, one.clone(), one.end, None),
+        let filled = match self.fill(held, index..index + 1, plan).map_err(failed)? {
+            Filled::Hole { pages } => {
+                let end = request.end.min(index + pages).min(pages_in(self.size()));
+                self.fill_data(held, index..end.max(index + 1), index + 1, None)
+            }
             filled => Ok(filled),
         };
         match filled.map_err(failed)? {
-            Filled::Pages { pinned, .. } => pinned.into_iter().next().ok_or(Tried::Changed),
+            Filled::Pages { pinned, end } => {
+                let folio = pinned.into_iter().next().ok_or(Tried::Changed)?;
+                Ok((folio, end))
+            }
             Filled::Busy(folio) => Err(Tried::Busy(folio)),
             Filled::PastEnd => Err(Tried::Done(Err(FaultError::Beyond))),
             Filled::NoFrame => Err(Tried::NoFrame),
@@ -254,63 +385,86 @@ impl<B: WriteBacking> Mapping<B> {
         }
     }
 
-    /// Maps the cached pages around page `index` for loads, as far as `range` goes and their locks
-    /// are free.
-    fn map_around(&self, index: u64, range: &Range<u64>, target: &dyn MapTarget) {
-        let around = around(index);
-        let around = around.start.max(range.start)..around.end.min(range.end);
-        let mut found = Vec::with_capacity(usize::try_from(AROUND).expect("few"));
-        self.pages().gather(around, found.capacity(), &mut found);
-        for folio in found.iter().filter(|folio| folio.index != index) {
-            let Some(guard) = PageLockGuard::try_lock(folio) else {
-                continue;
-            };
+    /// The pages in the index of `around`, but for page `index`.
+    fn cached_around(&self, index: u64, around: &Range<u64>) -> Vec<Arc<Folio>> {
+        let count = around.end - around.start;
+        let mut found = Vec::new();
+        if count > 1 {
+            let count = usize::try_from(count).expect("few");
+            found.reserve(count);
+            self.pages().gather(around.clone(), count, &mut found);
+            found.retain(|folio| folio.index != index);
+        }
+        found
+    }
+
+    /// The pages of `neighbours`, ascending, that follow each other up to the page under `guard` and
+    /// from it on, as far as their locks are free and they may be mapped; with that page, locked,
+    /// ascending.
+    fn lock_around<'a>(
+        &self,
+        guard: PageLockGuard<'a>,
+        neighbours: &'a [Arc<Folio>],
+    ) -> Vec<PageLockGuard<'a>> {
+        let index = guard.folio().index;
+        let at = neighbours.partition_point(|folio| folio.index < index);
+        let (before, after) = neighbours.split_at(at);
+        let lock = |(folio, expected): (&'a Arc<Folio>, u64)| {
+            if folio.index != expected {
+                return None;
+            }
+            let guard = PageLockGuard::try_lock(folio)?;
             let may_be_mapped =
                 folio.is_uptodate() && !folio.state.is_detached() && !self.is_beyond(folio.index);
-            if !may_be_mapped {
-                continue;
-            }
-            let page = self.page_to_map(guard, false);
-            if target.map(page.page(), Access::Load).is_err() {
-                return;
-            }
-        }
+            may_be_mapped.then_some(guard)
+        };
+        let mut guards: Vec<_> = before
+            .iter()
+            .rev()
+            .zip((0..index).rev())
+            .map_while(lock)
+            .collect();
+        guards.reverse();
+        guards.push(guard);
+        guards.extend(after.iter().zip(index + 1..).map_while(lock));
+        guards
     }
 
-    /// The page under `guard`, which somebody is about to map, for stores if `writable`.
-    fn page_to_map<'a>(&self, guard: PageLockGuard<'a>, writable: bool) -> PageToMap<'a> {
-        let folio = guard.folio();
-        folio.state.set_mapped(writable);
-        let page = MappedPage::of(folio);
+    /// The pages under `guards`, which somebody is about to map, for stores if `writable`.
+    fn pages_to_map<'a>(&self, guards: Vec<PageLockGuard<'a>>, writable: bool) -> PagesToMap<'a> {
+        for guard in &guards {
+            guard.folio().state.set_mapped(writable);
+        }
         #[cfg(test)]
-        if self.shared().mutants.map_unlocked {
-            drop(guard);
-            return PageToMap { page, _guard: None };
-        }
-        PageToMap {
-            page,
-            _guard: Some(guard),
-        }
+        let guards = if self.shared().mutants.map_unlocked {
+            guards
+                .into_iter()
+                .map(PageLockGuard::unlock_early)
+                .collect()
+        } else {
+            guards
+        };
+        PagesToMap { guards }
     }
 }
 
-/// A page that is being mapped, and its lock.
-struct PageToMap<'a> {
-    page: MappedPage,
-    /// Always, but for the mutant.
-    _guard: Option<PageLockGuard<'a>>,
+/// Pages that are being mapped, and their locks.
+struct PagesToMap<'a> {
+    guards: Vec<PageLockGuard<'a>>,
 }
 
-impl PageToMap<'_> {
-    fn page(&self) -> &MappedPage {
-        &self.page
+impl PagesToMap<'_> {
+    /// As who maps them sees them; page `fault` is one of them.
+    fn seen_from(&self, fault: u64) -> PageRun<'_> {
+        PageRun::new(&self.guards, fault)
+    }
+
+    /// The last page with the mark of readahead on it, which is taken off.
+    fn find_marker(&self) -> Option<u64> {
+        let marked = |guard: &PageLockGuard<'_>| {
+            let folio = guard.folio();
+            folio.state.take_marker().then_some(folio.index)
+        };
+        self.guards.iter().rev().find_map(marked)
     }
 }
-
-/// The neighbourhood of page `index`.
-fn around(index: u64) -> Range<u64> {
-    let start = index / AROUND * AROUND;
-    start..start + AROUND
-}
-
-const _: () = assert!(AROUND.is_power_of_two());

@@ -364,15 +364,17 @@ fn edges(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
 
 impl<B: Backing> Drop for Fence<'_, B> {
     /// Private copies of what the file has lost go, should it have become shorter after the
-    /// eviction (a collapse). Nobody can have made one past the new end since it did.
+    /// eviction (a collapse). Nobody can have made one past the new end since it did. Who maps what
+    /// it has gained is told.
     fn drop(&mut self) {
         #[cfg(any(test, feature = "mutants"))]
         self.mapping.shared().probe.stop(Stop::BlocksGone);
         let end = pages_in(self.mapping.size());
+        let rmap = self.mapping.pages().rmap();
         if end < self.pages_before && !self.unmaps_once() {
-            let rmap = self.mapping.pages().rmap();
             rmap.unmap(&(end..u64::MAX), Unmap::EvenPrivate);
         }
+        rmap.grown(self.pages_before, end);
         self.mapping.pages().set_fenced(false);
     }
 }

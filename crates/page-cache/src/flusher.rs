@@ -225,7 +225,7 @@ impl Flusher {
     /// nothing else, a fault nothing at all.
     pub(crate) fn throttle<L: CanFlush>(&self, held: &mut Held<'_, L>, own: &dyn Flush) {
         let portion = Portion::Pages(self.limits.portion);
-        while self.unclean() > self.limits.dirty {
+        while self.is_over_limit() {
             if L::flush(own, held, portion) > 0 || self.run_one(held) {
                 continue;
             }
@@ -234,8 +234,13 @@ impl Flusher {
                 return;
             }
             self.progress
-                .wait_unless(|| self.unclean() <= self.limits.dirty || self.writeback() == 0);
+                .wait_unless(|| !self.is_over_limit() || self.writeback() == 0);
         }
+    }
+
+    /// Whether who makes pages dirty has to wait.
+    pub(crate) fn is_over_limit(&self) -> bool {
+        self.unclean() > self.limits.dirty
     }
 
     /// Writes a portion of the oldest file; false if no file has anything to write.

@@ -52,7 +52,11 @@ impl Folio {
     pub(crate) fn publish(self: &Arc<Self>, frame: FrameMut) {
         debug_assert!(self.state.is_locked(), "published without the page lock");
         let number = frame.number();
-        let published = self.frame.publish(frame);
+        let frame = match self.pages.memory() {
+            Some(memory) => frame.publish_in(&memory, self.index),
+            None => frame.publish(),
+        };
+        let published = self.frame.publish_frame(frame);
         debug_assert!(published.is_ok(), "a folio is filled once");
         self.shared().clock.enter(number, self);
     }
@@ -77,13 +81,16 @@ impl Drop for Folio {
 #[derive(Debug)]
 pub(crate) struct PageLockGuard<'a> {
     folio: &'a Arc<Folio>,
+    /// The mutant: the lock has been given up already.
+    #[cfg(test)]
+    is_free: bool,
 }
 
 impl<'a> PageLockGuard<'a> {
     /// Takes the lock if it is free. Needs no token: what does not wait cannot deadlock.
     pub(crate) fn try_lock(folio: &'a Arc<Folio>) -> Option<Self> {
         // Not `then_some`: a guard that was made and not handed out would unlock.
-        folio.state.try_lock().then(|| Self { folio })
+        folio.state.try_lock().then(|| Self::of(folio))
     }
 
     /// Takes the lock, waiting for it.
@@ -92,7 +99,23 @@ impl<'a> PageLockGuard<'a> {
         _held: &pagefence_lock_order::Held<'_, pagefence_lock_order::levels::PageLock>,
     ) -> Self {
         folio.shared().page_queues.lock(folio);
-        Self { folio }
+        Self::of(folio)
+    }
+
+    fn of(folio: &'a Arc<Folio>) -> Self {
+        Self {
+            folio,
+            #[cfg(test)]
+            is_free: false,
+        }
+    }
+
+    /// The mutant: what looks like the lock, and is none any more.
+    #[cfg(test)]
+    pub(crate) fn unlock_early(mut self) -> Self {
+        self.folio.shared().page_queues.unlock(self.folio);
+        self.is_free = true;
+        self
     }
 
     /// Gives the lock up, having found that reclaim can't have the page: nobody who waits for a
@@ -111,6 +134,10 @@ impl<'a> PageLockGuard<'a> {
 
 impl Drop for PageLockGuard<'_> {
     fn drop(&mut self) {
+        #[cfg(test)]
+        if self.is_free {
+            return;
+        }
         let shared = self.folio.shared();
         shared.page_queues.unlock(self.folio);
         shared.frame_events.notify();

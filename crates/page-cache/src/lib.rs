@@ -100,6 +100,7 @@ mod flusher;
 mod folio;
 mod folio_state;
 mod mapping;
+mod memory;
 #[cfg(test)]
 mod mutants;
 mod pages;
@@ -126,10 +127,11 @@ pub use fault::{FaultError, FaultKind};
 pub use fence::{Evict, Evicted, Fence, fence_both};
 pub use flusher::CanFlush;
 pub use mapping::Mapping;
-pub use pagefence_host_memory::FrameMut;
+pub use memory::ShareError;
+pub use pagefence_host_memory::{FileMemory, FrameMut};
 pub use read::ReadError;
 pub use readahead::{Hint, Readahead};
-pub use rmap::{Access, CannotMap, MapTarget, MappedPage, MappedRange, Unmap};
+pub use rmap::{Access, CannotMap, MapTarget, MappedPage, MappedRange, PageRun, Unmap};
 pub use write_batch::WriteBatch;
 pub use writeback::WaitFor;
 

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use pagefence_lock_order::levels::{Invalidate, Level, Writepages};
+use pagefence_lock_order::levels::{Invalidate, Level, PageLock, Writepages};
 use pagefence_lock_order::primitives::atomic::AtomicBool;
 use pagefence_lock_order::primitives::{Arc, Weak};
 #[cfg(test)]
 use pagefence_lock_order::rank::RankGuard;
 use pagefence_lock_order::{After, Held, OrderedReadGuard, OrderedRwLock, OrderedWriteGuard};
 
-use crate::backing::{Backing, PAGE_SIZE};
+use crate::backing::{Backing, PAGE_SIZE, WriteBacking};
 use crate::cache::{PageCache, Shared};
 use crate::error_cursor::{ErrorCursor, ErrorLog};
 use crate::folio::Folio;
@@ -272,6 +272,16 @@ impl<B: Backing> Drop for Mapping<B> {
         // Pages know their index, the index its pages: this opens the circle. Nobody fills or
         // looks up any more; reclaim may be about to take a page out and will find it gone.
         self.pages.clear();
+    }
+}
+
+impl<B: WriteBacking> Mapping<B> {
+    /// The file has bytes up to `end`, in the cache or written: see [`WriteBacking::grow`]. Who maps
+    /// what it has gained is told.
+    pub(crate) fn grow(&self, held: &mut Held<'_, PageLock>, end: u64) {
+        let before = pages_in(self.size());
+        self.backing.grow(held, end);
+        self.pages.rmap().grown(before, pages_in(self.size()));
     }
 }
 

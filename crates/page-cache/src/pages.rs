@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use pagefence_host_memory::FileMemory;
 #[cfg(debug_assertions)]
 use pagefence_lock_order::primitives::atomic::AtomicBool;
 use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,7 @@ use pagefence_lock_order::primitives::{Arc, RwLock};
 use crate::cache::Shared;
 use crate::dirty::DirtyIndex;
 use crate::folio::{Folio, PageLockGuard};
+use crate::memory::take_memory;
 use crate::rmap::Rmap;
 use crate::write_batch::Mask;
 
@@ -25,7 +27,7 @@ const SLOTS_U64: u64 = 16;
 /// Bytes that one cached page costs at most beside its frame: the folio, a chunk that it is
 /// alone in, its share of a half-full tree node, its place on reclaim's clock, and the same share
 /// of the index of dirty pages.
-pub(crate) const PAGE_OVERHEAD: u64 = 344;
+pub(crate) const PAGE_OVERHEAD: u64 = 352;
 
 // Shuttle's atomics and locks are larger than real ones.
 #[cfg(not(shuttle))]
@@ -50,6 +52,8 @@ pub(crate) struct Pages {
     count: AtomicU64,
     dirty: DirtyIndex,
     rmap: Rmap,
+    /// Where the pages' bytes are, once the file is mapped into memory ([`crate::memory`]).
+    memory: RwLock<Option<Arc<FileMemory>>>,
     /// [`crate::Backing::IS_STORAGE`].
     is_storage: bool,
     /// The invalidate lock is held exclusively; for assertions (S1.11).
@@ -72,6 +76,7 @@ impl Pages {
             count: AtomicU64::new(0),
             dirty: DirtyIndex::default(),
             rmap: Rmap::default(),
+            memory: RwLock::new(None),
             is_storage,
             #[cfg(debug_assertions)]
             fenced: AtomicBool::new(false),
@@ -100,6 +105,19 @@ impl Pages {
     /// Who maps the file.
     pub(crate) fn rmap(&self) -> &Rmap {
         &self.rmap
+    }
+
+    /// Where the pages' bytes are, if not in private frames.
+    pub(crate) fn memory(&self) -> Option<Arc<FileMemory>> {
+        self.memory.read().clone()
+    }
+
+    /// The pages' bytes are in `memory` from now on. The file has no page, and gets none meanwhile:
+    /// the invalidate lock is held exclusively.
+    pub(crate) fn set_memory(&self, memory: Arc<FileMemory>) {
+        self.assert_fenced();
+        debug_assert_eq!(self.count(), 0, "pages with frames of their own");
+        *self.memory.write() = Some(memory);
     }
 
     /// Makes blocks of `folios`, all locked, dirty.
@@ -240,6 +258,17 @@ impl Pages {
     /// Every page leaves the index here or with the whole mapping, under its page lock, and nobody
     /// maps it then (S4.1, S4.17).
     pub(crate) fn remove<'a>(&self, locked: impl Iterator<Item = &'a Arc<Folio>>) -> usize {
+        match self.memory() {
+            Some(memory) => {
+                let locked: Vec<_> = locked.collect();
+                take_memory(&memory, locked.iter().copied());
+                self.take_out(locked.into_iter())
+            }
+            None => self.take_out(locked),
+        }
+    }
+
+    fn take_out<'a>(&self, locked: impl Iterator<Item = &'a Arc<Folio>>) -> usize {
         let mut tree = self.tree.write();
         let mut removed = 0;
         for folio in locked {
@@ -272,8 +301,11 @@ impl Pages {
     /// maps those.
     pub(crate) fn replace<'a>(
         &self,
-        pairs: impl Iterator<Item = (&'a Arc<Folio>, &'a Arc<Folio>)>,
+        pairs: impl Iterator<Item = (&'a Arc<Folio>, &'a Arc<Folio>)> + Clone,
     ) {
+        if let Some(memory) = self.memory() {
+            take_memory(&memory, pairs.clone().map(|(old, _)| old));
+        }
         let mut tree = self.tree.write();
         for (old, new) in pairs {
             debug_assert!(old.state.is_locked() && new.state.is_locked());

@@ -10,7 +10,8 @@ use crate::backing::{Backing, PAGE_SIZE};
 use crate::fill::Filled;
 use crate::folio::Folio;
 use crate::mapping::{Filler, Mapping, PAGE_BYTES};
-use crate::readahead::Readahead;
+use crate::memory::have_lost_memory;
+use crate::readahead::{Plan, Readahead};
 
 /// Cached pages looked up, pinned and copied at a time.
 const LOOKUP_PAGES: u64 = 64;
@@ -99,7 +100,12 @@ impl<B: Backing> Mapping<B> {
             #[cfg(any(test, feature = "mutants"))]
             self.shared().probe.stop(crate::probe::Stop::Copying);
             match step {
-                Step::Pinned => copy_out(&pinned, position, target),
+                Step::Pinned => {
+                    copy_out(&pinned, position, target);
+                    if have_lost_memory(&pinned) {
+                        continue;
+                    }
+                }
                 Step::Hole(_) => target.fill(0),
                 Step::End => {}
             }
@@ -137,12 +143,7 @@ impl<B: Backing> Mapping<B> {
             };
             match filled {
                 Filled::Pages { pinned: pages, end } => {
-                    readahead.commit(&plan);
-                    if end < plan.end && end >= request.end {
-                        // The window goes on behind a hole or a page that was there.
-                        let marker = plan.marker.filter(|&marker| marker >= end);
-                        self.queue_readahead(end..plan.end, marker);
-                    }
+                    self.note_filled(readahead, &plan, request.end, end);
                     *pinned = pages;
                     return Ok(Step::Pinned);
                 }
@@ -155,17 +156,32 @@ impl<B: Backing> Mapping<B> {
         }
     }
 
+    /// A miss of a request up to page `asked` was filled up to page `end`, as `plan` says; has the
+    /// rest of its window read.
+    pub(crate) fn note_filled(&self, readahead: &Readahead, plan: &Plan, asked: u64, end: u64) {
+        readahead.commit(plan);
+        if end < plan.end && end >= asked {
+            // The window goes on behind a hole or a page that was there.
+            let marker = plan.marker.filter(|&marker| marker >= end);
+            self.queue_readahead(end..plan.end, marker);
+        }
+    }
+
     /// Tells reclaim that `folios` are in use, and has the next window read if one of them
     /// carries the marker.
     fn note_hits(&self, readahead: &Readahead, request: &Range<u64>, folios: &[Arc<Folio>]) {
         for folio in folios {
             folio.state.note_use();
-            if folio.state.take_marker()
-                && let Some(ahead) =
-                    readahead.on_marker(&self.shared().windows, request, folio.index)
-            {
-                self.queue_window(readahead, &ahead);
+            if folio.state.take_marker() {
+                self.note_marker(readahead, request, folio.index);
             }
+        }
+    }
+
+    /// `request` came to the marker on page `at`: has the next window read.
+    pub(crate) fn note_marker(&self, readahead: &Readahead, request: &Range<u64>, at: u64) {
+        if let Some(ahead) = readahead.on_marker(&self.shared().windows, request, at) {
+            self.queue_window(readahead, &ahead);
         }
     }
 }

@@ -13,9 +13,10 @@ use std::ops::Range;
 use pagefence_lock_order::primitives::{Arc, RwLock};
 
 use crate::backing::WriteBacking;
-use crate::folio::Folio;
+use crate::folio::{Folio, PageLockGuard};
 use crate::mapping::Mapping;
 use crate::pages::Pages;
+use crate::readahead::{Hint, Readahead};
 
 /// What a mapping of a page allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,13 +62,15 @@ pub struct CannotMap;
 /// the old entry any more. Both may be called at any time, several at once, for pages that are not
 /// mapped.
 pub trait MapTarget: Send + Sync + 'static {
-    /// Maps `page`, whose lock is held, for `access` (S4.7). Where the page is mapped already, by
-    /// another thread's fault, the entry stays and allows `access` from now on; it never allows
-    /// less than before. Where there is a private copy, that stays (S4.11).
+    /// Maps the pages of `run`, whose locks are held, for `access` (S4.7): the one that the fault is
+    /// at ([`PageRun::fault`]) for certain, its neighbours as far as that is cheap. Where a page is
+    /// mapped already, by another thread's fault, the entry stays; that of the fault's page allows
+    /// `access` from now on. It never allows less than before. Where there is a private copy, that
+    /// stays (S4.11).
     ///
     /// # Errors
     /// The fault fails; nothing has changed.
-    fn map(&self, page: &MappedPage, access: Access) -> Result<(), CannotMap>;
+    fn map(&self, run: &PageRun<'_>, access: Access) -> Result<(), CannotMap>;
 
     /// Makes a private copy of `page`, whose lock is held until the copy is mapped in its place
     /// (S4.9). Where there is one already, that stays.
@@ -82,6 +85,74 @@ pub trait MapTarget: Send + Sync + 'static {
     /// Makes the mappings of `pages` read-only: the next store to each is a fault. Private copies
     /// are left alone.
     fn write_protect(&self, pages: Range<u64>);
+
+    /// The pages that are worth mapping along with `page`, where a load faults: it, and neighbours
+    /// that are not mapped (Linux: `fault_around_bytes`). As many of them as the cache has are
+    /// mapped, [`PageRun::MOST`] at most; those after `page` that it has not are read.
+    fn around(&self, page: u64) -> Range<u64> {
+        let start = page / AROUND * AROUND;
+        start..start.saturating_add(AROUND)
+    }
+
+    /// The file ends behind `pages` pages from now on, and did before: faults that found no file at
+    /// their page would find some.
+    fn grown(&self, pages: u64) {
+        let _ = pages;
+    }
+}
+
+/// Neighbours that are mapped along if nobody knows better. A power of two.
+const AROUND: u64 = 16;
+
+const _: () = assert!(AROUND.is_power_of_two());
+
+/// Pages of a file that follow each other, all of them locked, as who maps them sees them.
+pub struct PageRun<'a> {
+    folios: &'a [PageLockGuard<'a>],
+    fault: u64,
+}
+
+impl<'a> PageRun<'a> {
+    /// Pages in a run, at most.
+    pub const MOST: u64 = 512;
+
+    /// Of `folios`, not none, that follow each other; page `fault` is one of them.
+    pub(crate) fn new(folios: &'a [PageLockGuard<'a>], fault: u64) -> Self {
+        let run = Self { folios, fault };
+        debug_assert!(run.pages().contains(&fault), "a run without its fault");
+        run
+    }
+
+    /// Their positions in the file, in pages.
+    #[must_use]
+    pub fn pages(&self) -> Range<u64> {
+        let ends = self.folios.first().zip(self.folios.last());
+        ends.map_or(0..0, |(first, last)| {
+            first.folio().index..last.folio().index + 1
+        })
+    }
+
+    /// The one that the fault is at.
+    #[must_use]
+    pub fn fault(&self) -> u64 {
+        self.fault
+    }
+
+    /// The pages themselves.
+    pub fn iter(&self) -> impl Iterator<Item = MappedPage> {
+        self.folios
+            .iter()
+            .map(|guard| MappedPage::of(guard.folio()))
+    }
+}
+
+impl std::fmt::Debug for PageRun<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PageRun")
+            .field("pages", &self.pages())
+            .field("fault", &self.fault)
+            .finish()
+    }
 }
 
 /// A page of a file, as who maps it sees it.
@@ -196,6 +267,13 @@ impl Rmap {
         self.for_each(pages, MapTarget::write_protect);
     }
 
+    /// Tells who maps pages behind `before` that the file has `after` pages now.
+    pub(crate) fn grown(&self, before: u64, after: u64) {
+        if before < after {
+            self.for_each(&(before..after), |target, _| target.grown(after));
+        }
+    }
+
     /// Calls `what` for those who map some of `pages`. One that registers meanwhile has none of
     /// them that are locked.
     fn for_each(&self, pages: &Range<u64>, what: impl Fn(&dyn MapTarget, Range<u64>)) {
@@ -246,7 +324,7 @@ impl Pages {
 }
 
 /// Calls `what` for each run of numbers that follow each other.
-fn runs_of(numbers: impl Iterator<Item = u64>, mut what: impl FnMut(Range<u64>)) {
+pub(crate) fn runs_of(numbers: impl Iterator<Item = u64>, mut what: impl FnMut(Range<u64>)) {
     let mut run: Option<Range<u64>> = None;
     for number in numbers {
         match &mut run {
@@ -272,6 +350,8 @@ pub struct MappedRange<B: WriteBacking> {
     pub(crate) mapping: Arc<Mapping<B>>,
     pub(crate) pages: Range<u64>,
     pub(crate) target: Arc<dyn MapTarget>,
+    /// How loads go through it.
+    pub(crate) readahead: Readahead,
     id: u64,
 }
 
@@ -288,6 +368,7 @@ impl<B: WriteBacking> Mapping<B> {
             mapping: Arc::clone(self),
             pages,
             target,
+            readahead: Readahead::new(),
             id,
         }
     }
@@ -304,6 +385,12 @@ impl<B: WriteBacking> MappedRange<B> {
     #[must_use]
     pub fn pages(&self) -> Range<u64> {
         self.pages.clone()
+    }
+
+    /// Notes how the program says that it will load (`madvise`): after [`Hint::Random`] nothing is
+    /// read or mapped along with a page.
+    pub fn advise(&self, hint: Hint) {
+        self.readahead.set_hint(hint);
     }
 }
 

@@ -17,7 +17,7 @@ use pagefence_lock_order::primitives::{Arc, Condvar, Mutex};
 use crate::backing::{PAGE_SIZE, WriteBacking};
 use crate::fault::{FaultError, FaultKind};
 use crate::mapping::Mapping;
-use crate::rmap::{Access, CannotMap, MapTarget, MappedPage, MappedRange, Unmap};
+use crate::rmap::{Access, CannotMap, MapTarget, MappedPage, MappedRange, PageRun, Unmap};
 
 /// An entry of a page table, as a test sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,27 +89,29 @@ impl Mmu {
 }
 
 impl MapTarget for Mmu {
-    fn map(&self, page: &MappedPage, access: Access) -> Result<(), CannotMap> {
+    fn map(&self, run: &PageRun<'_>, access: Access) -> Result<(), CannotMap> {
         self.enter()?;
         let allowed = access == Access::Store;
-        let is_other = {
-            let table = &mut self.state.lock().table;
-            let entry = table.entry(page.index()).or_insert_with(|| Pte::Shared {
-                page: page.clone(),
-                writable: false,
-            });
-            match entry {
-                Pte::Shared {
-                    page: old,
-                    writable,
-                } => {
-                    *writable |= allowed;
-                    !old.is_same(page)
+        for page in run.iter() {
+            let is_other = {
+                let table = &mut self.state.lock().table;
+                let entry = table.entry(page.index()).or_insert_with(|| Pte::Shared {
+                    page: page.clone(),
+                    writable: false,
+                });
+                match entry {
+                    Pte::Shared {
+                        page: old,
+                        writable,
+                    } => {
+                        *writable |= allowed;
+                        !old.is_same(&page)
+                    }
+                    Pte::Private(_) => false,
                 }
-                Pte::Private(_) => false,
-            }
-        };
-        assert!(!is_other, "stale: two pages mapped at one place");
+            };
+            assert!(!is_other, "stale: two pages mapped at one place");
+        }
         Ok(())
     }
 

@@ -367,7 +367,7 @@ impl<B: WriteBacking> Mapping<B> {
             return self.store_dirtying_late(held, run, len);
         }
         self.pages().set_dirty(run.dirtied());
-        self.backing().grow(held, bytes.end);
+        self.grow(held, bytes.end);
         drop(run);
         len
     }
@@ -386,7 +386,7 @@ impl<B: WriteBacking> Mapping<B> {
             .map(|(folio, blocks)| (Arc::clone(folio), blocks))
             .collect();
         drop(run);
-        self.backing().grow(held, end);
+        self.grow(held, end);
         for (folio, blocks) in late {
             if let Some(guard) = PageLockGuard::try_lock(&folio)
                 && !folio.state.is_detached()

@@ -1,0 +1,200 @@
+//! A mapping of a range of a file.
+
+use std::io;
+use std::ops::Range;
+
+use pagefence_host_memory::{Userfault, UserfaultError, View, ViewKind};
+use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, thread};
+use pagefence_page_cache::{FileMemory, MapTarget, MappedRange, Mapping, WriteBacking};
+
+use crate::bell::Bell;
+use crate::fault_loop::serve_faults;
+use crate::fault_source::{FaultSource, RealSource};
+use crate::service::{Job, Service};
+use crate::shootdown::Entries;
+
+/// What stores to a region do.
+pub type Kind = ViewKind;
+
+/// Whose faults a region serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Faults {
+    /// Those of threads of the program. A system call that is given memory of the region which is not
+    /// mapped fails with EFAULT. Anybody may have such regions.
+    #[default]
+    OfPrograms,
+    /// Those of system calls as well, where the kernel allows that: to root, to who may open
+    /// `/dev/userfaultfd`, or to everybody (`vm.unprivileged_userfaultfd`).
+    OfSystemCalls,
+}
+
+/// Why a range of a file could not be mapped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// The kernel has no userfaultfd, or not for this process.
+    #[error(transparent)]
+    Userfault(#[from] UserfaultError),
+    /// Memory or a thread can't be had.
+    #[error("the file can't be mapped into memory: {0}")]
+    System(#[from] io::Error),
+}
+
+/// A mapping of a range of a file in the memory of this process; unmapped when dropped.
+///
+/// - Owns: the view, its userfaultfd, the thread that serves its faults, its place on the file's list
+///   of who maps it.
+/// - Stays outside: the pages (the cache's), the memory that they are in, the threads that wait for
+///   pages (a [`Service`]).
+/// - Lifecycle: pages are mapped by faults only. Dropping it ends the thread and waits for the faults
+///   that are being served, of which nobody needs the answer: who drops it has nobody left who
+///   touches its memory.
+pub struct Region<B: WriteBacking, S: FaultSource = RealSource> {
+    shared: Arc<Shared<B, S>>,
+    in_service: Arc<InService>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// What faults of a region need.
+pub(crate) struct Shared<B: WriteBacking, S: FaultSource> {
+    /// Dropped first: takes away what is mapped.
+    pub(crate) range: MappedRange<B>,
+    pub(crate) entries: Arc<Entries<S>>,
+    pub(crate) bell: Bell,
+}
+
+/// Faults of a region that its service has.
+#[derive(Debug, Default)]
+struct InService {
+    count: Mutex<usize>,
+    fewer: Condvar,
+}
+
+impl<B: WriteBacking> Region<B> {
+    /// Maps `bytes` bytes of the file of `mapping` from page `first` on, which has its pages in
+    /// `memory` ([`Mapping::share_memory`]). They may reach past the end of the file.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn map(
+        mapping: &Arc<Mapping<B>>,
+        memory: &Arc<FileMemory>,
+        (first, bytes): (u64, usize),
+        kind: Kind,
+        faults: Faults,
+        service: &Arc<Service>,
+    ) -> Result<Self, MapError> {
+        let userfault = match faults {
+            Faults::OfPrograms => Userfault::open()?,
+            Faults::OfSystemCalls => Userfault::open_for_kernel_faults()?,
+        };
+        let view = View::new(memory, first, bytes, kind)?;
+        let source = RealSource::new(userfault, view)?;
+        Ok(Self::of_source(mapping, source, service)?)
+    }
+
+    /// The memory.
+    #[must_use]
+    pub fn view(&self) -> &View {
+        self.shared.entries.source.view()
+    }
+}
+
+impl<B: WriteBacking, S: FaultSource> Region<B, S> {
+    /// A region of the file of `mapping` whose faults come from `source`.
+    ///
+    /// # Errors
+    /// A thread can't be had.
+    pub fn of_source(
+        mapping: &Arc<Mapping<B>>,
+        source: S,
+        service: &Arc<Service>,
+    ) -> io::Result<Self> {
+        let bell = Bell::new()?;
+        let entries = Arc::new(Entries::new(source));
+        let target: Arc<dyn MapTarget> = Arc::<Entries<S>>::clone(&entries);
+        let shared = Arc::new(Shared {
+            range: mapping.map_range(entries.source.pages(), target),
+            entries,
+            bell,
+        });
+        let in_service = Arc::new(InService::default());
+        let thread = {
+            let (shared, in_service) = (Arc::clone(&shared), Arc::clone(&in_service));
+            let service = Arc::clone(service);
+            thread::spawn("pagefence-faults", move || {
+                serve_faults(&shared, |later| service.submit(in_service.count_in(later)));
+            })?
+        };
+        Ok(Self {
+            shared,
+            in_service,
+            thread: Some(thread),
+        })
+    }
+
+    /// The pages of the file that it maps.
+    #[must_use]
+    pub fn pages(&self) -> Range<u64> {
+        self.shared.range.pages()
+    }
+
+    /// Its place among those who map the file, for faults that are asked for and for advice.
+    #[must_use]
+    pub fn range(&self) -> &MappedRange<B> {
+        &self.shared.range
+    }
+
+    /// Where its faults come from.
+    #[must_use]
+    pub fn source(&self) -> &S {
+        &self.shared.entries.source
+    }
+}
+
+impl InService {
+    /// `job`, which is counted until it is over and dropped.
+    fn count_in(self: &Arc<Self>, job: Job) -> Job {
+        *self.count.lock() += 1;
+        let counted = Counted(Arc::clone(self));
+        Box::new(move || {
+            job();
+            drop(counted);
+        })
+    }
+
+    fn wait_for_none(&self) {
+        let mut count = self.count.lock();
+        while *count > 0 {
+            self.fewer.wait(&mut count);
+        }
+    }
+}
+
+struct Counted(Arc<InService>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        *self.0.count.lock() -= 1;
+        self.0.fewer.notify_all();
+    }
+}
+
+impl<B: WriteBacking, S: FaultSource> Drop for Region<B, S> {
+    fn drop(&mut self) {
+        self.shared.bell.end();
+        if let Some(thread) = self.thread.take() {
+            // It can't have panicked.
+            let _ = thread.join();
+        }
+        self.in_service.wait_for_none();
+    }
+}
+
+impl<B: WriteBacking, S: FaultSource> std::fmt::Debug for Region<B, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Region")
+            .field("range", &self.shared.range)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,148 @@
+//! What of a region is mapped and what is poisoned, and how either is taken away.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use pagefence_lock_order::primitives::Mutex;
+use pagefence_page_cache::{Access, CannotMap, MapTarget, MappedPage, PageRun, Unmap};
+
+use crate::fault_source::{FaultSource, Mapped};
+use crate::mapped::MappedPages;
+
+/// How long a page stays poisoned that could not be read, or had no space: accesses try again then,
+/// as they would at once in Linux.
+const POISONED_FOR: Duration = Duration::from_secs(1);
+
+/// Why accesses to a page end with SIGBUS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Poison {
+    /// It lies past the end of the file, until that has moved over it.
+    Beyond,
+    /// It could not be had, until then.
+    Failed(Instant),
+}
+
+/// A region's entries: all that its faults and those who take pages away need to know of it.
+#[derive(Debug)]
+pub(crate) struct Entries<S> {
+    pub(crate) source: S,
+    mapped: MappedPages,
+    /// Held while pages are poisoned and cured, so that the list is what is so. Below page locks.
+    poisoned: Mutex<BTreeMap<u64, Poison>>,
+}
+
+impl<S: FaultSource> Entries<S> {
+    pub(crate) fn new(source: S) -> Self {
+        Self {
+            mapped: MappedPages::none_of(&source.pages()),
+            source,
+            poisoned: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// Has accesses to `page` end with SIGBUS because of `why`; past the end, unless `size`, asked
+    /// when that is on the list, says that it no longer is.
+    pub(crate) fn poison(&self, page: u64, why: Poison, pages_of_file: impl FnOnce() -> u64) {
+        let mut poisoned = self.poisoned.lock();
+        // Who makes the file longer says so after it is: either this sees the new size, or that
+        // sees the entry.
+        if why == Poison::Beyond && page < pages_of_file() {
+            drop(poisoned);
+            self.source.wake(page);
+            return;
+        }
+        poisoned.insert(page, why);
+        self.source.poison(page);
+    }
+
+    /// Has accesses to pages try again that could not be had some time ago; says when the next ones
+    /// are due.
+    pub(crate) fn cure_failed(&self, now: Instant) -> Option<Duration> {
+        let due = |why: &Poison| matches!(why, Poison::Failed(until) if *until <= now);
+        self.cure(0..u64::MAX, due);
+        let poisoned = self.poisoned.lock();
+        let next = poisoned.values().filter_map(|why| match why {
+            Poison::Failed(until) => Some(until.saturating_duration_since(now)),
+            Poison::Beyond => None,
+        });
+        next.min()
+    }
+
+    fn cure(&self, pages: Range<u64>, which: impl Fn(&Poison) -> bool) {
+        let mut poisoned = self.poisoned.lock();
+        for (page, _) in poisoned.extract_if(pages, |_, why| which(why)) {
+            self.source.zap(page..page + 1);
+        }
+    }
+
+    /// Maps a page that has been mapped before for what `writable` says, or only wakes who stopped.
+    fn allow(&self, page: u64, writable: bool) {
+        if writable {
+            self.source.protect(page..page + 1, false);
+        } else {
+            self.source.wake(page);
+        }
+    }
+
+    fn map_run(&self, pages: Range<u64>, fault: u64, writable: bool) -> Result<(), CannotMap> {
+        match self.source.map(pages.clone(), writable) {
+            Mapped::All => self.mapped.set(&pages),
+            Mapped::Up { to } => {
+                self.mapped.set(&(pages.start..to + 1));
+                if to == fault {
+                    self.allow(fault, writable);
+                } else if to < fault {
+                    return self.map_run(fault..pages.end, fault, writable);
+                }
+            }
+            Mapped::Failed => return Err(CannotMap),
+            // Nobody looks at it any more.
+            Mapped::Gone => self.source.wake(fault),
+        }
+        Ok(())
+    }
+}
+
+impl Poison {
+    /// Because of a failure at `now`.
+    pub(crate) fn failed(now: Instant) -> Self {
+        Self::Failed(now + POISONED_FOR)
+    }
+}
+
+impl<S: FaultSource> MapTarget for Entries<S> {
+    fn map(&self, run: &PageRun<'_>, access: Access) -> Result<(), CannotMap> {
+        self.map_run(run.pages(), run.fault(), access == Access::Store)
+    }
+
+    /// The kernel makes the copy, at the store that is tried again when the page is mapped for loads:
+    /// from the page that it finds then, under its own page table lock.
+    fn map_copy(&self, page: &MappedPage) -> Result<(), CannotMap> {
+        let page = page.index();
+        self.map_run(page..page + 1, page, false)
+    }
+
+    /// The pages of the cache have gone from every view with their memory, by the time that the page
+    /// locks are given up. Private copies are the view's own.
+    fn unmap(&self, pages: Range<u64>, which: Unmap) {
+        self.mapped.clear(&pages);
+        if which == Unmap::EvenPrivate && !self.source.is_shared() {
+            self.source.zap(pages);
+        }
+    }
+
+    fn write_protect(&self, pages: Range<u64>) {
+        if self.source.is_shared() {
+            self.source.protect(pages, true);
+        }
+    }
+
+    fn around(&self, page: u64) -> Range<u64> {
+        self.mapped.around(page)
+    }
+
+    fn grown(&self, pages: u64) {
+        self.cure(0..pages, |why| *why == Poison::Beyond);
+    }
+}
