@@ -25,7 +25,7 @@ const SLOTS_U64: u64 = 16;
 /// Bytes that one cached page costs at most beside its frame: the folio, a chunk that it is
 /// alone in, its share of a half-full tree node, its place on reclaim's clock, and the same share
 /// of the index of dirty pages.
-pub(crate) const PAGE_OVERHEAD: u64 = 344;
+pub(crate) const PAGE_OVERHEAD: u64 = 352;
 
 // Shuttle's atomics and locks are larger than real ones.
 #[cfg(not(shuttle))]
