@@ -158,19 +158,23 @@ impl Pool {
         }
         // SAFETY: start..end lies inside the mapping, and the frames in it are in nobody's
         // hands: they were free, and the caller took them off the free map.
-        let advised = unsafe {
-            madvise(
-                self.base.as_ptr().add(start).cast(),
-                end - start,
-                Advice::LinuxDontNeed,
-            )
-        };
-        match advised {
-            Ok(()) => (end - start) / FRAME_SIZE,
-            // Advice: refused, the frames simply keep their memory.
-            Err(_) => 0,
+        if unsafe { give_memory_back(self.base.as_ptr().add(start), end - start) } {
+            (end - start) / FRAME_SIZE
+        } else {
+            0
         }
     }
+}
+
+/// Gives memory that its owner has no use for back to the operating system: it reads as zeros
+/// afterwards. Advice: says whether it was taken; refused, the memory is kept as it is.
+///
+/// # Safety
+///
+/// The range is of an arena's mapping, of whole system pages, and nobody else has a reference to it.
+pub(crate) unsafe fn give_memory_back(start: *mut u8, len: usize) -> bool {
+    // SAFETY: the caller's contract; private anonymous memory that is given back reads as zeros.
+    unsafe { madvise(start.cast(), len, Advice::LinuxDontNeed) }.is_ok()
 }
 
 impl Drop for Pool {

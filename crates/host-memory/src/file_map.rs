@@ -2,34 +2,17 @@
 //!
 //! Nothing hands out a reference to mapped bytes, since other processes and the file system change
 //! them at any time: they are copied in and out, as [`crate::copy`] does it.
-#![expect(
-    unsafe_code,
-    reason = "maps a file, and copies to and from where it is mapped"
-)]
 
-use std::ffi::c_void;
 use std::io;
 use std::os::fd::AsFd;
-use std::ptr::NonNull;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::copy;
+use crate::mapped::Mapped;
 
 /// A range of a file that is mapped shared, for loads and stores. Dropping it unmaps it.
-///
-/// Invariant: `len` bytes from `base` on are mapped by nobody else until it is dropped.
 #[derive(Debug)]
-pub struct FileMap {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the map belongs to the process, not to a thread, and is reached by copies alone, which
-// bear other threads' stores.
-unsafe impl Send for FileMap {}
-// SAFETY: as above.
-unsafe impl Sync for FileMap {}
+pub struct FileMap(Mapped);
 
 impl FileMap {
     /// Maps `len` bytes of `file`, open for reading and writing, from byte `offset` on, a multiple of
@@ -40,43 +23,19 @@ impl FileMap {
     /// Those of mmap(2).
     pub fn new(file: impl AsFd, offset: u64, len: usize) -> io::Result<Self> {
         let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: no address is asked for, so that the map replaces nothing; it is unmapped in
-        // `drop` alone.
-        let base = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                len,
-                access,
-                MapFlags::SHARED,
-                file,
-                offset,
-            )
-        }?;
-        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { base, len })
+        Mapped::new(file, offset, len, access, MapFlags::SHARED).map(Self)
     }
 
     /// Bytes that are mapped.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.len
+        self.0.len()
     }
 
     /// Whether no bytes are mapped; mmap refuses that.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Where `count` bytes from `at` on are mapped.
-    ///
-    /// # Panics
-    /// They are not.
-    fn place(&self, at: usize, count: usize) -> *mut u8 {
-        let end = at.checked_add(count);
-        assert!(end.is_some_and(|end| end <= self.len), "within the map");
-        // SAFETY: `at` is at most `len`, and so many bytes are mapped.
-        unsafe { self.base.as_ptr().add(at) }
+        self.len() == 0
     }
 
     /// Copies what is mapped from `at` on to `target`: each byte is faulted in if need be.
@@ -84,9 +43,7 @@ impl FileMap {
     /// # Panics
     /// The map ends before.
     pub fn load(&self, at: usize, target: &mut [u8]) {
-        let source = self.place(at, target.len());
-        // SAFETY: `source` is mapped for as many bytes, and `target` is nobody else's.
-        unsafe { copy::from_shared(source, target.as_mut_ptr(), target.len()) }
+        self.0.load(at, target);
     }
 
     /// Copies `source` to what is mapped from `at` on.
@@ -94,18 +51,7 @@ impl FileMap {
     /// # Panics
     /// The map ends before.
     pub fn store(&self, at: usize, source: &[u8]) {
-        let target = self.place(at, source.len());
-        // SAFETY: `target` is mapped for as many bytes, and nobody has a reference to them.
-        unsafe { copy::to_shared(source.as_ptr(), target, source.len()) }
-    }
-}
-
-impl Drop for FileMap {
-    fn drop(&mut self) {
-        let base = self.base.as_ptr().cast::<c_void>();
-        // SAFETY: these bytes were mapped in `new`, and nothing points into them any more.
-        let unmapped = unsafe { munmap(base, self.len) };
-        debug_assert!(unmapped.is_ok(), "what was mapped can be unmapped");
+        self.0.store(at, source);
     }
 }
 

@@ -1,17 +1,23 @@
 //! Page frames: private ones, which are plain memory to their one owner, and published ones,
 //! which many threads copy from and to.
+//!
+//! The bytes of a published frame lie in its arena, or in the memory of a mapped file: then the
+//! arena's frame has no memory of its own, and being owned is all that it is for: it stands for its
+//! share of the budget.
 #![expect(
     unsafe_code,
     reason = "turns frames into references, and copies shared ones"
 )]
 
 use std::cell::UnsafeCell;
+use std::io::IoSlice;
 use std::ops::{Deref, DerefMut};
 
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicU8, Ordering};
 
-use crate::arena::Pool;
+use crate::arena::{self, Pool};
+use crate::memory::FileMemory;
 use crate::{FRAME_SIZE, copy};
 
 /// One frame of a pool, owned: given back when dropped.
@@ -53,7 +59,58 @@ impl FrameMut {
     /// Gives up the sole view, so that many can copy from and to the frame.
     #[must_use]
     pub fn publish(self) -> Frame {
-        Frame(self.0)
+        Frame {
+            owned: self.0,
+            home: None,
+        }
+    }
+
+    /// Gives up the sole view and moves the bytes into page `page` of `memory`; the frame's own memory
+    /// is given back. The page is whole from the first moment on in which others can find it.
+    ///
+    /// # Panics
+    /// As [`FileMemory::write`].
+    #[must_use]
+    pub fn publish_in(mut self, memory: &Arc<FileMemory>, page: u64) -> Frame {
+        memory.write(page, 0, self.as_slice());
+        // SAFETY: it is one frame of an arena.
+        unsafe { give_back(self.as_mut_slice()) };
+        self.moved_to(memory, page)
+    }
+
+    /// [`Self::publish_in`] for `frames` in order, the first of them in page `first`: one write for
+    /// all, and one call for each run of neighbours to give their memory back.
+    ///
+    /// # Panics
+    /// As [`FileMemory::write`].
+    #[must_use]
+    pub fn publish_run_in(
+        mut frames: Vec<FrameMut>,
+        memory: &Arc<FileMemory>,
+        first: u64,
+    ) -> Vec<Frame> {
+        let mut runs = Self::runs(&mut frames);
+        let mut slices: Vec<IoSlice<'_>> = runs.iter().map(|run| IoSlice::new(run)).collect();
+        memory.write_pages(first, &mut slices);
+        for run in &mut runs {
+            // SAFETY: `runs` gives whole frames.
+            unsafe { give_back(run) };
+        }
+        (first..)
+            .zip(frames)
+            .map(|(page, frame)| frame.moved_to(memory, page))
+            .collect()
+    }
+
+    /// A published frame whose bytes have been written to `page` of `memory`.
+    fn moved_to(self, memory: &Arc<FileMemory>, page: u64) -> Frame {
+        Frame {
+            owned: self.0,
+            home: Some(Home {
+                memory: Arc::clone(memory),
+                page,
+            }),
+        }
     }
 
     /// Position in the arena.
@@ -83,6 +140,18 @@ impl FrameMut {
     }
 }
 
+/// Gives the memory of `run`, whole frames of an arena as [`FrameMut::runs`] gives them, back to the
+/// operating system. A memory of a mapped file exists, so that system pages are as large as frames.
+///
+/// # Safety
+///
+/// `run` is whole frames of an arena.
+unsafe fn give_back(run: &mut [u8]) {
+    debug_assert_eq!(run.len() % FRAME_SIZE, 0, "whole frames");
+    // SAFETY: the caller's contract, and the borrow is exclusive.
+    unsafe { arena::give_memory_back(run.as_mut_ptr(), run.len()) };
+}
+
 impl Deref for FrameMut {
     type Target = [u8; FRAME_SIZE];
 
@@ -103,43 +172,73 @@ impl DerefMut for FrameMut {
 /// A frame that many threads may copy from and to at once. Dropping it gives it back to its
 /// arena.
 ///
+/// If its bytes are in the memory of a mapped file, they stay there when it is dropped: to punch that
+/// page is the page cache's business, under the page lock.
+///
 /// Copies that race give a mixture of old and new bytes and order nothing; see [`crate::copy`].
 #[derive(Debug)]
-pub struct Frame(Owned);
+pub struct Frame {
+    owned: Owned,
+    /// Where the bytes are, if not in the arena.
+    home: Option<Home>,
+}
+
+/// A page in the memory of a mapped file.
+#[derive(Debug)]
+struct Home {
+    memory: Arc<FileMemory>,
+    page: u64,
+}
 
 impl Frame {
-    /// Copies from byte `offset` of the frame into `target`.
+    /// Copies from byte `offset` of the frame into `target`. A page of a mapped file that was punched
+    /// reads as zeros: who copies without the page lock looks afterwards whether it has gone.
     ///
     /// # Panics
     ///
     /// If the range is not inside the frame.
     pub fn copy_out(&self, offset: usize, target: &mut [u8]) {
-        let source = self.at(offset, target.len());
-        // SAFETY: `at` checked the range. `target` is a private slice, so it is not of a
+        assert_inside(offset, target.len());
+        if let Some(home) = &self.home {
+            return home.memory.read(home.page, offset, target);
+        }
+        let source = self.at(offset);
+        // SAFETY: the range was checked. `target` is a private slice, so it is not of a
         // published frame (there are no references to those) and does not overlap. Writers of a
         // published frame go through `copy_in` and `zero`.
         unsafe { copy::from_shared(source, target.as_mut_ptr(), target.len()) }
     }
 
-    /// Copies `source` to byte `offset` of the frame.
+    /// Copies `source` to byte `offset` of the frame. The caller holds the page lock of a page of a
+    /// mapped file: one that was punched would come back.
     ///
     /// # Panics
     ///
-    /// If the range is not inside the frame.
+    /// If the range is not inside the frame; of a mapped file, as [`FileMemory::write`].
     pub fn copy_in(&self, offset: usize, source: &[u8]) {
-        let target = self.at(offset, source.len());
+        assert_inside(offset, source.len());
+        if let Some(home) = &self.home {
+            return home.memory.write(home.page, offset, source);
+        }
+        let target = self.at(offset);
         // SAFETY: as in `copy_out`, with the roles changed.
         unsafe { copy::to_shared(source.as_ptr(), target, source.len()) }
     }
 
-    /// Sets `len` bytes from `offset` on to zero.
+    /// Sets `len` bytes from `offset` on to zero, under the lock that [`Self::copy_in`] asks for.
     ///
     /// # Panics
     ///
-    /// If the range is not inside the frame.
+    /// As [`Self::copy_in`].
     pub fn zero(&self, offset: usize, len: usize) {
-        let target = self.at(offset, len);
-        // SAFETY: `at` checked the range; everyone else who touches the frame does so through
+        assert_inside(offset, len);
+        if let Some(home) = &self.home {
+            return home
+                .memory
+                .write(home.page, offset, &[0; FRAME_SIZE][..len]);
+        }
+        let target = self.at(offset);
+        // SAFETY: the range was checked; everyone else who touches the frame does so through
         // this type.
         unsafe { copy::zero_shared(target, len) }
     }
@@ -147,21 +246,26 @@ impl Frame {
     /// Position in the arena.
     #[must_use]
     pub fn number(&self) -> u32 {
-        self.0.index
+        self.owned.index
     }
 
-    /// Takes the frame back as plain memory. Being asked by value, nobody else has a view.
+    /// Whether the bytes are in the memory of a mapped file.
     #[must_use]
-    pub fn unpublish(self) -> FrameMut {
-        FrameMut(self.0)
+    pub fn is_in_memory(&self) -> bool {
+        self.home.is_some()
     }
 
-    fn at(&self, offset: usize, len: usize) -> *mut u8 {
-        let inside = offset.checked_add(len).is_some_and(|end| end <= FRAME_SIZE);
-        assert!(inside, "{len} bytes at {offset} of a frame");
+    /// Byte `offset` of the arena's frame.
+    fn at(&self, offset: usize) -> *mut u8 {
+        assert!(offset <= FRAME_SIZE, "byte {offset} of a frame");
         // SAFETY: offset is at most FRAME_SIZE, inside or one past the frame.
-        unsafe { self.0.address().add(offset) }
+        unsafe { self.owned.address().add(offset) }
     }
+}
+
+fn assert_inside(offset: usize, len: usize) {
+    let inside = offset.checked_add(len).is_some_and(|end| end <= FRAME_SIZE);
+    assert!(inside, "{len} bytes at {offset} of a frame");
 }
 
 const EMPTY: u8 = 0;
@@ -199,16 +303,39 @@ impl FrameCell {
     ///
     /// Gives `frame` back if there is one already.
     pub fn publish(&self, frame: FrameMut) -> Result<(), FrameMut> {
-        let claim =
-            self.state
-                .compare_exchange(EMPTY, FILLING, Ordering::Relaxed, Ordering::Relaxed);
-        if claim.is_err() {
+        if !self.claim() {
             return Err(frame);
         }
-        // SAFETY: this thread alone moved EMPTY to FILLING, and nobody reads before FULL.
-        unsafe { *self.frame.get() = Some(frame.publish()) };
-        self.state.store(FULL, Ordering::Release);
+        self.fill(frame.publish());
         Ok(())
+    }
+
+    /// Publishes `frame` here, which others could see already, had they known of it.
+    ///
+    /// # Errors
+    ///
+    /// Gives `frame` back if there is one already.
+    pub fn publish_frame(&self, frame: Frame) -> Result<(), Frame> {
+        if !self.claim() {
+            return Err(frame);
+        }
+        self.fill(frame);
+        Ok(())
+    }
+
+    /// Whether the cell was empty; it is the caller's to fill then.
+    fn claim(&self) -> bool {
+        self.state
+            .compare_exchange(EMPTY, FILLING, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// The second half of [`Self::claim`].
+    fn fill(&self, frame: Frame) {
+        debug_assert_eq!(self.state.load(Ordering::Relaxed), FILLING);
+        // SAFETY: this thread alone moved EMPTY to FILLING, and nobody reads before FULL.
+        unsafe { *self.frame.get() = Some(frame) };
+        self.state.store(FULL, Ordering::Release);
     }
 
     /// The frame, if one was published.

@@ -6,6 +6,8 @@
 //!   memory to it, and [`Frame`], which many threads see and which is only ever copied in and out.
 //! - [`copy`] are the copies that bear a concurrent writer.
 //! - [`file_map`] is a file that is mapped shared, stored to and loaded from by copies.
+//! - [`memory`] is the memory of one mapped file, a memfd; [`view`] is a user's mapping of it, and
+//!   [`userfault`] tells of the faults in a view and answers them.
 //! - [`fuse_ioctl`] asks the server of a FUSE mount something that has no system call.
 //!
 //! Invariant: no `&[u8]` of a published frame exists, anywhere. A reader of the page cache may
@@ -19,13 +21,23 @@ pub mod file_map;
 pub mod frame;
 mod free_map;
 mod fuse_ioctl;
+mod mapped;
+pub mod memory;
 pub mod page_buffer;
+pub mod userfault;
+pub mod view;
 
 pub use arena::Arena;
 pub use file_map::FileMap;
 pub use frame::{Frame, FrameCell, FrameMut};
 pub use fuse_ioctl::fuse_ioctl;
+pub use memory::FileMemory;
 pub use page_buffer::PageBuffer;
+pub use userfault::{Continue, Event, FaultKind, RangeError, Userfault, UserfaultError, Woken};
+pub use view::{View, ViewKind};
+
+#[cfg(all(test, not(shuttle)))]
+mod test_child;
 
 /// Bytes of a page frame.
 pub const FRAME_SIZE: usize = 4096;

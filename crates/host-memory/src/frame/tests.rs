@@ -2,7 +2,7 @@
 
 use pagefence_lock_order::primitives::{Arc, thread};
 
-use crate::{Arena, FRAME_SIZE, FrameCell, FrameMut};
+use crate::{Arena, FRAME_SIZE, FileMemory, Frame, FrameCell, FrameMut};
 
 #[test]
 fn an_arena_never_gives_more_than_it_has() {
@@ -79,7 +79,7 @@ fn published_bytes_are_copied_in_and_out() {
     frame.copy_out(95, &mut out);
     let expected: Vec<u8> = [[1; 5].as_slice(), &[2; 20], &[0; 10], &[2; 20], &[1; 5]].concat();
     assert_eq!(out.as_slice(), expected);
-    assert_eq!(frame.unpublish()[100], 2);
+    assert!(!frame.is_in_memory());
 }
 
 #[test]
@@ -148,4 +148,116 @@ fn copies_race_without_tearing_bytes_from_elsewhere() {
         assert!(out.iter().all(|byte| [0x11, 0x22].contains(byte)));
     }
     writer.join().expect("the writer");
+}
+
+#[test]
+fn a_frame_in_a_files_memory_is_its_page() {
+    let arena = Arena::new(1).expect("memory");
+    let memory = FileMemory::new().expect("memory");
+    let mut private = arena.allocate().expect("a frame");
+    private.fill(1);
+    let frame = private.publish_in(&memory, 5);
+    assert!(frame.is_in_memory());
+    assert_eq!((frame.number(), arena.free_frames()), (0, 0));
+    frame.copy_in(100, &[2; 50]);
+    frame.zero(120, 10);
+    let mut out = [9; 60];
+    frame.copy_out(95, &mut out);
+    let expected: Vec<u8> = [[1; 5].as_slice(), &[2; 20], &[0; 10], &[2; 20], &[1; 5]].concat();
+    assert_eq!(out.as_slice(), expected);
+    memory.read(5, 95, &mut out);
+    assert_eq!(out.as_slice(), expected);
+    assert_eq!(memory.allocated_pages(), 1);
+    drop(frame);
+    assert_eq!((memory.allocated_pages(), arena.free_frames()), (1, 1));
+}
+
+#[test]
+fn the_arenas_memory_of_a_moved_frame_is_given_back() {
+    let arena = Arena::new(100).expect("memory");
+    let memory = FileMemory::new().expect("memory");
+    let mut frames = arena.allocate_batch(100);
+    for frame in &mut frames {
+        let byte = u8::try_from(frame.number()).expect("few");
+        frame.fill(byte);
+    }
+    // 40 stays; 50 comes first and 60 is missing: four runs.
+    let kept = frames.remove(40);
+    let alone = frames.remove(59);
+    let fifty = frames.remove(49);
+    assert_eq!(
+        (kept.number(), alone.number(), fifty.number()),
+        (40, 60, 50)
+    );
+    frames.insert(0, fifty);
+    let numbers: Vec<u32> = frames.iter().map(FrameMut::number).collect();
+    let published = FrameMut::publish_run_in(frames, &memory, 1 << 33);
+    assert_eq!(
+        published.iter().map(Frame::number).collect::<Vec<_>>(),
+        numbers
+    );
+    assert_eq!(memory.allocated_pages(), 98);
+    let mut byte = [0];
+    for (frame, number) in published.iter().zip(&numbers) {
+        frame.copy_out(FRAME_SIZE - 1, &mut byte);
+        assert_eq!(u32::from(byte[0]), *number);
+    }
+    assert!(kept.iter().all(|&byte| byte == 40));
+    assert!(alone.iter().all(|&byte| byte == 60));
+    assert_eq!(arena.free_frames(), 0);
+    drop(published);
+    assert_eq!(arena.free_frames(), 98);
+    for frame in arena.allocate_batch(98) {
+        assert!(
+            frame.iter().all(|&byte| byte == 0),
+            "frame {}",
+            frame.number()
+        );
+    }
+}
+
+#[test]
+fn nothing_moves_when_no_frames_do() {
+    let memory = FileMemory::new().expect("memory");
+    assert!(FrameMut::publish_run_in(Vec::new(), &memory, 0).is_empty());
+    assert_eq!(memory.allocated_pages(), 0);
+}
+
+#[test]
+fn a_punched_page_of_a_frame_reads_as_zeros() {
+    let arena = Arena::new(1).expect("memory");
+    let memory = FileMemory::new().expect("memory");
+    let mut private = arena.allocate().expect("a frame");
+    private.fill(1);
+    let frame = private.publish_in(&memory, 0);
+    memory.punch(0..1);
+    let mut out = [9; FRAME_SIZE];
+    frame.copy_out(0, &mut out);
+    assert!(out.iter().all(|&byte| byte == 0));
+    assert_eq!(memory.allocated_pages(), 0);
+}
+
+#[test]
+#[should_panic(expected = "2 bytes at 4095 of a frame")]
+fn a_copy_does_not_reach_the_next_page_of_a_file() {
+    let arena = Arena::new(1).expect("memory");
+    let memory = FileMemory::new().expect("memory");
+    let frame = arena.allocate().expect("a frame").publish_in(&memory, 0);
+    frame.copy_out(4095, &mut [0; 2]);
+}
+
+#[test]
+fn a_cell_takes_a_published_frame_once() {
+    let arena = Arena::new(2).expect("memory");
+    let memory = FileMemory::new().expect("memory");
+    let cell = FrameCell::new();
+    let mut frames = arena.allocate_batch(2);
+    let second = frames.pop().expect("two").publish();
+    let first = frames.pop().expect("two").publish_in(&memory, 3);
+    let number = first.number();
+    cell.publish_frame(first).expect("empty");
+    let found = cell.get().expect("full");
+    assert_eq!((found.number(), found.is_in_memory()), (number, true));
+    let refused = cell.publish_frame(second).expect_err("full");
+    assert!(!refused.is_in_memory());
 }

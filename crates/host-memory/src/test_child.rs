@@ -1,0 +1,23 @@
+//! Tests whose subject is a signal, or a limit of the process: they run themselves in a child.
+
+use std::process::{Command, ExitStatus};
+
+/// Names the test that a child shall run.
+const VARIABLE: &str = "PAGEFENCE_TEST_IN_CHILD";
+
+/// With what a child ends that came to the end of its test; no test harness does.
+pub(crate) const DONE: i32 = 77;
+
+/// Runs `body` in a child, a process that runs the test `name` alone, and says how the child ended.
+/// `name` is that of the caller, with its modules.
+pub(crate) fn in_child(name: &str, body: impl FnOnce()) -> ExitStatus {
+    if std::env::var(VARIABLE).as_deref() == Ok(name) {
+        body();
+        std::process::exit(DONE);
+    }
+    Command::new(std::env::current_exe().expect("this test"))
+        .args([name, "--exact", "--nocapture"])
+        .env(VARIABLE, name)
+        .status()
+        .expect("a child")
+}

@@ -1,0 +1,599 @@
+//! Faults in a [`View`], told and answered: userfaultfd(2).
+//!
+//! A thread that loads or stores where its view maps nothing, or stores where it may not, sleeps until
+//! somebody has answered. [`Userfault::read_events`] tells of it; [`Userfault::continue_pages`],
+//! [`Userfault::protect`], [`Userfault::poison`] and [`Userfault::wake`] answer, and wake who waits for
+//! the pages that they changed.
+//!
+//! Invariant: every event is answered by something that wakes, also one that finds its page served:
+//! the fault may have been queued after the page was served for another.
+//!
+//! No event tells of munmap, mremap, madvise or fork (the features EVENT_* are off): the owner of the
+//! view does all of those. So no operation fails since the mappings change (EAGAIN) for longer than
+//! it takes to repeat it, which is done here.
+//!
+//! Addresses don't leave this crate: everything is in pages of the file.
+#![expect(unsafe_code, reason = "ioctls on mapped ranges, by number")]
+
+mod abi;
+mod error;
+
+use std::ffi::c_void;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use pagefence_lock_order::primitives::thread::yield_now;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl};
+use rustix::mm::UserfaultfdFlags;
+
+pub use error::{Continue, RangeError, UserfaultError};
+
+use crate::FRAME_SIZE;
+use crate::view::{View, ViewKind};
+
+const PAGE: u64 = FRAME_SIZE as u64;
+
+/// Events that one read fetches at most.
+const BATCH: usize = 32;
+
+/// The features that maps need, and their names.
+const FEATURES: [(u64, &str); 5] = [
+    (
+        abi::UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+        "UFFD_FEATURE_PAGEFAULT_FLAG_WP",
+    ),
+    (
+        abi::UFFD_FEATURE_MISSING_SHMEM,
+        "UFFD_FEATURE_MISSING_SHMEM",
+    ),
+    (abi::UFFD_FEATURE_MINOR_SHMEM, "UFFD_FEATURE_MINOR_SHMEM"),
+    (
+        abi::UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
+        "UFFD_FEATURE_WP_HUGETLBFS_SHMEM",
+    ),
+    (abi::UFFD_FEATURE_POISON, "UFFD_FEATURE_POISON"),
+];
+
+/// A thread that faulted and sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The page of the file.
+    pub page: u64,
+    /// Whether it stores, or else loads.
+    pub write: bool,
+    /// What it found.
+    pub kind: FaultKind,
+}
+
+/// What a fault found. Hints: by the time they are read others may have changed it, so the page cache
+/// is asked, not these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// Nothing mapped, and a hole in the memory.
+    Missing,
+    /// Nothing mapped, but there is a page in the memory.
+    Minor,
+    /// A page mapped that is protected against stores.
+    WriteProtected,
+}
+
+/// What ended a wait: neither, if its time did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Woken {
+    /// There are events to read.
+    pub faults: bool,
+    /// The other descriptor is readable, or closed at its other end.
+    pub until: bool,
+}
+
+/// A userfaultfd, for one view. Dropping it lets who sleeps go on, to fault past any handler: a hole
+/// is filled with zeros then. So the view is dropped first, when nobody uses it.
+#[derive(Debug)]
+pub struct Userfault {
+    fd: OwnedFd,
+    kernel_faults: bool,
+    registered: Option<Registered>,
+}
+
+/// Where the view is, to turn addresses into pages.
+#[derive(Clone, Copy, Debug)]
+struct Registered {
+    base: usize,
+    pages: u64,
+    first: u64,
+}
+
+/// How a userfaultfd is asked for.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    UserFaults,
+    Device,
+    KernelFaults,
+}
+
+impl Userfault {
+    /// A userfaultfd that needs no privilege, for faults of user code. A system call that is given an
+    /// address in a view whose page is not mapped fails with EFAULT.
+    ///
+    /// # Errors
+    /// See [`UserfaultError`].
+    pub fn open() -> Result<Self, UserfaultError> {
+        Self::open_by(Way::UserFaults)
+    }
+
+    /// A userfaultfd for faults of system calls as well: by `/dev/userfaultfd` if the process may open
+    /// that, else as root or where `vm.unprivileged_userfaultfd` is 1.
+    ///
+    /// # Errors
+    /// See [`UserfaultError`].
+    pub fn open_for_kernel_faults() -> Result<Self, UserfaultError> {
+        Self::open_by(Way::Device).or_else(|_| Self::open_by(Way::KernelFaults))
+    }
+
+    fn open_by(way: Way) -> Result<Self, UserfaultError> {
+        let fd = way.open()?;
+        let needed = FEATURES.iter().fold(0, |all, (feature, _)| all | feature);
+        match enable(&fd, needed) {
+            Ok(_) => Ok(Self {
+                fd,
+                kernel_faults: !matches!(way, Way::UserFaults),
+                registered: None,
+            }),
+            // Features can be chosen once: what this kernel has, another one must be asked.
+            Err(Errno::INVAL) => match enable(&way.open()?, 0) {
+                Ok(has) => Err(lacking(has)),
+                Err(errno) => Err(UserfaultError::System(errno.into())),
+            },
+            Err(errno) => Err(UserfaultError::System(errno.into())),
+        }
+    }
+
+    /// Whether faults of system calls are told as well.
+    #[must_use]
+    pub fn tells_kernel_faults(&self) -> bool {
+        self.kernel_faults
+    }
+
+    /// From now on faults in `view` are told here: of pages that aren't mapped, and, but for a private
+    /// view, of stores to protected ones.
+    ///
+    /// Waits for the process's map lock, exclusively.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is a view already, or the view is registered elsewhere; `PermissionDenied` if the
+    /// view is shared and its descriptor is not open for writing; else the operating system's refusal.
+    pub fn register(&mut self, view: &View) -> io::Result<()> {
+        if self.registered.is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let mut mode = abi::UFFDIO_REGISTER_MODE_MISSING | abi::UFFDIO_REGISTER_MODE_MINOR;
+        if protects(view) {
+            mode |= abi::UFFDIO_REGISTER_MODE_WP;
+        }
+        let pages = view.pages();
+        let mut argument = abi::Register {
+            range: range(view, pages.clone()).expect("a view has a page"),
+            mode,
+            ioctls: 0,
+        };
+        // SAFETY: `argument` is this ioctl's struct. It changes nothing of the mapping but who
+        // answers for its faults, and the range is of a view, which is alive.
+        let done = unsafe {
+            let call = Updater::<{ abi::UFFDIO_REGISTER }, _>::new(&mut argument);
+            ioctl(&self.fd, call)
+        };
+        match done {
+            Ok(()) => {}
+            Err(Errno::BUSY) => return Err(io::ErrorKind::AlreadyExists.into()),
+            Err(errno) => return Err(errno.into()),
+        }
+        self.registered = Some(Registered {
+            base: view.as_ptr().addr(),
+            pages: pages.end - pages.start,
+            first: pages.start,
+        });
+        Ok(())
+    }
+
+    /// Appends the faults that wait to be told, 32 at most; none if there are none. Each is told once.
+    ///
+    /// # Errors
+    /// The operating system can't read; `InvalidData` if it tells of what was not registered.
+    pub fn read_events(&self, events: &mut Vec<Event>) -> io::Result<()> {
+        let mut bytes = [0; BATCH * abi::MESSAGE];
+        let count = match retry_on_intr(|| rustix::io::read(&self.fd, &mut bytes)) {
+            Ok(count) => count,
+            Err(Errno::AGAIN) => 0,
+            Err(errno) => return Err(errno.into()),
+        };
+        for message in bytes[..count].chunks_exact(abi::MESSAGE) {
+            let event = self.registered.and_then(|view| view.event(message));
+            events.push(event.ok_or(io::ErrorKind::InvalidData)?);
+        }
+        Ok(())
+    }
+
+    /// Waits until there are faults to read, `until` is readable (an eventfd, say) or `timeout` is
+    /// over; for ever if that is `None`.
+    ///
+    /// # Errors
+    /// Those of poll(2), but for EINTR.
+    pub fn wait(
+        &self,
+        until: Option<BorrowedFd<'_>>,
+        timeout: Option<Duration>,
+    ) -> io::Result<Woken> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut polled = vec![PollFd::new(&self.fd, PollFlags::IN)];
+        polled.extend(
+            until
+                .as_ref()
+                .map(|until| PollFd::new(until, PollFlags::IN)),
+        );
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
+            match poll(&mut polled, left.as_ref()) {
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(Woken {
+            faults: !polled[0].revents().is_empty(),
+            until: polled.get(1).is_some_and(|fd| !fd.revents().is_empty()),
+        })
+    }
+
+    /// Maps `pages` of the file, all of which are in the memory, in `view`, and wakes who waits for
+    /// them: for loads and stores, or `protected` for loads, so that a store is told as one to a
+    /// protected page. Where a page was poisoned it is not any more.
+    ///
+    /// A private view's pages are mapped for loads whatever `protected` says, and never tell of a store:
+    /// the kernel copies them at the first one.
+    ///
+    /// Waits for the map lock of the process, shared, and for the memory's lock of each page: that is,
+    /// for who punches it or writes to it in that moment, and for its way in from swap.
+    ///
+    /// # Errors
+    /// What stopped it, at which page: the pages before were mapped, and waiters for them woken.
+    ///
+    /// # Panics
+    /// `pages` are not all of the view.
+    pub fn continue_pages(
+        &self,
+        view: &View,
+        pages: Range<u64>,
+        protected: bool,
+    ) -> Result<(), Continue> {
+        let mode = if protected && protects(view) {
+            abi::UFFDIO_CONTINUE_MODE_WP
+        } else {
+            0
+        };
+        self.install(view, pages, |fd, range| {
+            // SAFETY: the struct is this ioctl's, and `range` is of a view: what is mapped there
+            // afterwards is a page of the same file.
+            unsafe { install::<{ abi::UFFDIO_CONTINUE }>(fd, range, mode) }
+        })
+        .map_err(|(page, errno)| match errno {
+            Errno::EXIST => Continue::AlreadyMapped { page },
+            Errno::FAULT => Continue::Hole { page },
+            Errno::NOENT | Errno::SRCH => Continue::Gone { page },
+            errno => Continue::Refused {
+                page,
+                source: errno.into(),
+            },
+        })
+    }
+
+    /// Protects those of `pages` that `view` shows against stores, or lets them be stored to and wakes
+    /// who waits to.
+    ///
+    /// When it comes back protecting, no store to them is under way: the next one is told. What isn't
+    /// mapped is protected as well, for which page tables are made: don't ask it for a large range of
+    /// which little is mapped. In a private view, where stores are nobody's business, it does
+    /// nothing but wake.
+    ///
+    /// Waits for the map lock of the process, shared, and interrupts its threads on other processors;
+    /// for no page lock.
+    ///
+    /// # Errors
+    /// See [`RangeError`].
+    pub fn protect(&self, view: &View, pages: Range<u64>, on: bool) -> Result<(), RangeError> {
+        let Some(range) = range(view, pages.clone()) else {
+            return Ok(());
+        };
+        if !protects(view) {
+            return if on { Ok(()) } else { self.wake(view, pages) };
+        }
+        let mode = if on {
+            abi::UFFDIO_WRITEPROTECT_MODE_WP
+        } else {
+            0
+        };
+        self.write_protect(range, mode).map_err(RangeError::of)
+    }
+
+    /// Puts poison into those of `pages` that `view` shows, in place of what was mapped there (of a
+    /// private view its copies too), and wakes who waits for them: each load or store gives SIGBUS,
+    /// until the page is continued or zapped. A punch leaves poison where it is.
+    ///
+    /// The page lock, or whatever else keeps others from continuing these pages, is the caller's:
+    /// else one of both wins. Waits for the map lock of the process, shared, for no page lock.
+    ///
+    /// # Errors
+    /// See [`RangeError`].
+    pub fn poison(&self, view: &View, pages: Range<u64>) -> Result<(), RangeError> {
+        let shown = view.pages();
+        let end = pages.end.min(shown.end);
+        let mut next = pages.start.max(shown.start);
+        let mut cleared = 0;
+        while next < end {
+            let done = self.install(view, next..end, |fd, range| {
+                // SAFETY: the struct is this ioctl's, and `range` is of a view: accesses of it
+                // give a signal afterwards, which is no breach of memory.
+                unsafe { install::<{ abi::UFFDIO_POISON }>(fd, range, 0) }
+            });
+            let (page, errno) = match done {
+                Ok(()) => return Ok(()),
+                Err(stopped) => stopped,
+            };
+            // Poison is put where there is nothing, not even the mark that a protected page left
+            // when it went: that is taken off by ending its protection.
+            if errno != Errno::EXIST || (page == next && cleared == CLEARINGS) {
+                return Err(RangeError::of(errno));
+            }
+            cleared = if page == next { cleared + 1 } else { 1 };
+            view.zap(page..page + 1);
+            if protects(view) {
+                let page = range(view, page..page + 1).expect("a page of the view");
+                self.write_protect(page, abi::UFFDIO_WRITEPROTECT_MODE_DONTWAKE)
+                    .map_err(RangeError::of)?;
+            }
+            next = page;
+        }
+        Ok(())
+    }
+
+    /// Wakes who waits for those of `pages` that `view` shows, to try again: who finds nothing there
+    /// faults anew. Waits for no lock but of the list of those who wait.
+    ///
+    /// # Errors
+    /// See [`RangeError`]; it is never gone.
+    pub fn wake(&self, view: &View, pages: Range<u64>) -> Result<(), RangeError> {
+        let Some(range) = range(view, pages) else {
+            return Ok(());
+        };
+        // SAFETY: the struct is this ioctl's; it changes no memory.
+        let done = unsafe {
+            let call = Setter::<{ abi::UFFDIO_WAKE }, _>::new(range);
+            ioctl(&self.fd, call)
+        };
+        done.map_err(RangeError::of)
+    }
+
+    /// Repeats `step`, which gives the bytes that it did and why no more, until all `pages` are done.
+    fn install(
+        &self,
+        view: &View,
+        pages: Range<u64>,
+        step: impl Fn(&OwnedFd, abi::Range) -> (u64, Result<(), Errno>),
+    ) -> Result<(), (u64, Errno)> {
+        let shown = view.pages();
+        let inside = pages.start >= shown.start && pages.end <= shown.end;
+        assert!(inside, "pages {pages:?} of a view of {shown:?}");
+        let mut next = pages.start;
+        let mut longest = u64::MAX;
+        while next < pages.end {
+            let end = next.saturating_add(longest).min(pages.end);
+            let asked = range(view, next..end).expect("pages of the view");
+            let (bytes, result) = step(&self.fd, asked);
+            next += bytes / PAGE;
+            match result {
+                Ok(()) => debug_assert_eq!(bytes, asked.len, "all of it"),
+                // A part was done: asked again from there on, it says why. Or nothing was, since
+                // page tables moved.
+                Err(Errno::AGAIN) if bytes > 0 => {}
+                Err(Errno::AGAIN) => yield_now(),
+                // The range must be of one mapping to the kernel, which a user has perhaps split:
+                // page by page it is found whether one is gone.
+                Err(Errno::NOENT) if asked.len > PAGE => longest = 1,
+                Err(errno) => return Err((next, errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_protect(&self, range: abi::Range, mode: u64) -> Result<(), Errno> {
+        loop {
+            let mut argument = abi::WriteProtect { range, mode };
+            // SAFETY: the struct is this ioctl's, and `range` is of a view: it changes whether
+            // stores fault.
+            let done = unsafe {
+                let call = Updater::<{ abi::UFFDIO_WRITEPROTECT }, _>::new(&mut argument);
+                ioctl(&self.fd, call)
+            };
+            match done {
+                Err(Errno::AGAIN) => yield_now(),
+                done => return done,
+            }
+        }
+    }
+}
+
+/// How often what is mapped in one place is taken away before it is poisoned: more than once only if
+/// others map there meanwhile.
+const CLEARINGS: u32 = 16;
+
+impl AsFd for Userfault {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Way {
+    fn open(self) -> Result<OwnedFd, UserfaultError> {
+        let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+        let opened = match self {
+            Self::UserFaults => {
+                let user_mode_only = UserfaultfdFlags::from_bits_retain(abi::UFFD_USER_MODE_ONLY);
+                // SAFETY: it watches nothing until a view is registered.
+                unsafe { rustix::mm::userfaultfd(flags | user_mode_only) }
+            }
+            Self::KernelFaults => {
+                // SAFETY: as above.
+                unsafe { rustix::mm::userfaultfd(flags) }
+            }
+            Self::Device => {
+                let access = OFlags::RDWR | OFlags::CLOEXEC;
+                rustix::fs::open(c"/dev/userfaultfd", access, rustix::fs::Mode::empty()).and_then(
+                    |device| {
+                        // SAFETY: of this device the ioctl makes a new descriptor; the argument
+                        // is its flags.
+                        unsafe { ioctl(&device, New(flags.bits())) }
+                    },
+                )
+            }
+        };
+        opened.map_err(|errno| match errno {
+            Errno::NOSYS => UserfaultError::NotBuilt,
+            Errno::PERM | Errno::ACCESS => match self {
+                Self::UserFaults => UserfaultError::Denied,
+                Self::Device | Self::KernelFaults => UserfaultError::KernelFaultsDenied,
+            },
+            errno => UserfaultError::System(errno.into()),
+        })
+    }
+}
+
+/// `USERFAULTFD_IOC_NEW`, with the flags of the new descriptor.
+struct New(u32);
+
+// SAFETY: the argument is an integer, and what the ioctl gives is a descriptor that is nobody else's.
+unsafe impl Ioctl for New {
+    type Output = OwnedFd;
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        abi::USERFAULTFD_IOC_NEW
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::without_provenance_mut(usize::try_from(self.0).expect("32 bits or more"))
+    }
+
+    // SAFETY (of callers): `new` is what this ioctl gave, without an error.
+    unsafe fn output_from_ptr(new: IoctlOutput, _: *mut c_void) -> Result<OwnedFd, Errno> {
+        // SAFETY: a new descriptor, open, and owned by nobody.
+        Ok(unsafe { OwnedFd::from_raw_fd(new) })
+    }
+}
+
+impl Registered {
+    /// The event that a message tells; `None` if it is not of this view.
+    fn event(&self, message: &[u8]) -> Option<Event> {
+        let word = |at: usize| {
+            let bytes = message.get(at..at + 8)?.try_into().ok()?;
+            Some(u64::from_ne_bytes(bytes))
+        };
+        let flags = word(abi::MESSAGE_FLAGS)?;
+        let address = usize::try_from(word(abi::MESSAGE_ADDRESS)?).ok()?;
+        let page = address.checked_sub(self.base)? / FRAME_SIZE;
+        let page = u64::try_from(page).ok().filter(|page| *page < self.pages)?;
+        let kind = if flags & abi::UFFD_PAGEFAULT_FLAG_WP != 0 {
+            FaultKind::WriteProtected
+        } else if flags & abi::UFFD_PAGEFAULT_FLAG_MINOR != 0 {
+            FaultKind::Minor
+        } else {
+            FaultKind::Missing
+        };
+        (message.first() == Some(&abi::UFFD_EVENT_PAGEFAULT)).then_some(Event {
+            page: self.first + page,
+            write: flags & abi::UFFD_PAGEFAULT_FLAG_WRITE != 0,
+            kind,
+        })
+    }
+}
+
+impl RangeError {
+    fn of(errno: Errno) -> Self {
+        match errno {
+            Errno::NOENT | Errno::SRCH => Self::Gone,
+            errno => Self::Refused(errno.into()),
+        }
+    }
+}
+
+/// Whether stores to the view's pages can be protected against: those to a private one need not.
+fn protects(view: &View) -> bool {
+    view.kind() != ViewKind::Private
+}
+
+/// Those of `pages` that the view shows, as addresses.
+fn range(view: &View, pages: Range<u64>) -> Option<abi::Range> {
+    let (start, len) = view.range(pages)?;
+    let number = |value: usize| u64::try_from(value).expect("usize has 64 bits or less");
+    Some(abi::Range {
+        start: number(start.addr()),
+        len: number(len),
+    })
+}
+
+/// Turns `features` on; says which ones there are.
+fn enable(fd: &OwnedFd, features: u64) -> Result<u64, Errno> {
+    let mut argument = abi::Api {
+        api: abi::UFFD_API,
+        features,
+        ioctls: 0,
+    };
+    // SAFETY: `argument` is this ioctl's struct.
+    unsafe {
+        let call = Updater::<{ abi::UFFDIO_API }, _>::new(&mut argument);
+        ioctl(fd, call)?;
+    }
+    Ok(argument.features)
+}
+
+/// What `has` lacks of the features that are needed.
+fn lacking(has: u64) -> UserfaultError {
+    let missing: Vec<_> = FEATURES
+        .iter()
+        .filter(|(feature, _)| has & feature == 0)
+        .map(|(_, name)| *name)
+        .collect();
+    if missing.is_empty() {
+        return UserfaultError::System(Errno::INVAL.into());
+    }
+    UserfaultError::Lacks { missing }
+}
+
+/// CONTINUE or POISON: the bytes that it did, and why no more.
+///
+/// # Safety
+///
+/// `OPCODE` is one of both, and `range` of a view that is alive.
+unsafe fn install<const OPCODE: Opcode>(
+    fd: &OwnedFd,
+    range: abi::Range,
+    mode: u64,
+) -> (u64, Result<(), Errno>) {
+    let mut argument = abi::Install {
+        range,
+        mode,
+        done: 0,
+    };
+    // SAFETY: the caller's contract.
+    let result = unsafe { ioctl(fd, Updater::<OPCODE, _>::new(&mut argument)) };
+    // A negated errno is no count.
+    (u64::try_from(argument.done).unwrap_or(0), result)
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests;
