@@ -284,7 +284,7 @@ impl Userfault {
         .map_err(|(page, errno)| match errno {
             Errno::EXIST => Continue::AlreadyMapped { page },
             Errno::FAULT => Continue::Hole { page },
-            Errno::NOENT | Errno::SRCH => Continue::Gone { page },
+            errno if is_gone(errno) => Continue::Gone { page },
             errno => Continue::Refused {
                 page,
                 source: errno.into(),
@@ -333,17 +333,20 @@ impl Userfault {
         let shown = view.pages();
         let end = pages.end.min(shown.end);
         let mut next = pages.start.max(shown.start);
-        let mut cleared = 0;
+        let (mut cleared, mut gone) = (0, false);
         while next < end {
             let done = self.install(view, next..end, |fd, range| {
                 // SAFETY: the struct is this ioctl's, and `range` is of a view: accesses of it
                 // give a signal afterwards, which is no breach of memory.
                 unsafe { install::<{ abi::UFFDIO_POISON }>(fd, range, 0) }
             });
-            let (page, errno) = match done {
-                Ok(()) => return Ok(()),
-                Err(stopped) => stopped,
+            let Err((page, errno)) = done else {
+                break;
             };
+            if is_gone(errno) {
+                (gone, next, cleared) = (true, page + 1, 0);
+                continue;
+            }
             // Poison is put where there is nothing, not even the mark that a protected page left
             // when it went: that is taken off by ending its protection.
             if errno != Errno::EXIST || (page == next && cleared == CLEARINGS) {
@@ -358,7 +361,7 @@ impl Userfault {
             }
             next = page;
         }
-        Ok(())
+        if gone { Err(RangeError::Gone) } else { Ok(()) }
     }
 
     /// Wakes who waits for those of `pages` that `view` shows, to try again: who finds nothing there
@@ -410,6 +413,7 @@ impl Userfault {
         Ok(())
     }
 
+    /// Protects `range` or ends that, all of it that is registered; ENOENT if some is not.
     fn write_protect(&self, range: abi::Range, mode: u64) -> Result<(), Errno> {
         loop {
             let mut argument = abi::WriteProtect { range, mode };
@@ -421,6 +425,19 @@ impl Userfault {
             };
             match done {
                 Err(Errno::AGAIN) => yield_now(),
+                // The kernel stops at the first part that a user has unmapped; behind it stores
+                // must not go unnoticed.
+                Err(Errno::NOENT) if range.len > PAGE => {
+                    let len = range.len / PAGE / 2 * PAGE;
+                    let start = range.start + len;
+                    let rest = range.len - len;
+                    let first = self.write_protect(abi::Range { len, ..range }, mode);
+                    let second = self.write_protect(abi::Range { start, len: rest }, mode);
+                    return match (first, second) {
+                        (Err(errno), second) if is_gone(errno) => second.and(first),
+                        (first, second) => first.and(second),
+                    };
+                }
                 done => return done,
             }
         }
@@ -524,11 +541,17 @@ impl Registered {
 
 impl RangeError {
     fn of(errno: Errno) -> Self {
-        match errno {
-            Errno::NOENT | Errno::SRCH => Self::Gone,
-            errno => Self::Refused(errno.into()),
+        if is_gone(errno) {
+            Self::Gone
+        } else {
+            Self::Refused(errno.into())
         }
     }
+}
+
+/// Whether an operation met what is not registered, or a process whose memory is being taken down.
+fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::NOENT | Errno::SRCH)
 }
 
 /// Whether stores to the view's pages can be protected against: those to a private one need not.

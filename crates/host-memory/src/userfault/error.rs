@@ -63,13 +63,14 @@ pub enum Continue {
     },
 }
 
-/// Why an operation on a range of a view did not reach its end; a part of it may have been done.
+/// Why an operation was not done on all of a range of a view.
 #[derive(Debug, thiserror::Error)]
 pub enum RangeError {
-    /// The view is not registered there (any more): the user has unmapped it.
-    #[error("the range is not registered")]
+    /// The view is not registered in some place (any more): the user has unmapped it. It was done in
+    /// all others.
+    #[error("a part of the range is not registered")]
     Gone,
-    /// The operating system refuses: no memory for a page table.
+    /// The operating system refuses: no memory for a page table. It may have been done in a part.
     #[error("the range can't be changed")]
     Refused(#[source] io::Error),
 }

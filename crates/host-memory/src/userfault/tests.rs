@@ -232,7 +232,71 @@ fn a_run_over_a_place_that_was_given_to_another_mapping_stops_there() {
     let gone = rig.faults.continue_pages(&rig.view, 101..108, true);
     assert!(matches!(gone, Err(Continue::Gone { page: 104 })));
     assert_eq!(rig.load(103).join().expect("loaded"), 1);
-    rig.map(105..108, true);
+    rig.map(105..108, false);
+    // Behind it everything is protected all the same.
+    for on in [true, false] {
+        let gone = rig.faults.protect(&rig.view, 101..108, on);
+        assert!(matches!(gone, Err(RangeError::Gone)));
+        let store = rig.store(107, 2);
+        if on {
+            assert_eq!(rig.event(), event(107, true, FaultKind::WriteProtected));
+            rig.protect(107..108, false);
+        }
+        store.join().expect("stored");
+    }
+    rig.assert_quiet();
+}
+
+#[test]
+fn poison_is_put_behind_a_place_that_is_not_the_views_any_more() {
+    assert_sigbus(
+        "poison_is_put_behind_a_place_that_is_not_the_views_any_more",
+        ViewKind::Shared,
+        |rig| {
+            // SAFETY: as above.
+            unsafe {
+                let place = rig.view.as_ptr().add(4 * FRAME_SIZE).cast();
+                let flags = MapFlags::PRIVATE | MapFlags::FIXED;
+                rustix::mm::mmap_anonymous(place, FRAME_SIZE, ProtFlags::READ, flags)
+                    .expect("a page");
+            }
+            let gone = rig.faults.poison(&rig.view, 100..108);
+            assert!(matches!(gone, Err(RangeError::Gone)));
+            assert_eq!(rig.view.load_u8(byte_of(104), SeqCst), 0);
+        },
+        |rig| {
+            let _ = rig.view.load_u8(byte_of(107), SeqCst);
+        },
+    );
+}
+
+#[test]
+fn a_descriptor_for_reading_serves_private_views_alone() {
+    let memory = FileMemory::new().expect("memory");
+    memory.write(100, 0, &[5; FRAME_SIZE]);
+    let number = std::os::fd::AsRawFd::as_raw_fd(&memory.fd());
+    let file = std::fs::File::open(format!("/proc/self/fd/{number}")).expect("the memfd");
+    let mut faults = Userfault::open().expect("userfaultfd");
+    let view = View::of_fd(&file, 100, FRAME_SIZE, ViewKind::SharedReadOnly).expect("a view");
+    let refused = faults.register(&view).expect_err("not open for writing");
+    assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+    let view = View::of_fd(&file, 100, FRAME_SIZE, ViewKind::Private).expect("a view");
+    faults.register(&view).expect("registered");
+    let rig = Rig {
+        memory,
+        view: Arc::new(view),
+        faults,
+    };
+    let load = rig.load(100);
+    assert_eq!(rig.event(), event(100, false, FaultKind::Minor));
+    rig.map(100..101, true);
+    assert_eq!(load.join().expect("loaded"), 5);
+    rig.memory.punch(100..101);
+    let load = rig.load(100);
+    assert_eq!(rig.event(), event(100, false, FaultKind::Missing));
+    rig.fill(100..101, 6);
+    rig.map(100..101, true);
+    assert_eq!(load.join().expect("loaded"), 6);
 }
 
 #[test]
@@ -326,7 +390,7 @@ fn a_load_of_poison_is_sigbus() {
         ViewKind::Shared,
         |rig| rig.poison(102..104),
         |rig| {
-            rig.view.load_u8(byte_of(103), SeqCst);
+            let _ = rig.view.load_u8(byte_of(103), SeqCst);
         },
     );
 }
@@ -374,7 +438,7 @@ fn poison_stays_when_its_page_is_punched() {
             rig.memory.punch(0..u64::MAX);
         },
         |rig| {
-            rig.view.load_u8(byte_of(102), SeqCst);
+            let _ = rig.view.load_u8(byte_of(102), SeqCst);
         },
     );
 }
@@ -390,7 +454,7 @@ fn poison_takes_the_place_of_a_private_copy() {
             rig.poison(102..103);
         },
         |rig| {
-            rig.view.load_u8(byte_of(102), SeqCst);
+            let _ = rig.view.load_u8(byte_of(102), SeqCst);
         },
     );
 }
