@@ -183,7 +183,9 @@ impl<B: WriteBacking> Mapping<B> {
     ) -> Tried<B::Error> {
         let around = range.around(index, kind);
         let request = index..around.end;
-        let is_sequential = range.readahead.observe(&request);
+        // Where pages up to this one are mapped already, or a block begins: who goes on from page to
+        // page comes by there.
+        let is_sequential = range.readahead.observe(&request) && around.start == index;
         let found = match self.cached(index) {
             Some(folio) => Ok(folio),
             None => {
