@@ -140,7 +140,6 @@ impl<B: WriteBacking, S: FaultSource> Region<B, S> {
     }
 
     /// Its place among those who map the file, for faults that are asked for and for advice.
-    #[must_use]
     pub fn range(&self) -> &MappedRange<B> {
         &self.shared.range
     }
