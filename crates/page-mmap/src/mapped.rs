@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn what_is_mapped_is_left_out() {
         assert_eq!(of(0..100, &[16..18, 25..26]).around(20), 18..25);
-        assert_eq!(of(0..100, &[21..22]).around(20), 16..21);
+        assert_eq!(of(0..100, &[21..22, 40..50]).around(20), 16..21);
     }
 
     #[test]
