@@ -59,3 +59,6 @@ mod shootdown;
 pub use fault_source::{Cause, FaultSource, Mapped, RealSource, Woken};
 pub use region::{Faults, Kind, MapError, Region};
 pub use service::Service;
+
+#[cfg(all(test, not(shuttle)))]
+mod tests;
