@@ -50,7 +50,7 @@ pub enum MapError {
 ///   that are being served, of which nobody needs the answer: who drops it has nobody left who
 ///   touches its memory.
 pub struct Region<B: WriteBacking, S: FaultSource = RealSource> {
-    shared: Arc<Shared<B, S>>,
+    pub(crate) shared: Arc<Shared<B, S>>,
     in_service: Arc<InService>,
     thread: Option<thread::JoinHandle<()>>,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use pagefence_lock_order::primitives::Mutex;
+use pagefence_lock_order::primitives::RwLock;
 use pagefence_page_cache::{Access, CannotMap, MapTarget, MappedPage, PageRun, Unmap};
 
 use crate::fault_source::{FaultSource, Mapped};
@@ -28,8 +28,10 @@ pub(crate) enum Poison {
 pub(crate) struct Entries<S> {
     pub(crate) source: S,
     mapped: MappedPages,
-    /// Held while pages are poisoned and cured, so that the list is what is so. Below page locks.
-    poisoned: Mutex<BTreeMap<u64, Poison>>,
+    /// Held exclusively while pages are poisoned and cured, so that the list is what is so: what is
+    /// cured has neither a page nor a private copy that would go with the poison. Held shared while
+    /// pages are mapped, since who poisons one takes its protection off. Below page locks.
+    poisoned: RwLock<BTreeMap<u64, Poison>>,
 }
 
 impl<S: FaultSource> Entries<S> {
@@ -37,14 +39,14 @@ impl<S: FaultSource> Entries<S> {
         Self {
             mapped: MappedPages::none_of(&source.pages()),
             source,
-            poisoned: Mutex::new(BTreeMap::new()),
+            poisoned: RwLock::new(BTreeMap::new()),
         }
     }
 
     /// Has accesses to `page` end with SIGBUS because of `why`; past the end, unless `size`, asked
     /// when that is on the list, says that it no longer is.
     pub(crate) fn poison(&self, page: u64, why: Poison, pages_of_file: impl FnOnce() -> u64) {
-        let mut poisoned = self.poisoned.lock();
+        let mut poisoned = self.poisoned.write();
         // Who makes the file longer says so after it is: either this sees the new size, or that
         // sees the entry.
         if why == Poison::Beyond && page < pages_of_file() {
@@ -61,7 +63,7 @@ impl<S: FaultSource> Entries<S> {
     pub(crate) fn cure_failed(&self, now: Instant) -> Option<Duration> {
         let due = |why: &Poison| matches!(why, Poison::Failed(until) if *until <= now);
         self.cure(0..u64::MAX, due);
-        let poisoned = self.poisoned.lock();
+        let poisoned = self.poisoned.read();
         let next = poisoned.values().filter_map(|why| match why {
             Poison::Failed(until) => Some(until.saturating_duration_since(now)),
             Poison::Beyond => None,
@@ -70,7 +72,7 @@ impl<S: FaultSource> Entries<S> {
     }
 
     fn cure(&self, pages: Range<u64>, which: impl Fn(&Poison) -> bool) {
-        let mut poisoned = self.poisoned.lock();
+        let mut poisoned = self.poisoned.write();
         for (page, _) in poisoned.extract_if(pages, |_, why| which(why)) {
             self.source.zap(page..page + 1);
         }
@@ -86,6 +88,31 @@ impl<S: FaultSource> Entries<S> {
     }
 
     fn map_run(&self, pages: Range<u64>, fault: u64, writable: bool) -> Result<(), CannotMap> {
+        loop {
+            let poisoned = self.poisoned.read();
+            if poisoned.range(pages.clone()).next().is_none() {
+                return self.map_unpoisoned(pages, fault, writable);
+            }
+            drop(poisoned);
+            // A page would take the place of poison, and a copy that of the page.
+            self.forget_poison(pages.clone());
+        }
+    }
+
+    /// Takes the poison of `pages` off: of those on the list.
+    fn forget_poison(&self, pages: Range<u64>) {
+        let has_some = self.poisoned.read().range(pages.clone()).next().is_some();
+        if has_some {
+            self.cure(pages, |_| true);
+        }
+    }
+
+    fn map_unpoisoned(
+        &self,
+        pages: Range<u64>,
+        fault: u64,
+        writable: bool,
+    ) -> Result<(), CannotMap> {
         match self.source.map(pages.clone(), writable) {
             Mapped::All => self.mapped.set(&pages),
             Mapped::Up { to } => {
@@ -93,7 +120,7 @@ impl<S: FaultSource> Entries<S> {
                 if to == fault {
                     self.allow(fault, writable);
                 } else if to < fault {
-                    return self.map_run(fault..pages.end, fault, writable);
+                    return self.map_unpoisoned(fault..pages.end, fault, writable);
                 }
             }
             Mapped::Failed => return Err(CannotMap),
@@ -128,7 +155,10 @@ impl<S: FaultSource> MapTarget for Entries<S> {
     fn unmap(&self, pages: Range<u64>, which: Unmap) {
         self.mapped.clear(&pages);
         if which == Unmap::EvenPrivate && !self.source.is_shared() {
-            self.source.zap(pages);
+            self.source.zap(pages.clone());
+            // Poison went as well, and a copy may come where it was. What is poisoned from now on has
+            // its entry.
+            self.forget_poison(pages);
         }
     }
 

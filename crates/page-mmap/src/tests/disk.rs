@@ -217,7 +217,10 @@ impl Disk {
             };
             let homeless = blocks.len() - blocks.iter().filter(has_place).count();
             state.violations += homeless;
-            blocks.into_iter().map(|at| (at, state.blocks[at])).collect()
+            blocks
+                .into_iter()
+                .map(|at| (at, state.blocks[at]))
+                .collect()
         };
         self.pause(Stop::BeforeWrite);
         self.pause(Stop::BeforeMapping);

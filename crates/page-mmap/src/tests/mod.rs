@@ -1,7 +1,11 @@
 //! Tests with real page faults, on a disk that the test is in command of.
 
 mod disk;
+mod eyes;
+mod poison;
+mod races;
 mod smoke;
+mod space;
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
