@@ -43,6 +43,7 @@ struct State {
     /// Blocks that can still be reserved; any number, if `None`.
     free: Option<usize>,
     failing_reads: usize,
+    failing_writes: usize,
     stop: Option<Stop>,
     stopped: usize,
     reads: Vec<Range<u64>>,
@@ -134,6 +135,10 @@ impl Disk {
         self.state().failing_reads = count;
     }
 
+    pub(super) fn fail_writes(&self, count: usize) {
+        self.state().failing_writes = count;
+    }
+
     /// Leaves `blocks` that can be reserved.
     pub(super) fn limit_space(&self, blocks: usize) {
         self.state().free = Some(blocks);
@@ -182,10 +187,6 @@ impl Disk {
         }
     }
 
-    pub(super) fn stopped(&self) -> usize {
-        self.state().stopped
-    }
-
     /// What stopped goes on, and nothing stops any more.
     pub(super) fn go_on(&self) {
         self.state().stop = None;
@@ -205,7 +206,7 @@ impl Disk {
         state.stopped -= 1;
     }
 
-    fn write(&self, batch: &WriteBatch<'_>) {
+    fn write(&self, batch: &WriteBatch<'_>) -> Result<(), Failed> {
         let runs: Vec<Range<u64>> = batch.runs().collect();
         assert!(!runs.is_empty(), "a batch without a block");
         let submitted: Vec<(usize, Option<u64>)> = {
@@ -225,6 +226,10 @@ impl Disk {
         self.pause(Stop::BeforeWrite);
         self.pause(Stop::BeforeMapping);
         let mut state = self.state();
+        if state.failing_writes > 0 {
+            state.failing_writes -= 1;
+            return Err(Failed);
+        }
         for (at, before) in submitted {
             if state.blocks[at] != before {
                 state.violations += 1;
@@ -238,6 +243,7 @@ impl Disk {
                 state.reserved.remove(&at);
             }
         }
+        Ok(())
     }
 }
 
@@ -430,8 +436,7 @@ impl WriteBacking for Disk {
         _held: &mut Held<'_, Writepages>,
         batch: &WriteBatch<'_>,
     ) -> Result<(), Failed> {
-        self.write(batch);
-        Ok(())
+        self.write(batch)
     }
 }
 
@@ -441,7 +446,7 @@ impl DirectBacking for Disk {
         _held: &mut Held<'_, PageLock>,
         batch: &WriteBatch<'_>,
     ) -> Result<u64, Failed> {
-        self.write(batch);
+        self.write(batch)?;
         Ok(batch.runs().last().map_or(0, |run| run.end))
     }
 }

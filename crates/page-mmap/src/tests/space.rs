@@ -58,6 +58,12 @@ pub(super) trait Space: Send + Sync + Sized + 'static {
     /// Loads `len` bytes at `offset` of the file, which can be had.
     fn load(&self, offset: u64, len: usize) -> Vec<u8>;
 
+    /// As [`Self::load`], by a thread that holds an inode lock: its faults are served by another one,
+    /// which a simulated mapping has to be given.
+    fn load_below(space: &Arc<Self>, offset: u64, len: usize) -> Vec<u8> {
+        space.load(offset, len)
+    }
+
     /// Stores at `offset` of the file, which can be done.
     fn store(&self, offset: u64, bytes: &[u8]);
 
@@ -97,6 +103,11 @@ impl Space for AddressSpace<Disk> {
         let mut bytes = vec![0xEE; len];
         Self::load(self, offset, &mut bytes).expect("loaded");
         bytes
+    }
+
+    fn load_below(space: &Arc<Self>, offset: u64, len: usize) -> Vec<u8> {
+        let space = Arc::clone(space);
+        Task::start(move || Space::load(&*space, offset, len)).finish()
     }
 
     fn store(&self, offset: u64, bytes: &[u8]) {
