@@ -52,6 +52,8 @@ mod bell;
 mod fault_loop;
 mod fault_source;
 mod mapped;
+#[cfg(any(test, feature = "mutants"))]
+pub mod mutants;
 mod region;
 mod service;
 mod shootdown;

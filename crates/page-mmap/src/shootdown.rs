@@ -9,6 +9,8 @@ use pagefence_page_cache::{Access, CannotMap, MapTarget, MappedPage, PageRun, Un
 
 use crate::fault_source::{FaultSource, Mapped};
 use crate::mapped::MappedPages;
+#[cfg(any(test, feature = "mutants"))]
+use crate::mutants::Mutant;
 
 /// How long a page stays poisoned that could not be read, or had no space: accesses try again then,
 /// as they would at once in Linux.
@@ -32,6 +34,8 @@ pub(crate) struct Entries<S> {
     /// cured has neither a page nor a private copy that would go with the poison. Held shared while
     /// pages are mapped, since who poisons one takes its protection off. Below page locks.
     poisoned: RwLock<BTreeMap<u64, Poison>>,
+    #[cfg(any(test, feature = "mutants"))]
+    pub(crate) mutants: crate::mutants::Mutants,
 }
 
 impl<S: FaultSource> Entries<S> {
@@ -40,6 +44,8 @@ impl<S: FaultSource> Entries<S> {
             mapped: MappedPages::none_of(&source.pages()),
             source,
             poisoned: RwLock::new(BTreeMap::new()),
+            #[cfg(any(test, feature = "mutants"))]
+            mutants: crate::mutants::Mutants::default(),
         }
     }
 
@@ -72,6 +78,10 @@ impl<S: FaultSource> Entries<S> {
     }
 
     fn cure(&self, pages: Range<u64>, which: impl Fn(&Poison) -> bool) {
+        #[cfg(any(test, feature = "mutants"))]
+        if self.mutants.has(Mutant::Cure) {
+            return;
+        }
         let mut poisoned = self.poisoned.write();
         for (page, _) in poisoned.extract_if(pages, |_, why| which(why)) {
             self.source.zap(page..page + 1);
@@ -140,7 +150,10 @@ impl Poison {
 
 impl<S: FaultSource> MapTarget for Entries<S> {
     fn map(&self, run: &PageRun<'_>, access: Access) -> Result<(), CannotMap> {
-        self.map_run(run.pages(), run.fault(), access == Access::Store)
+        let writable = access == Access::Store;
+        #[cfg(any(test, feature = "mutants"))]
+        let writable = writable || self.mutants.has(Mutant::LoadProtection);
+        self.map_run(run.pages(), run.fault(), writable)
     }
 
     /// The kernel makes the copy, at the store that is tried again when the page is mapped for loads:
@@ -163,6 +176,10 @@ impl<S: FaultSource> MapTarget for Entries<S> {
     }
 
     fn write_protect(&self, pages: Range<u64>) {
+        #[cfg(any(test, feature = "mutants"))]
+        if self.mutants.has(Mutant::WriteProtection) {
+            return;
+        }
         if self.source.is_shared() {
             self.source.protect(pages, true);
         }
