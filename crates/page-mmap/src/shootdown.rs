@@ -85,11 +85,21 @@ impl<S: FaultSource> Entries<S> {
         }
     }
 
+    /// `pages` are mapped: whatever was wrong with them is past. Curing them later would take away
+    /// what is mapped now, a private copy as well.
+    fn note_mapped(&self, pages: &Range<u64>) {
+        self.mapped.set(pages);
+        let mut poisoned = self.poisoned.lock();
+        if !poisoned.is_empty() {
+            poisoned.retain(|page, _| !pages.contains(page));
+        }
+    }
+
     fn map_run(&self, pages: Range<u64>, fault: u64, writable: bool) -> Result<(), CannotMap> {
         match self.source.map(pages.clone(), writable) {
-            Mapped::All => self.mapped.set(&pages),
+            Mapped::All => self.note_mapped(&pages),
             Mapped::Up { to } => {
-                self.mapped.set(&(pages.start..to + 1));
+                self.note_mapped(&(pages.start..to + 1));
                 if to == fault {
                     self.allow(fault, writable);
                 } else if to < fault {
