@@ -246,7 +246,11 @@ fn attributes_are_looked_at_again_behind_the_size() {
         .expect("there is room");
     assert!(inode(&fs, id).disk().has_inline_data());
     fs.set_attr(id, &all(SIZE), &root()).expect("it is set");
-    assert!(!inode(&fs, id).disk().has_inline_data());
+    let disk = inode(&fs, id).disk();
+    assert!(!disk.has_inline_data());
+    // What says that the inode holds data went with the data.
+    let region = disk.record.xattr_region().expect("it has one");
+    assert!(!region.windows(4).any(|name| name == b"data"), "{region:?}");
     fs.sync_file(&file, false).expect("it is written");
     drop(file);
     fs.shut_down().expect("all is written");
