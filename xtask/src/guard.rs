@@ -134,7 +134,8 @@ mod tests {
     #[test]
     fn only_its_own_mounts_are_taken_down_the_last_first() {
         let found = mounts_below(MOUNTINFO, &scratch::prefix(12));
-        let expected = ["mnt/a b", "mnt"].map(|name| format!("/scratch/pagefence-xtask-12.Ab/{name}"));
+        let expected =
+            ["mnt/a b", "mnt"].map(|name| format!("/scratch/pagefence-xtask-12.Ab/{name}"));
         assert_eq!(found, expected.map(PathBuf::from));
         assert!(mounts_below(MOUNTINFO, &scratch::prefix(1)).is_empty());
     }
