@@ -69,6 +69,11 @@ impl<S: FaultSource> Entries<S> {
         next.min()
     }
 
+    /// The first of `pages` that is not mapped, as far as is known.
+    pub(crate) fn next_unmapped(&self, pages: Range<u64>) -> Option<u64> {
+        self.mapped.next_unmapped(pages)
+    }
+
     fn cure(&self, pages: Range<u64>, which: impl Fn(&Poison) -> bool) {
         let mut poisoned = self.poisoned.lock();
         for (page, _) in poisoned.extract_if(pages, |_, why| which(why)) {
