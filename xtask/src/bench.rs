@@ -2,6 +2,7 @@
 //! image, in interleaved rounds; medians and ratios in one table.
 
 mod fio;
+pub(crate) mod null_server;
 pub(crate) mod prepare;
 mod ranges;
 mod systems;

@@ -17,47 +17,28 @@
 
 mod abi;
 mod error;
+mod open;
 
-use std::ffi::c_void;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use pagefence_lock_order::primitives::thread::yield_now;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
 use rustix::io::{Errno, retry_on_intr};
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl};
-use rustix::mm::UserfaultfdFlags;
+use rustix::ioctl::{Opcode, Setter, Updater, ioctl};
 
 pub use error::{Continue, RangeError, UserfaultError};
 
 use crate::FRAME_SIZE;
 use crate::view::{View, ViewKind};
+use open::Way;
 
 const PAGE: u64 = FRAME_SIZE as u64;
 
 /// Events that one read fetches at most.
 const BATCH: usize = 32;
-
-/// The features that maps need, and their names.
-const FEATURES: [(u64, &str); 5] = [
-    (
-        abi::UFFD_FEATURE_PAGEFAULT_FLAG_WP,
-        "UFFD_FEATURE_PAGEFAULT_FLAG_WP",
-    ),
-    (
-        abi::UFFD_FEATURE_MISSING_SHMEM,
-        "UFFD_FEATURE_MISSING_SHMEM",
-    ),
-    (abi::UFFD_FEATURE_MINOR_SHMEM, "UFFD_FEATURE_MINOR_SHMEM"),
-    (
-        abi::UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
-        "UFFD_FEATURE_WP_HUGETLBFS_SHMEM",
-    ),
-    (abi::UFFD_FEATURE_POISON, "UFFD_FEATURE_POISON"),
-];
 
 /// A thread that faulted and sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,14 +89,6 @@ struct Registered {
     first: u64,
 }
 
-/// How a userfaultfd is asked for.
-#[derive(Clone, Copy, Debug)]
-enum Way {
-    UserFaults,
-    Device,
-    KernelFaults,
-}
-
 impl Userfault {
     /// A userfaultfd that needs no privilege, for faults of user code. A system call that is given an
     /// address in a view whose page is not mapped fails with EFAULT.
@@ -132,25 +105,21 @@ impl Userfault {
     /// # Errors
     /// See [`UserfaultError`].
     pub fn open_for_kernel_faults() -> Result<Self, UserfaultError> {
-        Self::open_by(Way::Device).or_else(|_| Self::open_by(Way::KernelFaults))
+        match Self::open_by(Way::Device) {
+            // The device is not there, or not for this process.
+            Err(UserfaultError::System(_) | UserfaultError::KernelFaultsDenied) => {
+                Self::open_by(Way::KernelFaults)
+            }
+            opened => opened,
+        }
     }
 
     fn open_by(way: Way) -> Result<Self, UserfaultError> {
-        let fd = way.open()?;
-        let needed = FEATURES.iter().fold(0, |all, (feature, _)| all | feature);
-        match enable(&fd, needed) {
-            Ok(_) => Ok(Self {
-                fd,
-                kernel_faults: !matches!(way, Way::UserFaults),
-                registered: None,
-            }),
-            // Features can be chosen once: what this kernel has, another one must be asked.
-            Err(Errno::INVAL) => match enable(&way.open()?, 0) {
-                Ok(has) => Err(lacking(has)),
-                Err(errno) => Err(UserfaultError::System(errno.into())),
-            },
-            Err(errno) => Err(UserfaultError::System(errno.into())),
-        }
+        Ok(Self {
+            fd: open::open(way)?,
+            kernel_faults: !matches!(way, Way::UserFaults),
+            registered: None,
+        })
     }
 
     /// Whether faults of system calls are told as well.
@@ -165,8 +134,9 @@ impl Userfault {
     /// Waits for the process's map lock, exclusively.
     ///
     /// # Errors
-    /// `AlreadyExists` if there is a view already, or the view is registered elsewhere; `PermissionDenied` if the
-    /// view is shared and its descriptor is not open for writing; else the operating system's refusal.
+    /// `AlreadyExists` if there is a view already, or the view is registered elsewhere;
+    /// `PermissionDenied` if the view is shared and its descriptor is not open for writing; else the
+    /// operating system's refusal.
     pub fn register(&mut self, view: &View) -> io::Result<()> {
         if self.registered.is_some() {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -454,65 +424,6 @@ impl AsFd for Userfault {
     }
 }
 
-impl Way {
-    fn open(self) -> Result<OwnedFd, UserfaultError> {
-        let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-        let opened = match self {
-            Self::UserFaults => {
-                let user_mode_only = UserfaultfdFlags::from_bits_retain(abi::UFFD_USER_MODE_ONLY);
-                // SAFETY: it watches nothing until a view is registered.
-                unsafe { rustix::mm::userfaultfd(flags | user_mode_only) }
-            }
-            Self::KernelFaults => {
-                // SAFETY: as above.
-                unsafe { rustix::mm::userfaultfd(flags) }
-            }
-            Self::Device => {
-                let access = OFlags::RDWR | OFlags::CLOEXEC;
-                rustix::fs::open(c"/dev/userfaultfd", access, rustix::fs::Mode::empty()).and_then(
-                    |device| {
-                        // SAFETY: of this device the ioctl makes a new descriptor; the argument
-                        // is its flags.
-                        unsafe { ioctl(&device, New(flags.bits())) }
-                    },
-                )
-            }
-        };
-        opened.map_err(|errno| match errno {
-            Errno::NOSYS => UserfaultError::NotBuilt,
-            Errno::PERM | Errno::ACCESS => match self {
-                Self::UserFaults => UserfaultError::Denied,
-                Self::Device | Self::KernelFaults => UserfaultError::KernelFaultsDenied,
-            },
-            errno => UserfaultError::System(errno.into()),
-        })
-    }
-}
-
-/// `USERFAULTFD_IOC_NEW`, with the flags of the new descriptor.
-struct New(u32);
-
-// SAFETY: the argument is an integer, and what the ioctl gives is a descriptor that is nobody else's.
-unsafe impl Ioctl for New {
-    type Output = OwnedFd;
-
-    const IS_MUTATING: bool = false;
-
-    fn opcode(&self) -> Opcode {
-        abi::USERFAULTFD_IOC_NEW
-    }
-
-    fn as_ptr(&mut self) -> *mut c_void {
-        std::ptr::without_provenance_mut(usize::try_from(self.0).expect("32 bits or more"))
-    }
-
-    // SAFETY (of callers): `new` is what this ioctl gave, without an error.
-    unsafe fn output_from_ptr(new: IoctlOutput, _: *mut c_void) -> Result<OwnedFd, Errno> {
-        // SAFETY: a new descriptor, open, and owned by nobody.
-        Ok(unsafe { OwnedFd::from_raw_fd(new) })
-    }
-}
-
 impl Registered {
     /// The event that a message tells; `None` if it is not of this view.
     fn event(&self, message: &[u8]) -> Option<Event> {
@@ -567,34 +478,6 @@ fn range(view: &View, pages: Range<u64>) -> Option<abi::Range> {
         start: number(start.addr()),
         len: number(len),
     })
-}
-
-/// Turns `features` on; says which ones there are.
-fn enable(fd: &OwnedFd, features: u64) -> Result<u64, Errno> {
-    let mut argument = abi::Api {
-        api: abi::UFFD_API,
-        features,
-        ioctls: 0,
-    };
-    // SAFETY: `argument` is this ioctl's struct.
-    unsafe {
-        let call = Updater::<{ abi::UFFDIO_API }, _>::new(&mut argument);
-        ioctl(fd, call)?;
-    }
-    Ok(argument.features)
-}
-
-/// What `has` lacks of the features that are needed.
-fn lacking(has: u64) -> UserfaultError {
-    let missing: Vec<_> = FEATURES
-        .iter()
-        .filter(|(feature, _)| has & feature == 0)
-        .map(|(_, name)| *name)
-        .collect();
-    if missing.is_empty() {
-        return UserfaultError::System(Errno::INVAL.into());
-    }
-    UserfaultError::Lacks { missing }
 }
 
 /// CONTINUE or POISON: the bytes that it did, and why no more.

@@ -242,9 +242,7 @@ impl<'a> LockedRun<'a> {
 
     /// Makes every page up to date and unlocks them.
     fn publish(mut self) {
-        for (folio, frame) in self.folios.iter().zip(self.frames.drain(..)) {
-            folio.publish(frame);
-        }
+        Folio::publish_run(&self.folios, std::mem::take(&mut self.frames));
     }
 
     /// The mutant: readers see the pages, of zeros, before they are read.

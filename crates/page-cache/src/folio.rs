@@ -50,13 +50,34 @@ impl Folio {
     /// Makes the folio up to date with `frame`, every byte of which the filler has written. The
     /// caller holds the page lock.
     pub(crate) fn publish(self: &Arc<Self>, frame: FrameMut) {
-        debug_assert!(self.state.is_locked(), "published without the page lock");
-        let number = frame.number();
-        let frame = match self.pages.memory() {
+        self.set_frame(match self.pages.memory() {
             Some(memory) => frame.publish_in(&memory, self.index),
             None => frame.publish(),
-        };
-        let published = self.frame.publish_frame(frame);
+        });
+    }
+
+    /// As [`Self::publish`], for `folios` that follow each other, and their `frames`.
+    pub(crate) fn publish_run(folios: &[Arc<Self>], frames: Vec<FrameMut>) {
+        let Some(first) = folios.first() else { return };
+        match first.pages.memory() {
+            Some(memory) => {
+                let frames = FrameMut::publish_run_in(frames, &memory, first.index);
+                for (folio, frame) in folios.iter().zip(frames) {
+                    folio.set_frame(frame);
+                }
+            }
+            None => {
+                for (folio, frame) in folios.iter().zip(frames) {
+                    folio.set_frame(frame.publish());
+                }
+            }
+        }
+    }
+
+    fn set_frame(self: &Arc<Self>, frame: Frame) {
+        debug_assert!(self.state.is_locked(), "published without the page lock");
+        let number = frame.number();
+        let published = self.frame.publish(frame);
         debug_assert!(published.is_ok(), "a folio is filled once");
         self.shared().clock.enter(number, self);
     }

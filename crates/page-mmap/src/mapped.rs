@@ -72,6 +72,22 @@ impl MappedPages {
         self.words[word].load(Ordering::Relaxed) & bit != 0
     }
 
+    /// The first of `pages` that is not mapped; none of those that are not of the view.
+    pub(crate) fn next_unmapped(&self, pages: Range<u64>) -> Option<u64> {
+        let mut at = pages.start.max(self.first);
+        let end = pages.end.min(self.end);
+        while at < end {
+            let (word, bit) = self.place(at);
+            let free = !self.words[word].load(Ordering::Relaxed) & !(bit - 1);
+            if free != 0 {
+                let found = at - (at - self.first) % BITS + u64::from(free.trailing_zeros());
+                return (found < end).then_some(found);
+            }
+            at += BITS - (at - self.first) % BITS;
+        }
+        None
+    }
+
     /// The first of `pages` that is mapped.
     fn next_mapped(&self, pages: Range<u64>) -> Option<u64> {
         let mut at = pages.start;
@@ -107,6 +123,10 @@ impl MappedPages {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::single_range_in_vec_init,
+    reason = "a list of ranges may have one"
+)]
 mod tests {
     use super::*;
 
@@ -148,6 +168,10 @@ mod tests {
         pages.clear(&(300..u64::MAX));
         let mapped: Vec<u64> = (3..1000).filter(|&page| pages.has(page)).collect();
         assert_eq!(mapped, (200..300).collect::<Vec<_>>());
+        assert_eq!(pages.next_unmapped(0..u64::MAX), Some(3));
+        assert_eq!(pages.next_unmapped(200..300), None);
+        assert_eq!(pages.next_unmapped(200..301), Some(300));
+        assert_eq!(pages.next_unmapped(1000..2000), None);
         assert_eq!(pages.next_mapped(3..200), None);
         assert_eq!(pages.next_mapped(3..201), Some(200));
         assert_eq!(pages.next_mapped(250..1000), Some(250));

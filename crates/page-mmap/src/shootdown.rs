@@ -67,21 +67,35 @@ impl<S: FaultSource> Entries<S> {
     /// Has accesses to pages try again that could not be had some time ago; says when the next ones
     /// are due.
     pub(crate) fn cure_failed(&self, now: Instant) -> Option<Duration> {
-        let due = |why: &Poison| matches!(why, Poison::Failed(until) if *until <= now);
-        self.cure(0..u64::MAX, due);
-        let poisoned = self.poisoned.read();
-        let next = poisoned.values().filter_map(|why| match why {
-            Poison::Failed(until) => Some(until.saturating_duration_since(now)),
-            Poison::Beyond => None,
-        });
-        next.min()
+        let next_cure = || {
+            let poisoned = self.poisoned.read();
+            let times = poisoned.values().filter_map(|why| match why {
+                Poison::Failed(until) => Some(*until),
+                Poison::Beyond => None,
+            });
+            times.min()
+        };
+        let mut next = next_cure();
+        #[cfg(any(test, feature = "mutants"))]
+        if self.mutants.has(Mutant::Cure) {
+            return None;
+        }
+        if next.is_some_and(|until| until <= now) {
+            self.cure(
+                0..u64::MAX,
+                |why| matches!(why, Poison::Failed(until) if *until <= now),
+            );
+            next = next_cure();
+        }
+        next.map(|until| until.saturating_duration_since(now))
+    }
+
+    /// The first of `pages` that is not mapped, as far as is known.
+    pub(crate) fn next_unmapped(&self, pages: Range<u64>) -> Option<u64> {
+        self.mapped.next_unmapped(pages)
     }
 
     fn cure(&self, pages: Range<u64>, which: impl Fn(&Poison) -> bool) {
-        #[cfg(any(test, feature = "mutants"))]
-        if self.mutants.has(Mutant::Cure) {
-            return;
-        }
         let mut poisoned = self.poisoned.write();
         for (page, _) in poisoned.extract_if(pages, |_, why| which(why)) {
             self.source.zap(page..page + 1);
@@ -190,6 +204,10 @@ impl<S: FaultSource> MapTarget for Entries<S> {
     }
 
     fn grown(&self, pages: u64) {
+        #[cfg(any(test, feature = "mutants"))]
+        if self.mutants.has(Mutant::Cure) {
+            return;
+        }
         self.cure(0..pages, |why| *why == Poison::Beyond);
     }
 }

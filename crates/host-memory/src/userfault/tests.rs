@@ -1,15 +1,16 @@
 //! Faults of real threads, told by the kernel and answered.
 
-use std::os::unix::process::ExitStatusExt;
-
+use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering::SeqCst};
 use pagefence_lock_order::primitives::thread::{self, JoinHandle};
-use pagefence_lock_order::primitives::{Arc, atomic::Ordering::SeqCst};
+use pagefence_lock_order::primitives::{Arc, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
 use super::*;
 use crate::FileMemory;
 use crate::test_child::{DONE, in_child};
+
+mod poison;
 
 /// Long enough for a thread to fault on a busy machine.
 const LONG: Duration = Duration::from_secs(20);
@@ -248,29 +249,6 @@ fn a_run_over_a_place_that_was_given_to_another_mapping_stops_there() {
 }
 
 #[test]
-fn poison_is_put_behind_a_place_that_is_not_the_views_any_more() {
-    assert_sigbus(
-        "poison_is_put_behind_a_place_that_is_not_the_views_any_more",
-        ViewKind::Shared,
-        |rig| {
-            // SAFETY: as above.
-            unsafe {
-                let place = rig.view.as_ptr().add(4 * FRAME_SIZE).cast();
-                let flags = MapFlags::PRIVATE | MapFlags::FIXED;
-                rustix::mm::mmap_anonymous(place, FRAME_SIZE, ProtFlags::READ, flags)
-                    .expect("a page");
-            }
-            let gone = rig.faults.poison(&rig.view, 100..108);
-            assert!(matches!(gone, Err(RangeError::Gone)));
-            assert_eq!(rig.view.load_u8(byte_of(104), SeqCst), 0);
-        },
-        |rig| {
-            let _ = rig.view.load_u8(byte_of(107), SeqCst);
-        },
-    );
-}
-
-#[test]
 fn a_descriptor_for_reading_serves_private_views_alone() {
     let memory = FileMemory::new().expect("memory");
     memory.write(100, 0, &[5; FRAME_SIZE]);
@@ -367,121 +345,6 @@ fn a_read_only_view_is_told_and_served() {
     assert_eq!(load.join().expect("loaded"), 9);
 }
 
-/// Loads or stores in a child, after `prepare`: SIGBUS.
-fn assert_sigbus(
-    name: &str,
-    kind: ViewKind,
-    prepare: impl FnOnce(&Rig),
-    access: impl FnOnce(&Rig),
-) {
-    let status = in_child(&format!("userfault::tests::{name}"), || {
-        let rig = Rig::new(kind);
-        rig.fill(100..108, 1);
-        prepare(&rig);
-        access(&rig);
-    });
-    assert_eq!(status.signal(), Some(7), "{status:?}");
-}
-
-#[test]
-fn a_load_of_poison_is_sigbus() {
-    assert_sigbus(
-        "a_load_of_poison_is_sigbus",
-        ViewKind::Shared,
-        |rig| rig.poison(102..104),
-        |rig| {
-            let _ = rig.view.load_u8(byte_of(103), SeqCst);
-        },
-    );
-}
-
-#[test]
-fn a_waiting_thread_meets_the_poison() {
-    assert_sigbus(
-        "a_waiting_thread_meets_the_poison",
-        ViewKind::Shared,
-        |_| {},
-        |rig| {
-            let store = rig.store(103, 1);
-            assert_eq!(rig.event(), event(103, true, FaultKind::Minor));
-            rig.poison(103..104);
-            let _ = store.join();
-        },
-    );
-}
-
-#[test]
-fn poison_takes_the_place_of_a_protected_page_and_of_its_mark() {
-    assert_sigbus(
-        "poison_takes_the_place_of_a_protected_page_and_of_its_mark",
-        ViewKind::Shared,
-        |rig| {
-            rig.map(100..104, true);
-            rig.map(104..108, false);
-            rig.memory.punch(102..106);
-            // Mapped, punched marks, punched, mapped, one after the other.
-            rig.poison(100..108);
-        },
-        |rig| {
-            rig.view.store_u8(byte_of(102), 1, SeqCst);
-        },
-    );
-}
-
-#[test]
-fn poison_stays_when_its_page_is_punched() {
-    assert_sigbus(
-        "poison_stays_when_its_page_is_punched",
-        ViewKind::Shared,
-        |rig| {
-            rig.poison(102..103);
-            rig.memory.punch(0..u64::MAX);
-        },
-        |rig| {
-            let _ = rig.view.load_u8(byte_of(102), SeqCst);
-        },
-    );
-}
-
-#[test]
-fn poison_takes_the_place_of_a_private_copy() {
-    assert_sigbus(
-        "poison_takes_the_place_of_a_private_copy",
-        ViewKind::Private,
-        |rig| {
-            rig.map(102..103, false);
-            rig.view.store_u8(byte_of(102), 5, SeqCst);
-            rig.poison(102..103);
-        },
-        |rig| {
-            let _ = rig.view.load_u8(byte_of(102), SeqCst);
-        },
-    );
-}
-
-#[test]
-fn poison_can_be_repeated_and_is_taken_off_by_a_zap() {
-    let rig = Rig::new(ViewKind::Shared);
-    rig.fill(100..108, 1);
-    rig.poison(101..103);
-    rig.poison(100..108);
-    rig.view.zap(101..102);
-    let load = rig.load(101);
-    assert_eq!(rig.event(), event(101, false, FaultKind::Minor));
-    rig.map(101..102, true);
-    assert_eq!(load.join().expect("loaded"), 1);
-}
-
-#[test]
-fn poison_is_taken_off_by_continuing_the_page() {
-    let rig = Rig::new(ViewKind::Shared);
-    rig.fill(100..108, 1);
-    rig.poison(101..102);
-    rig.map(101..102, true);
-    assert_eq!(rig.load(101).join().expect("loaded"), 1);
-    rig.assert_quiet();
-}
-
 #[test]
 fn many_faults_are_read_at_once_and_each_once() {
     let rig = Rig::new(ViewKind::Shared);
@@ -545,6 +408,76 @@ fn one_view_is_registered_once() {
     second.register(&other).expect("registered");
 }
 
+/// S4 as far as the kernel keeps it: a page is punched and filled anew under a lock that whoever
+/// continues it takes as well.
+#[test]
+fn nobody_sees_a_hole_while_a_page_comes_and_goes() {
+    const ROUNDS: u64 = 3000;
+    for kind in [ViewKind::Shared, ViewKind::Private] {
+        let rig = Arc::new(Rig::new(kind));
+        let page_lock = Arc::new(Mutex::new(()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let refill = |round: u64| {
+            let _locked = page_lock.lock();
+            rig.memory.punch(100..101);
+            rig.memory.write(100, 0, &round.to_ne_bytes());
+        };
+        refill(1);
+        let handler = {
+            let (rig, page_lock) = (Arc::clone(&rig), Arc::clone(&page_lock));
+            let stop = Arc::clone(&stop);
+            thread::spawn("handler", move || {
+                let (mut events, mut served) = (Vec::new(), 0);
+                while !stop.load(SeqCst) {
+                    rig.faults.wait(None, Some(SHORT)).expect("poll");
+                    rig.faults.read_events(&mut events).expect("read");
+                    for event in events.drain(..) {
+                        served += 1;
+                        let _locked = page_lock.lock();
+                        let page = event.page..event.page + 1;
+                        match rig.faults.continue_pages(&rig.view, page.clone(), true) {
+                            Ok(()) => {}
+                            Err(Continue::AlreadyMapped { .. }) => {
+                                rig.faults.wake(&rig.view, page).expect("woken");
+                            }
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                }
+                served
+            })
+            .expect("a thread")
+        };
+        let loaders: Vec<_> = (0..2)
+            .map(|_| {
+                let view = Arc::clone(&rig.view);
+                thread::spawn("loader", move || {
+                    let mut last = 1;
+                    while last < ROUNDS {
+                        let found = view.load_u64(0, SeqCst);
+                        assert!(found >= last, "{found} after {last}");
+                        last = found;
+                    }
+                })
+                .expect("a thread")
+            })
+            .collect();
+        for round in 2..=ROUNDS {
+            refill(round);
+            thread::yield_now();
+        }
+        while !loaders.iter().all(JoinHandle::is_finished) {
+            assert!(!handler.is_finished(), "the handler gave up");
+            thread::yield_now();
+        }
+        for loader in loaders {
+            loader.join().expect("a loader");
+        }
+        stop.store(true, SeqCst);
+        assert!(handler.join().expect("the handler") > 0);
+    }
+}
+
 /// Writes a byte of the view's page 100 to a pipe, by a system call.
 fn write_from(view: &View) -> Result<usize, Errno> {
     let (_read, write) = rustix::pipe::pipe().expect("a pipe");
@@ -587,18 +520,6 @@ fn faults_of_system_calls_are_told_where_that_is_allowed() {
     rig.fill(100..101, 1);
     rig.map(100..101, true);
     assert_eq!(write.join().expect("written"), Ok(1));
-}
-
-#[test]
-fn what_a_kernel_lacks_is_named() {
-    let all = FEATURES.iter().fold(0, |all, (feature, _)| all | feature);
-    let error = lacking(all & !abi::UFFD_FEATURE_POISON & !abi::UFFD_FEATURE_MINOR_SHMEM);
-    let text = error.to_string();
-    assert!(
-        text.contains("UFFD_FEATURE_MINOR_SHMEM, UFFD_FEATURE_POISON"),
-        "{text}"
-    );
-    assert!(!text.contains("MISSING"), "{text}");
 }
 
 #[test]
