@@ -23,7 +23,7 @@ const STEP: usize = 4096;
 /// let volume = Volume::open(&image, Options::new())?;
 /// let map = volume.open_file("/etc/hostname")?.map(.., MapOptions::private())?;
 /// let name = map.slice(..4)?;
-/// assert!(name == b"page"[..]);
+/// assert!(name == *b"page");
 /// map.write_at(0, b"c")?;
 /// assert_eq!(name.to_vec()?, b"cage");
 /// let letters: Vec<u8> = name.bytes().collect::<Result<_, _>>()?;
@@ -187,6 +187,12 @@ impl PartialEq<[u8]> for MapSlice<'_> {
     }
 }
 
+impl<const N: usize> PartialEq<[u8; N]> for MapSlice<'_> {
+    fn eq(&self, other: &[u8; N]) -> bool {
+        *self == other[..]
+    }
+}
+
 impl PartialEq<&[u8]> for MapSlice<'_> {
     fn eq(&self, other: &&[u8]) -> bool {
         *self == **other
@@ -292,6 +298,8 @@ impl Seek for MapReader<'_> {
             SeekFrom::Current(by) => self.position.checked_add_signed(by),
             SeekFrom::End(by) => (self.slice.len as u64).checked_add_signed(by),
         };
+        // Who goes back looks again.
+        self.copied.clear();
         self.position = target.ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::InvalidInput,
