@@ -151,6 +151,11 @@ impl World {
                 }
             }
         }
+        bench.reclaim_all();
+        let memory = bench.memory().allocated_pages();
+        if (memory, bench.mapping.nr_pages()) != (0, 0) {
+            self.note(format!("{memory} pages of memory are left"));
+        }
         if bench.disk().violations() > 0 {
             self.note(format!("{} violations", bench.disk().violations()));
         }
