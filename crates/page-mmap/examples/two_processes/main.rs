@@ -4,6 +4,7 @@
 //! `docs/adr/0017-maps-across-processes.md`.
 //!
 //! Needs root (it mounts a FUSE file system and reads /proc/PID/stack), Linux 6.9 on x86-64, and python3.
+//! While a client is stuck, for some seconds, ps(1) waits for it.
 //! `two_processes [PART [FREEZES]]`, where PART is `stuck`, `sealed`, `killed`, `freeze`, `trip` or `all`.
 
 mod freeze;

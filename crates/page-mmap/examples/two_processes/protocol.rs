@@ -13,8 +13,7 @@ pub(crate) const FAULT: u64 = 1;
 pub(crate) const GRANT: u64 = 2;
 /// Guard: a grant has taken effect.
 pub(crate) const TAKEN: u64 = 3;
-
-/// Daemon: these pages shall be protected against stores, [`run`] of them.
+/// Daemon: a run of pages, as [`number`] says it, shall be protected against stores.
 pub(crate) const PROTECT: u64 = 4;
 
 /// A run of pages as one number.
