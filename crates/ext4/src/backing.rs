@@ -23,9 +23,10 @@ use crate::inode::InodeCore;
 use crate::instance::Instance;
 use crate::map_blocks::{Run, Target};
 
-/// The data of one regular file (or of a slow symbolic link).
+/// The data of one regular file (or of a slow symbolic link), as the page cache asks for it. Nothing
+/// but the cache has a use for it.
 #[derive(Debug)]
-pub(crate) struct FileData {
+pub struct FileData {
     pub(crate) instance: Arc<Instance>,
     pub(crate) inode: Arc<InodeCore>,
     /// Where all other files' pages are: for a write that finds no space.

@@ -47,9 +47,10 @@ pub(crate) fn device(error: DeviceError) -> Error {
     Error::Io(io::Error::new(error.source.kind(), error))
 }
 
-/// Why filling a page or writing it back failed; everybody who waited for it gets a copy.
+/// Why filling a page or writing it back failed; everybody who waited for it gets a copy:
+/// an [`Error`], when it comes to that.
 #[derive(Clone, Debug)]
-pub(crate) struct FillError(Arc<Error>);
+pub struct FillError(Arc<Error>);
 
 impl FillError {
     /// Whether there was no space.

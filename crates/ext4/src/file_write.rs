@@ -203,7 +203,7 @@ pub(crate) fn has_rights(
 
 /// Says whether the space that this writer needs may come out of what is kept back for root. The
 /// caller holds the inode lock exclusively, so that no other writer reserves meanwhile.
-fn note_rights(held: &mut Held<'_, levels::Inode>, inode: &Inode, mode: WriteMode) {
+pub(crate) fn note_rights(held: &mut Held<'_, levels::Inode>, inode: &Inode, mode: WriteMode) {
     if !has_rights(held, inode, mode) {
         let (mut delayed, _held) = inode.core.block_map.write(held);
         delayed.use_reserve(mode.contains(WriteMode::USE_RESERVE));

@@ -51,6 +51,14 @@ pub struct File {
     readahead: Readahead,
 }
 
+impl File {
+    /// Its size in bytes, now. Takes no lock.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.inode.core.size()
+    }
+}
+
 impl Drop for File {
     fn drop(&mut self) {
         self.close();

@@ -7,6 +7,8 @@
 //! Times are kept in core: they go to the inode table with the next change of the inode, with
 //! fsync or sync, with the last dirty data that is written back, or when the file is closed.
 
+use std::ops::Range;
+
 use pagefence_lock_order::levels::{self, Level};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::{After, Held};
@@ -22,14 +24,24 @@ use crate::read_dir::Directory;
 impl FileSystem {
     /// See [`pagefence_vfs::FileSystem::sync_file`].
     pub(crate) fn fsync(&self, file: &File, data_only: bool) -> Result<()> {
+        self.fsync_range(file, 0..u64::MAX, data_only)
+    }
+
+    /// Makes `bytes` of a file durable, and what is needed to find them (msync(2)).
+    ///
+    /// # Errors
+    /// As [`pagefence_vfs::FileSystem::sync_file`].
+    pub fn sync_range(&self, file: &File, bytes: Range<u64>) -> Result<()> {
+        self.fsync_range(file, bytes, true)
+    }
+
+    fn fsync_range(&self, file: &File, bytes: Range<u64>, data_only: bool) -> Result<()> {
         if self.instance.live.is_none() {
             return Ok(());
         }
         let mut held = Held::at_entry();
         // What failed is told by the cursor: it may be somebody else's failure, too.
-        let _ = file
-            .mapping
-            .write_back(&mut held, 0..u64::MAX, WaitFor::All);
+        let _ = file.mapping.write_back(&mut held, bytes, WaitFor::All);
         let told = file.mapping.check_errors(&file.errors);
         // Whoever is told that data is lost is not left with its space taken as well.
         file.mapping.give_back_unwritten(&mut held);

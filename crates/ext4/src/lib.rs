@@ -11,6 +11,7 @@
 //! map_blocks ── extents, indirect      from a file's blocks to the file system's
 //! backing  writeback  delalloc         what the page cache asks for: space, data written, mapped
 //! file_write  direct  truncate  fallocate  inode_data  seek  atime   what is done to files
+//! map_file                             a file's pages, to be mapped into memory
 //! migrate                              a file's map of the other kind
 //! fsync                                what is durable when
 //! instance  group  inode_tables        superblock, descriptors, inode tables, metadata blocks
@@ -62,6 +63,7 @@ mod instance;
 mod journal_location;
 mod live;
 mod map_blocks;
+mod map_file;
 mod memory;
 mod migrate;
 pub mod mkfs;
@@ -94,6 +96,9 @@ mod truncate;
 mod writeback;
 mod xattr;
 
+pub use backing::FileData;
+pub use error::FillError;
 pub use filesystem::{File, FileSystem};
+pub use map_file::SharedPages;
 pub use mount::{MountError, MountOptions};
 pub use read_dir::Directory;

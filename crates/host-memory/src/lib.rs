@@ -24,6 +24,7 @@ mod fuse_ioctl;
 mod mapped;
 pub mod memory;
 pub mod page_buffer;
+pub mod raw_bytes;
 pub mod userfault;
 pub mod view;
 
@@ -33,6 +34,7 @@ pub use frame::{Frame, FrameCell, FrameMut};
 pub use fuse_ioctl::fuse_ioctl;
 pub use memory::FileMemory;
 pub use page_buffer::PageBuffer;
+pub use raw_bytes::RawBytes;
 pub use userfault::{Continue, Event, FaultKind, RangeError, Userfault, UserfaultError, Woken};
 pub use view::{View, ViewKind};
 

@@ -327,6 +327,8 @@ mod atomics {
     }
 
     change! {
+        u8, AtomicU8, fetch_add_u8, compare_exchange_u8;
+        u16, AtomicU16, fetch_add_u16, compare_exchange_u16;
         u32, AtomicU32, fetch_add_u32, compare_exchange_u32;
         u64, AtomicU64, fetch_add_u64, compare_exchange_u64;
     }

@@ -39,11 +39,16 @@ impl Bell {
         self.ring();
     }
 
-    /// Whether the loop is to end; from now on it can be rung again.
+    /// Whether the loop is to end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::SeqCst)
+    }
+
+    /// As [`Self::is_over`]; from now on it can be rung again.
     pub(crate) fn hear(&self) -> bool {
         let mut count = [0; 8];
         // There is nothing to read if somebody else has heard it.
         let _ = rustix::io::read(&self.fd, &mut count);
-        self.is_over.load(Ordering::SeqCst)
+        self.is_over()
     }
 }

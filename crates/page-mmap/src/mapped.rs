@@ -72,6 +72,22 @@ impl MappedPages {
         self.words[word].load(Ordering::Relaxed) & bit != 0
     }
 
+    /// The first of `pages` that is not mapped; none of those that are not of the view.
+    pub(crate) fn next_unmapped(&self, pages: Range<u64>) -> Option<u64> {
+        let mut at = pages.start.max(self.first);
+        let end = pages.end.min(self.end);
+        while at < end {
+            let (word, bit) = self.place(at);
+            let free = !self.words[word].load(Ordering::Relaxed) & !(bit - 1);
+            if free != 0 {
+                let found = at - (at - self.first) % BITS + u64::from(free.trailing_zeros());
+                return (found < end).then_some(found);
+            }
+            at += BITS - (at - self.first) % BITS;
+        }
+        None
+    }
+
     /// The first of `pages` that is mapped.
     fn next_mapped(&self, pages: Range<u64>) -> Option<u64> {
         let mut at = pages.start;
@@ -114,9 +130,11 @@ impl MappedPages {
 mod tests {
     use super::*;
 
-    fn of(pages: Range<u64>, mapped: &[Range<u64>]) -> MappedPages {
+    fn of(pages: Range<u64>, mapped: &[(u64, u64)]) -> MappedPages {
         let of = MappedPages::none_of(&pages);
-        mapped.iter().for_each(|pages| of.set(pages));
+        mapped
+            .iter()
+            .for_each(|&(start, end)| of.set(&(start..end)));
         of
     }
 
@@ -130,26 +148,30 @@ mod tests {
 
     #[test]
     fn what_is_mapped_is_left_out() {
-        assert_eq!(of(0..100, &[16..18, 25..26]).around(20), 18..25);
-        assert_eq!(of(0..100, &[21..22, 40..50]).around(20), 16..21);
+        assert_eq!(of(0..100, &[(16, 18), (25, 26)]).around(20), 18..25);
+        assert_eq!(of(0..100, &[(21, 22), (40, 50)]).around(20), 16..21);
     }
 
     #[test]
     fn who_goes_on_takes_ever_more() {
-        assert_eq!(of(0..10_000, &[0..16]).around(16), 16..80);
-        assert_eq!(of(0..10_000, &[0..80]).around(80), 80..592);
-        assert_eq!(of(0..100, &[0..80]).around(80), 80..100);
-        assert_eq!(of(0..10_000, &[0..80, 300..301]).around(80), 80..300);
-        assert_eq!(of(64..10_000, &[64..128]).around(128), 128..640);
+        assert_eq!(of(0..10_000, &[(0, 16)]).around(16), 16..80);
+        assert_eq!(of(0..10_000, &[(0, 80)]).around(80), 80..592);
+        assert_eq!(of(0..100, &[(0, 80)]).around(80), 80..100);
+        assert_eq!(of(0..10_000, &[(0, 80), (300, 301)]).around(80), 80..300);
+        assert_eq!(of(64..10_000, &[(64, 128)]).around(128), 128..640);
     }
 
     #[test]
     fn bits_are_set_and_cleared_across_words() {
-        let pages = of(3..1000, &[10..500]);
+        let pages = of(3..1000, &[(10, 500)]);
         pages.clear(&(0..200));
         pages.clear(&(300..u64::MAX));
         let mapped: Vec<u64> = (3..1000).filter(|&page| pages.has(page)).collect();
         assert_eq!(mapped, (200..300).collect::<Vec<_>>());
+        assert_eq!(pages.next_unmapped(0..u64::MAX), Some(3));
+        assert_eq!(pages.next_unmapped(200..300), None);
+        assert_eq!(pages.next_unmapped(200..301), Some(300));
+        assert_eq!(pages.next_unmapped(1000..2000), None);
         assert_eq!(pages.next_mapped(3..200), None);
         assert_eq!(pages.next_mapped(3..201), Some(200));
         assert_eq!(pages.next_mapped(250..1000), Some(250));

@@ -50,8 +50,9 @@ pub enum MapError {
 ///   that are being served, of which nobody needs the answer: who drops it has nobody left who
 ///   touches its memory.
 pub struct Region<B: WriteBacking, S: FaultSource = RealSource> {
-    shared: Arc<Shared<B, S>>,
-    in_service: Arc<InService>,
+    pub(crate) shared: Arc<Shared<B, S>>,
+    pub(crate) in_service: Arc<InService>,
+    pub(crate) service: Arc<Service>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -65,7 +66,7 @@ pub(crate) struct Shared<B: WriteBacking, S: FaultSource> {
 
 /// Faults of a region that its service has.
 #[derive(Debug, Default)]
-struct InService {
+pub(crate) struct InService {
     count: Mutex<usize>,
     fewer: Condvar,
 }
@@ -129,6 +130,7 @@ impl<B: WriteBacking, S: FaultSource> Region<B, S> {
         Ok(Self {
             shared,
             in_service,
+            service: Arc::clone(service),
             thread: Some(thread),
         })
     }
@@ -153,7 +155,7 @@ impl<B: WriteBacking, S: FaultSource> Region<B, S> {
 
 impl InService {
     /// `job`, which is counted until it is over and dropped.
-    fn count_in(self: &Arc<Self>, job: Job) -> Job {
+    pub(crate) fn count_in(self: &Arc<Self>, job: Job) -> Job {
         *self.count.lock() += 1;
         let counted = Counted(Arc::clone(self));
         Box::new(move || {

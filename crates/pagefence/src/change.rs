@@ -295,8 +295,8 @@ impl Volume {
     /// the last clone does the same, but can't say what went wrong.
     ///
     /// # Errors
-    /// The device failed; [`std::io::ErrorKind::ResourceBusy`] if clones, files or iterators of it
-    /// are still in use (the volume stays open for them).
+    /// The device failed; [`std::io::ErrorKind::ResourceBusy`] if clones, files, maps or iterators
+    /// of it are still in use (the volume stays open for them).
     pub fn close(self) -> Result<()> {
         let root = Path::new("/");
         match self.into_file_system() {

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::map::problem::Problem;
+
 /// Result of the library's operations.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -28,6 +30,7 @@ enum Source {
     Operation(pagefence_vfs::Error),
     Open(Box<pagefence_ext4::MountError>),
     Make(Box<pagefence_ext4::mkfs::MkfsError>),
+    Map(Box<Problem>),
 }
 
 impl Error {
@@ -52,6 +55,13 @@ impl Error {
         }
     }
 
+    pub(crate) fn of_map(path: &Path, source: Problem) -> Self {
+        Self {
+            path: Some(path.to_path_buf()),
+            source: Source::Map(Box::new(source)),
+        }
+    }
+
     /// The path in the volume (or the image's own) that the operation was about.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
@@ -66,6 +76,7 @@ impl Error {
         match &self.source {
             Source::Open(error) => error.kind(),
             Source::Make(error) => error.kind(),
+            Source::Map(problem) => problem.kind(),
             Source::Operation(error) => match error {
                 E::NotFound | E::Stale => io::ErrorKind::NotFound,
                 E::NotDirectory => io::ErrorKind::NotADirectory,
@@ -102,6 +113,7 @@ impl std::fmt::Display for Error {
             Source::Operation(error) => error.fmt(f),
             Source::Open(error) => error.fmt(f),
             Source::Make(error) => error.fmt(f),
+            Source::Map(problem) => problem.fmt(f),
         }
     }
 }
@@ -112,6 +124,7 @@ impl std::error::Error for Error {
             Source::Operation(error) => error.source(),
             Source::Open(error) => error.source(),
             Source::Make(error) => error.source(),
+            Source::Map(problem) => problem.source(),
         }
     }
 }

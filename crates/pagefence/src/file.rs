@@ -11,6 +11,8 @@ use pagefence_vfs::{
 
 use crate::change::ROOT;
 use crate::error::{Error, Result};
+use crate::map::FaultService;
+use crate::map::live::{fill_outside_maps, outside_maps};
 use crate::metadata::Metadata;
 use crate::volume::Volume;
 
@@ -38,12 +40,13 @@ const EXTENTS_AT_ONCE: usize = 256;
 /// ```
 #[derive(Debug)]
 pub struct File {
-    fs: Arc<FileSystem>,
+    pub(crate) fs: Arc<FileSystem>,
     file: <FileSystem as pagefence_vfs::FileSystem>::File,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     pub(crate) id: InodeId,
     position: u64,
-    rights: Rights,
+    pub(crate) rights: Rights,
+    pub(crate) faults: Arc<FaultService>,
     /// Behind `file`: fields go in their order.
     _closed: Closed,
 }
@@ -51,9 +54,19 @@ pub struct File {
 /// Tells the file system, when a file that was open is let go, that it may have been the last of
 /// one without a name.
 #[derive(Debug)]
-struct Closed {
-    fs: Arc<FileSystem>,
+pub(crate) struct Closed {
+    pub(crate) fs: Arc<FileSystem>,
     id: InodeId,
+}
+
+impl Closed {
+    /// Of a file that was opened before.
+    pub(crate) fn new(fs: &Arc<FileSystem>, id: InodeId) -> Self {
+        Self {
+            fs: Arc::clone(fs),
+            id,
+        }
+    }
 }
 
 impl Drop for Closed {
@@ -109,14 +122,12 @@ impl File {
             id,
             position: 0,
             rights,
-            _closed: Closed {
-                fs: Arc::clone(&volume.fs),
-                id,
-            },
+            faults: Arc::clone(&volume.faults),
+            _closed: Closed::new(&volume.fs, id),
         })
     }
 
-    fn fail(&self, error: pagefence_vfs::Error) -> Error {
+    pub(crate) fn fail(&self, error: pagefence_vfs::Error) -> Error {
         Error::at(&self.path, error)
     }
 
@@ -132,7 +143,10 @@ impl File {
     }
 
     /// Reads into `buffer` from byte `offset` on, and returns how many bytes: fewer than asked
-    /// for only at the end of the file. The position stays.
+    /// for only at the end of the file. The position stays. The buffer may lie in a [`Map`] of any
+    /// file, this one included.
+    ///
+    /// [`Map`]: crate::Map
     ///
     /// # Errors
     /// The device fails, or the file's block map is damaged.
@@ -140,12 +154,15 @@ impl File {
         if !self.rights.read {
             return Err(self.fail(pagefence_vfs::Error::PermissionDenied));
         }
-        let read = if self.rights.direct {
-            self.fs.read_direct(&self.file, offset, buffer)
-        } else {
-            self.fs.read(&self.file, offset, buffer)
-        };
-        read.map_err(|error| self.fail(error))
+        fill_outside_maps(buffer, |at, part| {
+            let offset = offset.saturating_add(at as u64);
+            if self.rights.direct {
+                self.fs.read_direct(&self.file, offset, part)
+            } else {
+                self.fs.read(&self.file, offset, part)
+            }
+        })
+        .map_err(|error| self.fail(error))
     }
 
     /// The whole contents, from byte 0 on; holes are zeros, so that a file may be much longer
@@ -198,12 +215,14 @@ impl File {
 
     /// Writes `data` from byte `offset` on, growing the file if need be, and returns how many
     /// bytes: fewer only if something failed behind them. With [`OpenOptions::append`] they go to
-    /// the end of the file, wherever that is. The position stays.
+    /// the end of the file, wherever that is. The position stays. The data may lie in a [`Map`] of
+    /// any file, this one included.
     ///
     /// What was written is seen by every reader at once; it is durable after
     /// [`File::sync_data`]. It has its space already: that never fails later.
     ///
     /// [`OpenOptions::append`]: crate::OpenOptions::append
+    /// [`Map`]: crate::Map
     ///
     /// # Errors
     /// Not opened for writing; no space; the file would be too large.
@@ -218,7 +237,7 @@ impl File {
         let mut written = 0;
         for chunk in data.chunks(STEP) {
             let at = offset.saturating_add(written as u64);
-            match self.fs.write(&self.file, at, chunk, mode) {
+            match self.fs.write(&self.file, at, &outside_maps(chunk), mode) {
                 Ok(some) => {
                     written += some;
                     if some < chunk.len() {

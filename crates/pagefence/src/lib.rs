@@ -4,6 +4,7 @@
 //! - [`Volume`] is an open image: paths in, bytes, metadata and entries out.
 //! - [`File`] is an open file in it: reads and writes at an offset, [`std::io::Read`],
 //!   [`std::io::Write`], [`std::io::Seek`], holes; [`OpenOptions`] says how it is opened.
+//! - [`Map`] is a range of a file in memory: shared, coherent with all else, and safe to use.
 //! - [`Options`] says how an image is opened.
 //! - [`Mkfs`] makes file systems, empty or filled; [`info`] tells what an image is.
 //!
@@ -21,6 +22,7 @@ mod directory;
 mod error;
 mod file;
 mod info;
+mod map;
 mod metadata;
 mod mkfs;
 mod open_options;
@@ -38,10 +40,15 @@ pub use directory::{DirEntry, ReadDir};
 pub use error::{Error, Result};
 pub use file::{Extent, Extents, File};
 pub use info::{ErrorAt, Errors, Info, Journal, JournalState, info, info_at, info_of_device};
+pub use map::Map;
+pub use map::atomics::MapInteger;
+pub use map::options::{Advice, MapOptions};
+pub use map::slice::{Bytes, Chunks, MapReader, MapSlice};
 pub use metadata::{FileType, Metadata};
 pub use mkfs::{Attributes, Formatted, Kind, Mkfs, Uuid};
 pub use open_options::OpenOptions;
 pub use options::Options;
+pub use pagefence_page_mmap::RawBytes;
 pub use pagefence_vfs::{ExtentState, MapFormat};
 pub use volume::{Usage, Volume};
 pub use walk::{Walk, WalkEntry};

@@ -10,6 +10,7 @@ use pagefence_vfs::{Attr, FileKind, FileSystem as _};
 use crate::directory::ReadDir;
 use crate::error::{Error, Result};
 use crate::file::File;
+use crate::map::FaultService;
 use crate::metadata::Metadata;
 use crate::options::Options;
 use crate::path::{Follow, resolve};
@@ -18,7 +19,7 @@ use crate::walk::Walk;
 /// An ext2, ext3 or ext4 file system in an image.
 ///
 /// Cheap to clone: clones share one open image, which is closed with the last of them and of the
-/// files and iterators made from them. Paths start at the volume's root, with or without a
+/// files, maps and iterators made from them. Paths start at the volume's root, with or without a
 /// leading `/`; symbolic links resolve inside the volume.
 ///
 /// ```
@@ -34,6 +35,7 @@ use crate::walk::Walk;
 #[derive(Clone, Debug)]
 pub struct Volume {
     pub(crate) fs: Arc<FileSystem>,
+    pub(crate) faults: Arc<FaultService>,
 }
 
 /// Size and free space of a volume, in bytes and inodes.
@@ -88,7 +90,14 @@ impl Volume {
     }
 
     fn new(fs: FileSystem) -> Self {
-        Self { fs: Arc::new(fs) }
+        Self::of(Arc::new(fs))
+    }
+
+    fn of(fs: Arc<FileSystem>) -> Self {
+        Self {
+            fs,
+            faults: Arc::default(),
+        }
     }
 
     /// What the user should know about how the image was opened, a sentence each: that it is
@@ -101,9 +110,9 @@ impl Volume {
     /// The file system itself, for a front that serves [`pagefence_vfs::FileSystem`].
     ///
     /// # Errors
-    /// The volume back, if clones, files or iterators of it are still in use.
+    /// The volume back, if clones, files, maps or iterators of it are still in use.
     pub fn into_file_system(self) -> std::result::Result<FileSystem, Self> {
-        Arc::try_unwrap(self.fs).map_err(|fs| Self { fs })
+        Arc::try_unwrap(self.fs).map_err(Self::of)
     }
 
     pub(crate) fn resolve(&self, path: &Path, follow: Follow) -> Result<Attr> {

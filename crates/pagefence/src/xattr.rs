@@ -7,6 +7,7 @@ use std::path::Path;
 use pagefence_vfs::{FileSystem as _, XattrMode};
 
 use crate::error::{Error, Result};
+use crate::map::live::outside_maps;
 use crate::path::Follow;
 use crate::volume::Volume;
 
@@ -59,9 +60,9 @@ impl Volume {
     ) -> Result<()> {
         let path = path.as_ref();
         let attr = self.resolve(path, Follow::NotLast)?;
-        let (name, value) = (name.as_ref().as_bytes(), value.as_ref());
+        let (name, value) = (name.as_ref().as_bytes(), outside_maps(value.as_ref()));
         self.fs
-            .set_xattr(attr.id, name, value, XattrMode::Set)
+            .set_xattr(attr.id, name, &value, XattrMode::Set)
             .map_err(|error| Error::at(path, error))
     }
 

@@ -1,0 +1,112 @@
+//! A store that finds no space ends the process that stores, and nothing else is lost.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use pagefence::{Kind, MapOptions, Mkfs, Options, Volume};
+
+use crate::e2fsck;
+use crate::kit::{FORMATS, file, pattern};
+
+/// Says to the test that is the child which image it has.
+const IMAGE: &str = "PAGEFENCE_MAP_TEST_IMAGE";
+const SIGBUS: i32 = 7;
+const KEPT: usize = 100_000;
+
+/// Runs the test `name` of this program, by itself, with `image`, and fails unless SIGBUS ends it.
+pub(crate) fn ends_by_sigbus(name: &str, image: &Path) {
+    let child = Command::new("timeout")
+        .arg("120")
+        .arg(std::env::current_exe().expect("this program"))
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(IMAGE, image)
+        .output()
+        .expect("it runs");
+    // timeout(1) ends as its child did, or says so in its status.
+    let status = child.status;
+    let is_sigbus = status.signal() == Some(SIGBUS) || status.code() == Some(128 + SIGBUS);
+    let said = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+    assert!(is_sigbus, "{name}: {status}\n{said}");
+}
+
+/// The image that this process is to work on, if it is such a child.
+pub(crate) fn image_of_child() -> Option<std::path::PathBuf> {
+    std::env::var_os(IMAGE).map(Into::into)
+}
+
+/// The child: stores to holes until there is no space for them.
+#[test]
+fn child_that_fills_the_volume() {
+    let Some(image) = image_of_child() else {
+        return;
+    };
+    let volume = Volume::open(image, Options::new().write(true).cache(0)).expect("it opens");
+    let kept = file(&volume, "/kept", &vec![0; KEPT]);
+    let map = kept.map(.., MapOptions::shared()).expect("it maps");
+    map.write_at(0, &pattern(1, KEPT)).expect("inside");
+    map.flush().expect("durable");
+    let holes = file(&volume, "/holes", b"");
+    holes.set_len(64 << 20).expect("its size");
+    let more = holes.map(.., MapOptions::shared()).expect("it maps");
+    for page in 0..more.len() / 4096 {
+        more.write_at(page * 4096, &(page as u64).to_ne_bytes())
+            .expect("inside");
+        if page == 100 {
+            more.flush().expect("durable");
+        }
+    }
+    unreachable!("there is no space for so much");
+}
+
+#[test]
+fn a_store_without_space_is_a_sigbus_and_nothing_else_is_lost() {
+    for (kind, block_size) in FORMATS {
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        image.as_file().set_len(8 << 20).expect("its size");
+        Mkfs::new(kind)
+            .block_size(block_size)
+            .overwrite(true)
+            .format(image.path())
+            .expect("it is made");
+        ends_by_sigbus("full::child_that_fills_the_volume", image.path());
+
+        let volume = Volume::open(image.path(), Options::new().write(true)).expect("it opens");
+        let kept = volume.read("/kept").expect("it reads");
+        assert!(kept == pattern(1, KEPT), "{kind:?}, {block_size}");
+        let holes = volume.open_file("/holes").expect("it opens");
+        let mut number = [0; 8];
+        for page in 0..=100u64 {
+            holes.read_at(page * 4096, &mut number).expect("it reads");
+            assert_eq!(u64::from_ne_bytes(number), page, "{kind:?}, {block_size}");
+        }
+        drop(holes);
+        volume.remove_file("/holes").expect("it goes");
+        volume.close().expect("nobody has it");
+        if e2fsck::is_there() {
+            e2fsck::check_file(image.path()).expect("a sound file system");
+        }
+    }
+}
+
+/// What has its space already is stored to on a volume that is full.
+#[test]
+fn space_that_was_allocated_is_stored_to() {
+    let image = crate::kit::Image::made(Mkfs::new(Kind::Ext4).block_size(1024), 8);
+    let volume = image.open();
+    let ready = file(&volume, "/ready", b"");
+    ready.allocate(0, 1 << 20).expect("space");
+    let map = ready.map(.., MapOptions::shared()).expect("it maps");
+    let filler = file(&volume, "/filler", b"");
+    let full = filler.write_all_at(0, &vec![1; 16 << 20]);
+    assert_eq!(
+        full.expect_err("no space").kind(),
+        std::io::ErrorKind::StorageFull
+    );
+    map.write_at(0, &pattern(2, 1 << 20)).expect("inside");
+    map.flush().expect("durable");
+    drop((map, ready, filler));
+    volume.close().expect("nobody has it");
+    image.check();
+    assert!(image.open().read("/ready").expect("it reads") == pattern(2, 1 << 20));
+}

@@ -1,0 +1,14 @@
+//! Files in memory: maps agree with everything else that is done to their files, keep POSIX's rules, and
+//! lose nothing. All with real page faults.
+
+mod coherence;
+mod durable;
+#[path = "../common/e2fsck.rs"]
+mod e2fsck;
+mod full;
+mod kit;
+mod lives;
+mod pointers;
+mod private;
+mod rules;
+mod slices;
