@@ -249,7 +249,11 @@ fn pinned(freezes: bool) -> io::Result<()> {
     // What was stored before the read, or what the read brought.
     let expected = if freezes { 0x11 } else { LATE_BYTE };
     assert_eq!(byte, u64::from(expected));
-    let when = if freezes { "frozen meanwhile" } else { "left alone" };
+    let when = if freezes {
+        "frozen meanwhile"
+    } else {
+        "left alone"
+    };
     line(
         &format!("direct read into a map, {when}, its bytes are there"),
         !freezes,
