@@ -2,6 +2,8 @@
 //! image, in interleaved rounds; medians and ratios in one table.
 
 mod fio;
+mod maps;
+pub(crate) mod null_server;
 pub(crate) mod prepare;
 mod ranges;
 mod systems;
@@ -41,7 +43,7 @@ pub(crate) struct Arguments {
     /// More options for pagefence's mounts, separated by commas.
     #[arg(long, default_value = "")]
     options: String,
-    /// Only what reads, only what writes, or only ranges that are punched under faults.
+    /// Only what reads, only what writes, only ranges that are punched under faults, or only maps.
     #[arg(long)]
     only: Option<Only>,
 }
@@ -55,6 +57,8 @@ enum Only {
     Writes,
     /// A long punch under faults, by pagefence alone.
     Ranges,
+    /// Files in memory.
+    Maps,
 }
 
 /// How much is measured.
@@ -126,9 +130,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     if is_wanted(Only::Ranges) {
         is_bounded = ranges::measure(&server, &scratch, scale.read_rounds).context("punching")?;
     }
+    let mut is_reached = true;
+    if is_wanted(Only::Maps) {
+        let rounds = scale.read_rounds;
+        is_reached = maps::measure(&scratch, rounds, scale.data_mib).context("mapping")?;
+    }
     println!("{}", table.render());
     println!("load at the end {}", load());
-    Ok(is_bounded)
+    Ok(is_bounded && is_reached)
 }
 
 const QUICK_WRITES: writes::Scale = writes::Scale {

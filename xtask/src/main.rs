@@ -4,6 +4,7 @@ mod bench;
 mod command;
 mod copy_tree;
 mod diff_walk;
+mod guard;
 mod images;
 mod kill;
 mod memory;
@@ -43,6 +44,9 @@ enum Chore {
     /// A process that `bench` starts.
     #[command(hide = true)]
     BenchWorker(bench::writes::WorkerArguments),
+    /// A process that `bench` starts: a mount of a server that does nothing.
+    #[command(hide = true)]
+    NullServer(bench::null_server::Arguments),
     /// Measure pagefence, fuse2fs and the kernel in turn (root, loop devices, /dev/fuse, fio).
     Bench(bench::Arguments),
     /// Kill the server under fsynced writes, again and again; none of them may be lost (root,
@@ -59,13 +63,29 @@ enum Chore {
     ProveMemory(memory::Arguments),
 }
 
+impl Chore {
+    /// Whether it maps files of mounts.
+    fn maps_files(&self) -> bool {
+        matches!(self, Self::Bench(_) | Self::Ranges(_))
+    }
+}
+
 fn main() -> ExitCode {
-    let outcome = match Chore::parse() {
+    let chore = Chore::parse();
+    if chore.maps_files() {
+        match guard::watch() {
+            Ok(None) => {}
+            Ok(Some(code)) => return code,
+            Err(error) => return failed(&error),
+        }
+    }
+    let outcome = match chore {
         Chore::Tidy(arguments) => tidy::run(&arguments),
         Chore::Images(arguments) => images::run(&arguments),
         Chore::DiffWalk(arguments) => diff_walk::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
         Chore::BenchWorker(arguments) => bench::writes::worker(&arguments),
+        Chore::NullServer(arguments) => bench::null_server::serve(&arguments),
         Chore::CopyTree(arguments) => copy_tree::run(&arguments),
         Chore::Ranges(arguments) => ranges::run(&arguments),
         Chore::Storm(arguments) => storm::run(&arguments),
@@ -78,9 +98,11 @@ fn main() -> ExitCode {
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(2)
 }

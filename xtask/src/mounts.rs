@@ -124,12 +124,14 @@ fn unmount_patiently(directory: &Path) -> Result<()> {
 }
 
 /// The user-space servers that are mounted and compared.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Server {
     /// `pagefence mount -f`, by this binary.
     Pagefence(PathBuf),
     /// `fuse2fs -f`.
     Fuse2fs,
+    /// [`crate::bench::null_server`].
+    Nothing,
 }
 
 /// A mount by a user-space server, which runs as our child.
@@ -167,6 +169,11 @@ impl ServedMount {
         Self::of(server, &what, directory, options)
     }
 
+    /// Mounts what answers at once and does nothing.
+    pub(crate) fn nothing(directory: &Path) -> Result<Self> {
+        Self::of(&Server::Nothing, &[], directory, "")
+    }
+
     fn of(server: &Server, what: &[OsString], directory: &Path, options: &str) -> Result<Self> {
         let log = directory.with_extension("log");
         let log_file =
@@ -178,9 +185,16 @@ impl ServedMount {
                 binary.into()
             }
             Server::Fuse2fs => "fuse2fs".into(),
+            Server::Nothing => {
+                arguments.push("null-server".into());
+                std::env::current_exe()?.into()
+            }
         };
         arguments.extend_from_slice(what);
-        arguments.extend([directory.into(), "-o".into(), options.into(), "-f".into()]);
+        arguments.push(directory.into());
+        if *server != Server::Nothing {
+            arguments.extend(["-o".into(), options.into(), "-f".into()]);
+        }
         let device_before = device_of(directory)?;
         let child = command(&program, arguments)
             .stdout(Stdio::from(log_file.try_clone()?))
@@ -269,7 +283,7 @@ impl ServedMount {
                     std::thread::sleep(Duration::from_millis(100));
                 }
             }
-            Server::Fuse2fs => unmount_patiently(&self.directory)?,
+            Server::Fuse2fs | Server::Nothing => unmount_patiently(&self.directory)?,
         }
         let deadline = Instant::now() + SERVER_PATIENCE;
         loop {

@@ -17,6 +17,11 @@ pub(crate) struct Scratch {
     is_kept: bool,
 }
 
+/// What the names of the directories begin with that a process makes.
+pub(crate) fn prefix(process: u32) -> String {
+    format!("pagefence-xtask-{process}.")
+}
+
 impl Scratch {
     /// Makes one in `TMPDIR`.
     pub(crate) fn new() -> Result<Self> {
@@ -25,7 +30,8 @@ impl Scratch {
 
     /// Makes one in `parent`, on whose file system it then lies.
     pub(crate) fn within(parent: &Path) -> Result<Self> {
-        let template = parent.join("pagefence-xtask.XXXXXXXX");
+        let prefix = prefix(std::process::id());
+        let template = parent.join(format!("{prefix}XXXXXXXX"));
         let printed = run("mktemp", [Path::new("-d"), &template])?;
         let path = PathBuf::from(printed.trim_end());
         let path = path

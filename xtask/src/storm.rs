@@ -116,8 +116,17 @@ fn kind(name: &str) -> Result<Kind> {
 }
 
 impl Storm {
-    /// Makes the image and lets round follow on round.
+    /// Makes the image and lets round follow on round, and has somebody look whether they get on.
     fn rage(&self, image: &Path, watch: &Watch) -> Result<()> {
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| look_after(watch, image, &is_over));
+            let _end = AtEnd(&is_over);
+            self.rounds(image, watch)
+        })
+    }
+
+    fn rounds(&self, image: &Path, watch: &Watch) -> Result<()> {
         let mkfs = Mkfs::new(self.kind)
             .size(IMAGE_BYTES)
             .block_size(self.block_size);
@@ -126,7 +135,7 @@ impl Storm {
         let mut owns: Vec<_> = (0..self.threads)
             .map(|thread| Owns::new(thread, block_size))
             .collect();
-        self.fill(image)?;
+        watch.between("filling", || self.fill(image))?;
         let start = Instant::now();
         let mut round = 0;
         while round == 0 || start.elapsed() < self.length {
@@ -164,13 +173,16 @@ impl Storm {
         watch: &Watch,
     ) -> Result<()> {
         let block_size = u64::from(self.block_size);
-        let volume = Self::open(image)?;
-        let shared = Shared::new(&volume, block_size).map_err(|error| anyhow!(error))?;
-        for own in &mut *owns {
-            own.open(&volume)
-                .map_err(|error| anyhow!("opened again: {error}"))?;
-        }
-        let (end, is_over) = (Instant::now() + length, AtomicBool::new(false));
+        let volume = watch.between("opening", || Self::open(image))?;
+        let shared = watch.between("opening of files", || {
+            let shared = Shared::new(&volume, block_size).map_err(|error| anyhow!(error))?;
+            for own in &mut *owns {
+                own.open(&volume)
+                    .map_err(|error| anyhow!("opened again: {error}"))?;
+            }
+            anyhow::Ok(shared)
+        })?;
+        let end = Instant::now() + length;
         let outcome = thread::scope(|scope| {
             let threads: Vec<_> = owns
                 .iter_mut()
@@ -185,9 +197,7 @@ impl Storm {
                     })
                 })
                 .collect();
-            scope.spawn(|| look_after(watch, image, &is_over));
             let all: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
-            is_over.store(true, Ordering::SeqCst);
             all.into_iter().try_for_each(|joined| match joined {
                 Ok(done) => done,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -201,30 +211,35 @@ impl Storm {
                 false => error.context(format!("fsync says: {}", all.join("; "))),
             }
         })?;
-        shared.check().map_err(|error| anyhow!(error))?;
-        for own in &mut *owns {
-            own.compare()
-                .map_err(|error| anyhow!("at the end: {error}"))?;
-            own.close();
-        }
-        let contents = shared.contents().map_err(|error| anyhow!(error))?;
-        drop(shared);
-        volume.close()?;
-        if let Some(complaints) = check::complaints(image)? {
+        let contents = watch.between("comparison", || {
+            shared.check().map_err(|error| anyhow!(error))?;
+            for own in &mut *owns {
+                own.compare()
+                    .map_err(|error| anyhow!("at the end: {error}"))?;
+                own.close();
+            }
+            let contents = shared.contents().map_err(|error| anyhow!(error))?;
+            drop(shared);
+            anyhow::Ok(contents)
+        })?;
+        watch.between("closing", || volume.close())?;
+        if let Some(complaints) = watch.between("e2fsck", || check::complaints(image))? {
             return Err(anyhow!("e2fsck: {complaints}"));
         }
-        let volume = Self::open(image)?;
-        for own in &mut *owns {
-            own.open(&volume)
-                .map_err(|error| anyhow!("opened again: {error}"))?;
-            own.close();
-        }
-        let again = Shared::read(&volume).map_err(|error| anyhow!(error))?;
-        ensure!(
-            contents == again,
-            "opened again, shared files hold something else"
-        );
-        Ok(volume.close()?)
+        watch.between("comparison, opened again", || {
+            let volume = Self::open(image)?;
+            for own in &mut *owns {
+                own.open(&volume)
+                    .map_err(|error| anyhow!("opened again: {error}"))?;
+                own.close();
+            }
+            let again = Shared::read(&volume).map_err(|error| anyhow!(error))?;
+            ensure!(
+                contents == again,
+                "opened again, shared files hold something else"
+            );
+            Ok(volume.close()?)
+        })
     }
 }
 
@@ -278,7 +293,17 @@ fn come_and_go(volume: &Volume, actor: &mut Actor<'_>) -> std::result::Result<()
     actor.watch.end(actor.thread, "come and go", came)
 }
 
-/// Ends the process, and says what all threads do, if one of them hangs. The image stays.
+/// Says that it is over, also if its owner panics: whoever looks after it comes to an end.
+struct AtEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Ends the process, and says what all threads do, if one of them hangs, or what is done while none
+/// of them runs. The image stays.
 fn look_after(watch: &Watch, image: &Path, is_over: &AtomicBool) {
     while !is_over.load(Ordering::SeqCst) {
         if let Some(what) = watch.hangs(PATIENCE) {
@@ -304,5 +329,13 @@ fn short(kind: Kind, block_size: u32, scratch: &Scratch) -> Result<u64> {
     let watch = Watch::new(storm.threads);
     let image = scratch.join("storm.img");
     storm.rage(&image, &watch)?;
+    for what in [
+        "comparison",
+        "closing",
+        "e2fsck",
+        "comparison, opened again",
+    ] {
+        ensure!(watch.done_between(what) > 0, "nobody looked after: {what}");
+    }
     Ok(watch.table().1)
 }

@@ -41,11 +41,11 @@ pub(crate) fn formatted() -> Arc<TestDevice> {
 }
 
 /// The same, with some features more or less.
-fn formatted_with(features: &str) -> Arc<TestDevice> {
+pub(crate) fn formatted_with(features: &str) -> Arc<TestDevice> {
     formatted_as(Kind::Ext4, 4096, features)
 }
 
-fn formatted_as(kind: Kind, block_size: u32, features: &str) -> Arc<TestDevice> {
+pub(crate) fn formatted_as(kind: Kind, block_size: u32, features: &str) -> Arc<TestDevice> {
     let device = MemoryDevice::new(64 << 20);
     let mut parameters = Parameters::new(kind);
     parameters.features.edit(features).expect("known features");

@@ -341,3 +341,6 @@ fn permissions(
     }
     (kept != mode).then_some(kept)
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests;

@@ -302,40 +302,17 @@ impl FrameCell {
     /// # Errors
     ///
     /// Gives `frame` back if there is one already.
-    pub fn publish(&self, frame: FrameMut) -> Result<(), FrameMut> {
-        if !self.claim() {
+    pub fn publish(&self, frame: Frame) -> Result<(), Frame> {
+        let claimed =
+            self.state
+                .compare_exchange(EMPTY, FILLING, Ordering::Relaxed, Ordering::Relaxed);
+        if claimed.is_err() {
             return Err(frame);
         }
-        self.fill(frame.publish());
-        Ok(())
-    }
-
-    /// Publishes `frame` here, which others could see already, had they known of it.
-    ///
-    /// # Errors
-    ///
-    /// Gives `frame` back if there is one already.
-    pub fn publish_frame(&self, frame: Frame) -> Result<(), Frame> {
-        if !self.claim() {
-            return Err(frame);
-        }
-        self.fill(frame);
-        Ok(())
-    }
-
-    /// Whether the cell was empty; it is the caller's to fill then.
-    fn claim(&self) -> bool {
-        self.state
-            .compare_exchange(EMPTY, FILLING, Ordering::Relaxed, Ordering::Relaxed)
-            .is_ok()
-    }
-
-    /// The second half of [`Self::claim`].
-    fn fill(&self, frame: Frame) {
-        debug_assert_eq!(self.state.load(Ordering::Relaxed), FILLING);
         // SAFETY: this thread alone moved EMPTY to FILLING, and nobody reads before FULL.
         unsafe { *self.frame.get() = Some(frame) };
         self.state.store(FULL, Ordering::Release);
+        Ok(())
     }
 
     /// The frame, if one was published.

@@ -77,7 +77,7 @@ impl Folio {
     fn set_frame(self: &Arc<Self>, frame: Frame) {
         debug_assert!(self.state.is_locked(), "published without the page lock");
         let number = frame.number();
-        let published = self.frame.publish_frame(frame);
+        let published = self.frame.publish(frame);
         debug_assert!(published.is_ok(), "a folio is filled once");
         self.shared().clock.enter(number, self);
     }

@@ -78,7 +78,7 @@ pub(crate) fn take_memory<'a>(memory: &FileMemory, folios: impl Iterator<Item = 
         if owns {
             folio.state.set_detached();
         }
-        owns
+        owns && !keeps_memory(folio)
     });
     // All of a run are marked before its memory goes.
     runs_of(owners.map(|folio| folio.index), |run| memory.punch(run));
@@ -89,10 +89,32 @@ pub(crate) fn have_lost_memory(folios: &[Arc<Folio>]) -> bool {
     let Some(first) = folios.first() else {
         return false;
     };
-    if !first.frame().is_some_and(|frame| frame.is_in_memory()) {
+    if !first.frame().is_some_and(|frame| frame.is_in_memory()) || looks_once(first) {
         return false;
     }
     // After the copy: if that saw what came after the mark, this sees the mark.
     fence(Ordering::SeqCst);
     folios.iter().any(|folio| folio.state.is_detached())
+}
+
+/// The mutant: a page that leaves stays mapped.
+fn keeps_memory(folio: &Folio) -> bool {
+    #[cfg(any(test, feature = "mutants"))]
+    return folio.shared().probe.keeps_memory();
+    #[cfg(not(any(test, feature = "mutants")))]
+    {
+        let _ = folio;
+        false
+    }
+}
+
+/// The mutant: what was copied is taken for the page.
+fn looks_once(folio: &Folio) -> bool {
+    #[cfg(any(test, feature = "mutants"))]
+    return folio.shared().probe.looks_once();
+    #[cfg(not(any(test, feature = "mutants")))]
+    {
+        let _ = folio;
+        false
+    }
 }

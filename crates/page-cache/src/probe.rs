@@ -39,6 +39,8 @@ pub(crate) struct Probe {
     unlocked_in: Mutex<Option<&'static str>>,
     flushes_early: AtomicBool,
     leaves_edges: AtomicBool,
+    keeps_memory: AtomicBool,
+    looks_once: AtomicBool,
 }
 
 impl std::fmt::Debug for Probe {
@@ -73,6 +75,14 @@ impl Probe {
 
     pub(crate) fn leaves_edges(&self) -> bool {
         self.leaves_edges.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn keeps_memory(&self) -> bool {
+        self.keeps_memory.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn looks_once(&self) -> bool {
+        self.looks_once.load(Ordering::Relaxed)
     }
 }
 
@@ -110,5 +120,16 @@ impl PageCache {
     pub fn leave_out_edges(&self) {
         let probe = &self.shared().probe;
         probe.leaves_edges.store(true, Ordering::Release);
+    }
+    /// The mutant: a page of a mapped file that leaves the cache keeps its memory, and stays mapped.
+    pub fn leave_memory(&self) {
+        let probe = &self.shared().probe;
+        probe.keeps_memory.store(true, Ordering::Release);
+    }
+
+    /// The mutant: who has copied from a mapped file's pages does not look whether they had gone.
+    pub fn look_once(&self) {
+        let probe = &self.shared().probe;
+        probe.looks_once.store(true, Ordering::Release);
     }
 }

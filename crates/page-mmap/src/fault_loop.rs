@@ -28,8 +28,7 @@ pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
     loop {
         stopped.clear();
         if let Err(error) = source.read(&mut stopped) {
-            tracing::error!(%error, "faults of a mapped file can't be served any more");
-            return;
+            panic!("faults of a mapped file can't be served any more: {error}");
         }
         for &cause in &stopped {
             if !shared.serve_at_once(cause) {
@@ -47,10 +46,7 @@ pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
         match source.wait(shared.bell.fd(), next_cure) {
             Ok(Woken::Rung) if shared.bell.hear() => return,
             Ok(Woken::Rung | Woken::Faults | Woken::Late) => {}
-            Err(error) => {
-                tracing::error!(%error, "faults of a mapped file can't be waited for");
-                return;
-            }
+            Err(error) => panic!("faults of a mapped file can't be waited for: {error}"),
         }
         next_cure = shared.entries.cure_failed(Instant::now());
     }

@@ -52,6 +52,8 @@ mod bell;
 mod fault_loop;
 mod fault_source;
 mod mapped;
+#[cfg(any(test, feature = "mutants"))]
+pub mod mutants;
 mod populate;
 mod region;
 mod service;
@@ -63,3 +65,6 @@ pub use pagefence_page_cache::{FaultError, Hint};
 pub use fault_source::{Cause, FaultSource, Mapped, RealSource, Woken};
 pub use region::{Faults, Kind, MapError, Region};
 pub use service::Service;
+
+#[cfg(all(test, not(shuttle)))]
+mod tests;

@@ -49,6 +49,12 @@ impl Table {
             .push(sample);
     }
 
+    /// The median of a row's samples of one system, if there are any.
+    pub(crate) fn median(&self, row: &str, system: &str) -> Option<f64> {
+        let row = self.rows.iter().find(|known| known.name == row)?;
+        median(row.samples.get(system)?)
+    }
+
     /// A Markdown table. A ratio over 1 says that the first system is the better one.
     pub(crate) fn render(&self) -> String {
         let mut text = String::from("| |");

@@ -34,10 +34,12 @@ struct Thread {
     counts: BTreeMap<&'static str, Count>,
 }
 
-/// All threads.
+/// All threads, and who has them run and looks at what they left.
 #[derive(Debug)]
 pub(crate) struct Watch {
     threads: Vec<Mutex<Thread>>,
+    /// What is done while no thread runs, and how often it was done.
+    between: Mutex<Thread>,
     has_failed: AtomicBool,
 }
 
@@ -46,8 +48,26 @@ impl Watch {
     pub(crate) fn new(threads: usize) -> Self {
         Self {
             threads: (0..threads).map(|_| Mutex::default()).collect(),
+            between: Mutex::default(),
             has_failed: AtomicBool::new(false),
         }
+    }
+
+    /// Does what is to be done while no thread runs.
+    pub(crate) fn between<T>(&self, what: &'static str, act: impl FnOnce() -> T) -> T {
+        self.between.lock().now = Some((Instant::now(), what.to_owned()));
+        let outcome = act();
+        let mut between = self.between.lock();
+        between.now = None;
+        between.counts.entry(what).or_default().done += 1;
+        outcome
+    }
+
+    /// How often that was done.
+    #[cfg(test)]
+    pub(crate) fn done_between(&self, what: &str) -> u64 {
+        let between = self.between.lock();
+        between.counts.get(what).map_or(0, |count| count.done)
     }
 
     /// Thread `number` begins an operation.
@@ -84,13 +104,10 @@ impl Watch {
         self.has_failed.load(Ordering::SeqCst)
     }
 
-    /// What all threads do, if one of them hangs.
+    /// What all threads do, and what is done between their times, if one of these hangs.
     pub(crate) fn hangs(&self, patience: Duration) -> Option<String> {
-        let now: Vec<_> = self
-            .threads
-            .iter()
-            .map(|thread| thread.lock().now.clone())
-            .collect();
+        let all = self.threads.iter().chain([&self.between]);
+        let now: Vec<_> = all.map(|thread| thread.lock().now.clone()).collect();
         let since =
             |now: &Option<(Instant, String)>| now.as_ref().map(|(since, _)| since.elapsed());
         if !now
@@ -99,9 +116,15 @@ impl Watch {
         {
             return None;
         }
-        let lines = now.iter().enumerate().map(|(number, now)| match now {
-            Some((since, what)) => format!("thread {number}: {what}, since {:?}", since.elapsed()),
-            None => format!("thread {number}: between two operations"),
+        let lines = now.iter().enumerate().map(|(number, now)| {
+            let who = match number == self.threads.len() {
+                true => "while no thread runs".to_owned(),
+                false => format!("thread {number}"),
+            };
+            match now {
+                Some((since, what)) => format!("{who}: {what}, since {:?}", since.elapsed()),
+                None => format!("{who}: nothing, or between two operations"),
+            }
         });
         Some(lines.collect::<Vec<_>>().join("\n"))
     }
@@ -162,6 +185,18 @@ mod tests {
         let (table, all) = watch.table();
         assert!(table.contains("full 1, refused 0"), "{table}");
         assert_eq!(all, 1);
+    }
+
+    #[test]
+    fn what_hangs_while_no_thread_runs_is_told() {
+        let watch = Watch::new(1);
+        watch.between("e2fsck", || {
+            let told = watch.hangs(Duration::ZERO).expect("it hangs");
+            assert!(told.contains("while no thread runs: e2fsck"), "{told}");
+            assert!(told.contains("thread 0: nothing"), "{told}");
+        });
+        assert_eq!(watch.hangs(Duration::ZERO), None);
+        assert_eq!(watch.done_between("e2fsck"), 1);
     }
 
     #[test]

@@ -26,7 +26,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("memfs", &["vfs", "page-cache", "posix-acl", "lock-order"]),
     ("fuse-front", &["vfs", "host-memory", "lock-order"]),
-    ("pagefence", &["ext4", "block-io", "vfs", "lock-order"]),
+    ("page-mmap", &["page-cache", "host-memory", "lock-order"]),
+    (
+        "pagefence",
+        &["ext4", "page-mmap", "block-io", "vfs", "lock-order"],
+    ),
     (
         "cli",
         &["pagefence", "memfs", "fuse-front", "vfs", "lock-order"],

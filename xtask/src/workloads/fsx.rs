@@ -47,7 +47,8 @@ pub(super) fn run(place: &Place<'_>) -> Result<Outcome> {
     )))
 }
 
-/// How fsx is run for a time.
+/// How fsx is run for a time. Operations have a byte at least: for none at all posix_fallocate fails by its
+/// own rules, and fsx with it.
 struct Fsx {
     /// Of the file when it begins; 0 if it makes the file.
     size: usize,
@@ -60,6 +61,8 @@ const FSX: [Fsx; 3] = [
     Fsx {
         size: 0,
         configuration: "\
+[opsize]
+min = 1
 [weights]
 close_open = 2
 read = 10
@@ -83,6 +86,7 @@ copy_file_range = 6
 flen = 2097152
 nomsyncafterwrite = true
 [opsize]
+min = 1
 max = 262144
 [weights]
 close_open = 1

@@ -10,8 +10,8 @@ use pagefence_vfs::{FallocateMode, FileSystem as _, InodeId};
 
 use super::device::TestDevice;
 use super::{
-    BLOCK, after_power_cut, create, drop_cache, formatted, formatted_as, open, punch, read,
-    set_size, wait_for, write,
+    BLOCK, after_power_cut, create, drop_cache, extents, formatted, formatted_as, open, punch,
+    read, set_size, wait_for, write,
 };
 use crate::filesystem::{File, FileSystem};
 use crate::mkfs::Kind;
@@ -262,6 +262,54 @@ fn the_fence_of_insert() {
 #[test]
 fn the_fence_of_exchange() {
     only_with_its_fence(Exchange);
+}
+
+/// A store that comes when fallocate has found a hole, and is given its place by writeback, before
+/// the unwritten blocks are there.
+#[test]
+fn the_fence_of_fallocate() {
+    for left_out in [false, true] {
+        let device = formatted();
+        let fs = open(&device);
+        let id = create(&fs, "file");
+        set_size(&fs, id, BLOCKS * BLOCK).expect("it grows");
+        fs.sync().expect("it is written");
+        let file = fs.open(id, true).expect("it opens");
+        if left_out {
+            fs.cache.leave_out_fences("ext4/src/fallocate.rs");
+        }
+        let space = AddressSpace::shared(&file.mapping, 0..BLOCKS);
+        let halt = Arc::new(Halt::default());
+        let own = Arc::clone(&halt);
+        fs.instance.probe.before_transaction(move || own.stop());
+        let outcome = thread::scope(|scope| {
+            let filled =
+                scope.spawn(|| fs.allocate(&file, 0, BLOCKS * BLOCK, FallocateMode::empty()));
+            halt.wait();
+            let store = scope.spawn(|| {
+                space.store(WANTED * BLOCK, &[5; 10]).expect("stored");
+                fs.sync_file(&file, false).expect("it is written");
+            });
+            if left_out {
+                wait_for("the store", || store.is_finished());
+            } else {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                assert!(!store.is_finished(), "it waits");
+            }
+            halt.lift();
+            filled.join().expect("no panic")
+        });
+        drop(space);
+        drop_cache(&fs);
+        let stored = read(&fs, &file, WANTED * BLOCK..WANTED * BLOCK + 10);
+        assert_eq!(stored.expect("it can be read"), [5; 10]);
+        let covered: u64 = extents(&fs, id).iter().map(|extent| extent.length).sum();
+        let is_wrong = outcome.is_err() || covered != BLOCKS * BLOCK;
+        assert_eq!(
+            is_wrong, left_out,
+            "{outcome:?}, {covered} bytes have space"
+        );
+    }
 }
 
 /// K1 and K2: a filler that comes when the pages are gone, or the blocks as well, waits, and finds

@@ -100,10 +100,10 @@ fn a_cell_is_filled_once() {
     assert!(cell.get().is_none());
     let frame = arena.allocate().expect("a frame");
     let number = frame.number();
-    cell.publish(frame).expect("empty");
+    cell.publish(frame.publish()).expect("empty");
     assert_eq!(cell.get().expect("full").number(), number);
     let second = arena.allocate().expect("a frame");
-    assert!(cell.publish(second).is_err());
+    assert!(cell.publish(second.publish()).is_err());
     assert_eq!(arena.free_frames(), 1);
     drop(cell.take());
     assert!(cell.get().is_none());
@@ -244,20 +244,4 @@ fn a_copy_does_not_reach_the_next_page_of_a_file() {
     let memory = FileMemory::new().expect("memory");
     let frame = arena.allocate().expect("a frame").publish_in(&memory, 0);
     frame.copy_out(4095, &mut [0; 2]);
-}
-
-#[test]
-fn a_cell_takes_a_published_frame_once() {
-    let arena = Arena::new(2).expect("memory");
-    let memory = FileMemory::new().expect("memory");
-    let cell = FrameCell::new();
-    let mut frames = arena.allocate_batch(2);
-    let second = frames.pop().expect("two").publish();
-    let first = frames.pop().expect("two").publish_in(&memory, 3);
-    let number = first.number();
-    cell.publish_frame(first).expect("empty");
-    let found = cell.get().expect("full");
-    assert_eq!((found.number(), found.is_in_memory()), (number, true));
-    let refused = cell.publish_frame(second).expect_err("full");
-    assert!(!refused.is_in_memory());
 }

@@ -1,0 +1,50 @@
+//! Protections of a region that a test can leave out, to show that it would be noticed.
+//!
+//! There is none of it but in tests and with the feature `mutants`, which nobody but other crates'
+//! tests asks for.
+
+use pagefence_lock_order::primitives::atomic::{AtomicU8, Ordering};
+use pagefence_page_cache::WriteBacking;
+
+use crate::fault_source::FaultSource;
+use crate::region::Region;
+
+/// What is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mutant {
+    /// Writeback leaves pages mapped for stores (RACES 4.3.6).
+    WriteProtection,
+    /// Pages are mapped for stores as well when somebody loads (RACES 4.3.5).
+    LoadProtection,
+    /// Poison stays for ever.
+    Cure,
+}
+
+/// Those that are left out of one region: none at first.
+#[derive(Debug, Default)]
+pub(crate) struct Mutants(AtomicU8);
+
+impl Mutants {
+    pub(crate) fn has(&self, mutant: Mutant) -> bool {
+        self.0.load(Ordering::Relaxed) & mutant.bit() != 0
+    }
+}
+
+impl Mutant {
+    fn bit(self) -> u8 {
+        match self {
+            Self::WriteProtection => 1,
+            Self::LoadProtection => 2,
+            Self::Cure => 4,
+        }
+    }
+}
+
+impl<B: WriteBacking, S: FaultSource> Region<B, S> {
+    /// Leaves `mutant` out from now on.
+    pub fn leave_out(&self, mutant: Mutant) {
+        let mutants = &self.shared.entries.mutants;
+        mutants.0.fetch_or(mutant.bit(), Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,497 @@
+//! Files in memory: what a fault costs, and a scan, beside the kernel's own maps.
+//!
+//! The library maps a file of an image. Beside it, in turn: a userfaultfd whose handler does nothing
+//! but map pages that are there, under which nobody gets; the kernel's mmap of the same file on a loop
+//! mount; its mmap of a file on tmpfs; and read(2) through fuse2fs.
+
+use std::fs::File;
+use std::hint::black_box;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+use pagefence::{Advice, Map, MapOptions, OpenOptions, Options, Volume};
+use pagefence_host_memory::{FileMap, FileMemory, Userfault, View, ViewKind};
+use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
+use pagefence_lock_order::primitives::{Arc, thread};
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::prepare::{self, DATA_FILE};
+use super::table::{Better, Table};
+use crate::mounts::{Access, KernelMount, ServedMount, Server, drop_caches};
+use crate::random::Random;
+use crate::scratch::Scratch;
+
+const PAGE: usize = pagefence_host_memory::FRAME_SIZE;
+/// Bytes that a scan copies at a time.
+const CHUNK: usize = 256 << 10;
+/// Faults of one measurement; they are so far apart that none maps a page for another.
+const FAULTS: usize = 4096;
+/// Loads of one cold random measurement.
+const RANDOM_LOADS: usize = 2000;
+/// Stores that are waited for.
+const STORES: u64 = 20_000;
+/// What the library may have cached, beside the file.
+const SLACK: u64 = 512 << 20;
+
+const OURS: &str = "map";
+const FLOOR: &str = "bare userfaultfd";
+const KERNEL: &str = "kernel mmap";
+const TMPFS: &str = "tmpfs mmap";
+const FUSE2FS: &str = "fuse2fs read";
+
+/// Bytes that can be copied from any place, faulted in as need be.
+trait Bytes: Sync {
+    fn load(&self, at: usize, target: &mut [u8]) -> Result<()>;
+
+    fn touch(&self, page: usize) -> Result<()> {
+        let mut byte = [0];
+        self.load(page * PAGE, &mut byte)?;
+        black_box(byte);
+        Ok(())
+    }
+}
+
+impl Bytes for Map {
+    fn load(&self, at: usize, target: &mut [u8]) -> Result<()> {
+        Ok(self.read_at(at, target)?)
+    }
+}
+
+impl Bytes for FileMap {
+    fn load(&self, at: usize, target: &mut [u8]) -> Result<()> {
+        FileMap::load(self, at, target);
+        Ok(())
+    }
+}
+
+impl Bytes for File {
+    fn load(&self, at: usize, target: &mut [u8]) -> Result<()> {
+        Ok(self.read_exact_at(target, at as u64)?)
+    }
+}
+
+/// Measures, and says whether what is to be reached was: see the end.
+pub(super) fn measure(scratch: &Scratch, rounds: usize, mib: u64) -> Result<bool> {
+    let image = scratch.join("maps.img");
+    prepare::filled(&image, scratch, 0, mib)?;
+    let len = usize::try_from(mib << 20)?;
+    let mut table = Table::new(vec![OURS, FLOOR, KERNEL, TMPFS, FUSE2FS]);
+    let memory = FileMemory::new()?;
+    fill(&memory, len)?;
+    for round in 0..rounds {
+        library(&image, len, round, &mut table).context("the library")?;
+        floor(&memory, len, round, &mut table).context("the bare userfaultfd")?;
+        kernel(&image, scratch, len, round, &mut table).context("the kernel")?;
+        tmpfs(len, &mut table).context("tmpfs")?;
+        fuse2fs(&image, scratch, len, round, &mut table).context("fuse2fs")?;
+    }
+    println!("{}", table.render());
+    Ok(verdict(&table))
+}
+
+/// What is to be reached, and whether it was.
+fn verdict(table: &Table) -> bool {
+    let goals = [
+        (ONE_FAULT, OURS, FLOOR, 1.3),
+        (FIRST_SCAN, OURS, TMPFS, 2.5),
+        (SECOND_SCAN, OURS, KERNEL, 1.0 / 0.95),
+    ];
+    let mut reached = true;
+    for (row, ours, theirs, most) in goals {
+        if let (Some(ours), Some(other)) = (table.median(row, ours), table.median(row, theirs)) {
+            let times = ours / other;
+            reached &= times <= most;
+            println!("{row}: {times:.2} times {theirs}, {most:.2} at most");
+        }
+    }
+    let per_second = |threads| table.median(&many_faults(threads, 1), OURS);
+    let two_maps = table.median(&many_faults(2, 2), OURS);
+    if let (Some(one), Some(two)) = (per_second(1), two_maps) {
+        let times = two / one;
+        reached &= times >= 1.7;
+        println!("faults by two threads on two maps: {times:.2} times one, 1.7 at least");
+    }
+    reached
+}
+
+const ONE_FAULT: &str = "a fault on a cached page, µs";
+const FIRST_SCAN: &str = "first scan of cached pages, map included, µs a page";
+const SECOND_SCAN: &str = "second scan, µs a page";
+const COLD_SCAN: &str = "cold scan, MiB/s";
+const COLD_LOADS: &str = "cold loads at random, a second";
+const VISIBLE: &str = "a store seen through another map, µs";
+
+fn many_faults(threads: usize, maps: usize) -> String {
+    format!("faults on cached pages a second, {threads} threads on {maps} maps")
+}
+
+fn library(image: &Path, len: usize, round: usize, table: &mut Table) -> Result<()> {
+    let open = || -> Result<(Volume, pagefence::File)> {
+        let options = Options::new().write(true).cache(len as u64 * 2 + SLACK);
+        let volume = Volume::open(image, options)?;
+        let options = OpenOptions::new().read(true).write(true);
+        let file = options.open(&volume, Path::new("/").join(DATA_FILE))?;
+        Ok((volume, file))
+    };
+    drop_caches()?;
+    let (volume, file) = open()?;
+    let map = file.map(.., MapOptions::shared())?;
+    table.record(
+        COLD_LOADS,
+        Better::More,
+        OURS,
+        cold_loads(&map, len, round)?,
+    );
+    drop((map, file));
+    volume.close()?;
+
+    drop_caches()?;
+    let (volume, file) = open()?;
+    let map = file.map(.., MapOptions::shared())?;
+    let seconds = scan(&map, len)?;
+    table.record(COLD_SCAN, Better::More, OURS, mib_per_second(len, seconds));
+    drop(map);
+
+    let begun = Instant::now();
+    let map = file.map(.., MapOptions::shared())?;
+    scan(&map, len)?;
+    let first = begun.elapsed().as_secs_f64();
+    table.record(FIRST_SCAN, Better::Less, OURS, micros_a_page(len, first));
+    table.record(
+        SECOND_SCAN,
+        Better::Less,
+        OURS,
+        micros_a_page(len, scan(&map, len)?),
+    );
+    drop(map);
+
+    let fresh = || -> Result<Map> {
+        let map = file.map(.., MapOptions::shared())?;
+        map.advise(Advice::Random);
+        Ok(map)
+    };
+    let map = fresh()?;
+    table.record(ONE_FAULT, Better::Less, OURS, one_fault(&map, len, round)?);
+    drop(map);
+    for threads in [1, 2, 4] {
+        let map = fresh()?;
+        let rate = fault_rate(&vec![&map; threads], len, round)?;
+        table.record(&many_faults(threads, 1), Better::More, OURS, rate);
+    }
+    let maps = [fresh()?, fresh()?];
+    let rate = fault_rate(&[&maps[0], &maps[1]], len, round)?;
+    table.record(&many_faults(2, 2), Better::More, OURS, rate);
+    drop(maps);
+
+    let (from, to) = (
+        file.map(..1, MapOptions::shared())?,
+        file.map(..1, MapOptions::shared())?,
+    );
+    let micros = visible(
+        |value| Ok(from.write_at(0, &[value])?),
+        || {
+            let mut byte = [0];
+            to.read_at(0, &mut byte)?;
+            Ok(byte[0])
+        },
+    )?;
+    table.record(VISIBLE, Better::Less, OURS, micros);
+    drop((from, to, file));
+    Ok(volume.close()?)
+}
+
+/// A memory all of whose pages are there.
+fn fill(memory: &FileMemory, len: usize) -> Result<()> {
+    let mut random = Random::new(1);
+    for page in 0..len / PAGE {
+        memory.write(page as u64, 0, &random.bytes(PAGE));
+    }
+    Ok(())
+}
+
+/// A handler that maps the page that it is told of, and nothing else.
+fn floor(memory: &Arc<FileMemory>, len: usize, round: usize, table: &mut Table) -> Result<()> {
+    let view = View::new(memory, 0, len, ViewKind::Shared)?;
+    let mut userfault = Userfault::open()?;
+    userfault.register(&view)?;
+    let end = eventfd(0, EventfdFlags::CLOEXEC)?;
+    let micros = thread::scope(|scope| {
+        let handler = scope.spawn(|| -> Result<()> {
+            let mut events = Vec::with_capacity(32);
+            loop {
+                events.clear();
+                userfault.read_events(&mut events)?;
+                for event in &events {
+                    let pages = event.page..event.page + 1;
+                    userfault.continue_pages(&view, pages, true)?;
+                }
+                if events.is_empty()
+                    && userfault
+                        .wait(Some(std::os::fd::AsFd::as_fd(&end)), None)?
+                        .until
+                {
+                    return Ok(());
+                }
+            }
+        });
+        let micros = timed_touches(len, round, |page| {
+            let mut byte = [0];
+            view.load(page * PAGE, &mut byte);
+            black_box(byte);
+            Ok(())
+        });
+        rustix::io::write(&end, &1_u64.to_ne_bytes())?;
+        handler
+            .join()
+            .map_err(|_| anyhow!("the handler panicked"))??;
+        micros
+    })?;
+    table.record(ONE_FAULT, Better::Less, FLOOR, micros);
+    Ok(())
+}
+
+fn kernel(
+    image: &Path,
+    scratch: &Scratch,
+    len: usize,
+    round: usize,
+    table: &mut Table,
+) -> Result<()> {
+    let directory = scratch.directory(&format!("kernel-{round}"))?;
+    let mount = KernelMount::new(image, &directory, Access::ReadWrite, "rw")?;
+    let path = directory.join(DATA_FILE);
+    let measured = (|| -> Result<()> {
+        let file = File::options().read(true).write(true).open(&path)?;
+        drop_caches()?;
+        let map = FileMap::new(&file, 0, len)?;
+        table.record(
+            COLD_LOADS,
+            Better::More,
+            KERNEL,
+            cold_loads(&map, len, round)?,
+        );
+        drop(map);
+        drop_caches()?;
+        let map = FileMap::new(&file, 0, len)?;
+        let seconds = scan(&map, len)?;
+        table.record(
+            COLD_SCAN,
+            Better::More,
+            KERNEL,
+            mib_per_second(len, seconds),
+        );
+        drop(map);
+        let begun = Instant::now();
+        let map = FileMap::new(&file, 0, len)?;
+        scan(&map, len)?;
+        let first = begun.elapsed().as_secs_f64();
+        table.record(FIRST_SCAN, Better::Less, KERNEL, micros_a_page(len, first));
+        table.record(
+            SECOND_SCAN,
+            Better::Less,
+            KERNEL,
+            micros_a_page(len, scan(&map, len)?),
+        );
+        drop(map);
+        let map = FileMap::new(&file, 0, len)?;
+        table.record(
+            ONE_FAULT,
+            Better::Less,
+            KERNEL,
+            one_fault(&map, len, round)?,
+        );
+        drop(map);
+        let (from, to) = (FileMap::new(&file, 0, PAGE)?, FileMap::new(&file, 0, PAGE)?);
+        let micros = visible(
+            |value| {
+                from.store(0, &[value]);
+                Ok(())
+            },
+            || {
+                let mut byte = [0];
+                FileMap::load(&to, 0, &mut byte);
+                Ok(byte[0])
+            },
+        )?;
+        table.record(VISIBLE, Better::Less, KERNEL, micros);
+        Ok(())
+    })();
+    mount.unmount()?;
+    measured
+}
+
+fn tmpfs(len: usize, table: &mut Table) -> Result<()> {
+    let file = rustix::fs::memfd_create("pagefence-bench", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let file = File::from(file);
+    let chunk = vec![1; CHUNK];
+    for at in (0..len).step_by(CHUNK) {
+        file.write_all_at(&chunk, at as u64)?;
+    }
+    let begun = Instant::now();
+    let map = FileMap::new(&file, 0, len)?;
+    scan(&map, len)?;
+    let first = begun.elapsed().as_secs_f64();
+    table.record(FIRST_SCAN, Better::Less, TMPFS, micros_a_page(len, first));
+    table.record(
+        SECOND_SCAN,
+        Better::Less,
+        TMPFS,
+        micros_a_page(len, scan(&map, len)?),
+    );
+    Ok(())
+}
+
+fn fuse2fs(
+    image: &Path,
+    scratch: &Scratch,
+    len: usize,
+    round: usize,
+    table: &mut Table,
+) -> Result<()> {
+    if crate::command::find("fuse2fs").is_none() {
+        println!("skipped: fuse2fs is not installed");
+        return Ok(());
+    }
+    let directory = scratch.directory(&format!("fuse2fs-{round}"))?;
+    let mounted = || -> Result<(ServedMount, File)> {
+        drop_caches()?;
+        let mount = ServedMount::new(&Server::Fuse2fs, image, &directory, "ro")?;
+        let file = File::open(directory.join(DATA_FILE))?;
+        Ok((mount, file))
+    };
+    let (mount, file) = mounted()?;
+    let rate = cold_loads(&file, len, round)?;
+    table.record(COLD_LOADS, Better::More, FUSE2FS, rate);
+    drop(file);
+    mount.unmount()?;
+    let (mount, file) = mounted()?;
+    let seconds = scan(&file, len)?;
+    table.record(
+        COLD_SCAN,
+        Better::More,
+        FUSE2FS,
+        mib_per_second(len, seconds),
+    );
+    drop(file);
+    mount.unmount()
+}
+
+/// Seconds for all bytes, from front to back.
+fn scan(bytes: &impl Bytes, len: usize) -> Result<f64> {
+    let mut chunk = vec![0; CHUNK];
+    let begun = Instant::now();
+    for at in (0..len).step_by(CHUNK) {
+        bytes.load(at, &mut chunk)?;
+        black_box(&chunk);
+    }
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// Pages that are far from each other, in no order.
+fn far_pages(len: usize, seed: usize) -> Vec<usize> {
+    let stride = (len / PAGE / FAULTS).max(1);
+    let mut pages: Vec<usize> = (0..FAULTS).map(|at| at * stride).collect();
+    let mut random = Random::new(seed as u64 + 1);
+    for at in (1..pages.len()).rev() {
+        let other = usize::try_from(random.below(at as u64 + 1)).expect("below a usize");
+        pages.swap(at, other);
+    }
+    pages
+}
+
+/// Microseconds for a touch of a page that is not mapped.
+fn timed_touches(len: usize, seed: usize, touch: impl Fn(usize) -> Result<()>) -> Result<f64> {
+    let pages = far_pages(len, seed);
+    let begun = Instant::now();
+    for &page in &pages {
+        touch(page)?;
+    }
+    Ok(begun.elapsed().as_secs_f64() * 1e6 / pages.len() as f64)
+}
+
+fn one_fault(bytes: &impl Bytes, len: usize, seed: usize) -> Result<f64> {
+    timed_touches(len, seed, |page| bytes.touch(page))
+}
+
+/// Faults a second, by a thread for each of `maps`, none of which faults where another does.
+fn fault_rate<B: Bytes>(maps: &[&B], len: usize, seed: usize) -> Result<f64> {
+    let pages = far_pages(len, seed);
+    let is_ready = AtomicBool::new(false);
+    let seconds = thread::scope(|scope| {
+        let faulters: Vec<_> = maps
+            .iter()
+            .zip(pages.chunks(pages.len().div_ceil(maps.len())))
+            .map(|(map, pages)| {
+                let is_ready = &is_ready;
+                scope.spawn(move || -> Result<()> {
+                    while !is_ready.load(Ordering::Acquire) {
+                        thread::yield_now();
+                    }
+                    pages.iter().try_for_each(|&page| map.touch(page))
+                })
+            })
+            .collect();
+        let begun = Instant::now();
+        is_ready.store(true, Ordering::Release);
+        for faulter in faulters {
+            faulter.join().map_err(|_| anyhow!("a thread panicked"))??;
+        }
+        anyhow::Ok(begun.elapsed().as_secs_f64())
+    })?;
+    Ok(pages.len() as f64 / seconds)
+}
+
+/// Loads of a page at random a second, where nothing is cached.
+fn cold_loads(bytes: &impl Bytes, len: usize, seed: usize) -> Result<f64> {
+    let mut random = Random::new(seed as u64 + 7);
+    let mut page = [0; PAGE];
+    let begun = Instant::now();
+    for _ in 0..RANDOM_LOADS {
+        let at = usize::try_from(random.below((len / PAGE) as u64))? * PAGE;
+        bytes.load(at, &mut page)?;
+    }
+    Ok(RANDOM_LOADS as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// Microseconds from a store until another thread has seen it, which answers in a place of its own.
+fn visible(
+    store: impl Fn(u8) -> Result<()> + Sync,
+    load: impl Fn() -> Result<u8> + Sync,
+) -> Result<f64> {
+    let seen = pagefence_lock_order::primitives::atomic::AtomicU64::new(0);
+    store(0)?;
+    load()?;
+    thread::scope(|scope| {
+        let looker = scope.spawn(|| -> Result<()> {
+            for count in 1..=STORES {
+                while load()? != count as u8 {
+                    std::hint::spin_loop();
+                }
+                seen.store(count, Ordering::Release);
+            }
+            Ok(())
+        });
+        let begun = Instant::now();
+        for count in 1..=STORES {
+            store(count as u8)?;
+            while seen.load(Ordering::Acquire) != count && !looker.is_finished() {
+                std::hint::spin_loop();
+            }
+        }
+        let micros = begun.elapsed().as_secs_f64() * 1e6 / STORES as f64;
+        looker
+            .join()
+            .map_err(|_| anyhow!("the looker panicked"))??;
+        Ok(micros)
+    })
+}
+
+fn mib_per_second(len: usize, seconds: f64) -> f64 {
+    len as f64 / f64::from(1 << 20) / seconds
+}
+
+fn micros_a_page(len: usize, seconds: f64) -> f64 {
+    seconds * 1e6 / (len / PAGE) as f64
+}
