@@ -7,7 +7,7 @@ use pagefence_page_cache::simulated::Entry;
 
 use super::disk::{Disk, Stop};
 use super::eyes::{Seen, look};
-use super::{Bench, PAGE, SMALL, Task, load, stamped, stamped_disk, store};
+use super::{Bench, PAGE, SHORTLY, SMALL, Task, load, stamped, stamped_disk, store};
 use crate::Kind;
 
 #[test]
@@ -292,12 +292,12 @@ fn regions_come_and_go_beside_each_other() {
 
 #[test]
 fn few_threads_serve_whatever_waits_and_what_is_cached_waits_for_nothing() {
-    let bench = Bench::new(stamped_disk(64));
-    let region = Arc::new(bench.map(0..64, Kind::Shared));
-    bench.read(0, 4 * PAGE_SIZE).expect("cached");
+    let bench = Bench::new(stamped_disk(200));
+    let region = Arc::new(bench.map(0..200, Kind::Shared));
+    bench.read(0, PAGE_SIZE).expect("cached");
     bench.disk().stop_at(Stop::BeforeRead);
     // Twice as many as there are threads for them, and none is read along with another.
-    let waiting: Vec<_> = [4, 20, 36, 52]
+    let waiting: Vec<_> = [40, 60, 80, 100]
         .into_iter()
         .map(|page| {
             let region = Arc::clone(&region);
@@ -305,7 +305,8 @@ fn few_threads_serve_whatever_waits_and_what_is_cached_waits_for_nothing() {
         })
         .collect();
     bench.disk().wait_stopped(2);
-    assert_eq!(load(&region, 3 * PAGE, PAGE_SIZE), stamped(3));
+    assert_eq!(load(&region, 0, PAGE_SIZE), stamped(0));
+    std::thread::sleep(SHORTLY);
     assert!(waiting.iter().all(|task| !task.0.is_finished()));
     bench.disk().go_on();
     assert!(waiting.into_iter().all(Task::finish));
