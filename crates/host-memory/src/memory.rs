@@ -106,8 +106,10 @@ impl FileMemory {
     ///
     /// Who copies part of a page into a hole makes the rest of it zeros.
     ///
+    /// Ends the process if there is no memory, as an allocation does.
+    ///
     /// # Panics
-    /// The range reaches past the last page, or there is no memory: as when an allocation fails.
+    /// The range reaches past the last page.
     pub fn write(&self, page: u64, offset: usize, source: &[u8]) {
         let start = place(page, offset, source.len());
         let mut done = 0;
@@ -141,10 +143,8 @@ impl FileMemory {
     /// frees them. When it comes back nobody has one mapped. The end may lie past the last page.
     ///
     /// Waits for the kernel's lock of each page and for the lock of each page table that maps one, for
-    /// no process's map lock.
-    ///
-    /// # Panics
-    /// The operating system refuses: then somebody could go on storing to pages given up.
+    /// no process's map lock. Ends the process if the operating system refuses: somebody could go on
+    /// storing to pages given up.
     pub fn punch(&self, pages: Range<u64>) {
         let end = pages.end.min(Self::PAGES);
         if pages.start >= end {
@@ -153,7 +153,7 @@ impl FileMemory {
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let (start, len) = (pages.start * PAGE, (end - pages.start) * PAGE);
         if let Err(errno) = retry_on_intr(|| fallocate(&self.fd, mode, start, len)) {
-            panic!("memory of a mapped file can't be given back: {errno}");
+            end_process("the memory of a mapped file can't be given back", errno);
         }
     }
 
@@ -212,12 +212,29 @@ fn place(page: u64, offset: usize, len: usize) -> u64 {
 /// nobody to tell that there is no memory, as when an allocation fails.
 fn written(result: Result<usize, Errno>) -> usize {
     match result {
-        Ok(0) => panic!("memory of a mapped file takes no bytes"),
-        Ok(count) => count,
-        Err(Errno::FBIG) => panic!(
-            "a limit of file sizes was set after a file was mapped: its memory can't be written"
+        Ok(count) if count > 0 => count,
+        Ok(_) => end_process("the memory of a mapped file takes no bytes", Errno::NOSPC),
+        Err(Errno::FBIG) => end_process(
+            "a limit of file sizes was set after a file was mapped: its memory can't be written",
+            Errno::FBIG,
         ),
-        Err(errno) => panic!("no memory for a page of a mapped file: {errno}"),
+        Err(errno) => end_process("there is no memory for a page of a mapped file", errno),
+    }
+}
+
+/// Ends the process, as one that is refused memory ends: who unwound would leave pages half changed that
+/// others see.
+fn end_process(what: &str, errno: Errno) -> ! {
+    eprintln!("pagefence: {what}: {errno}");
+    std::process::abort();
+}
+
+impl Drop for FileMemory {
+    /// The memory goes now, whoever else still has the descriptor: a child process, for one.
+    fn drop(&mut self) {
+        let all = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // Else it goes with the last descriptor.
+        let _ = retry_on_intr(|| fallocate(&self.fd, all, 0, Self::PAGES * PAGE));
     }
 }
 

@@ -292,19 +292,19 @@ impl Userfault {
 
     /// Puts poison into those of `pages` that `view` shows, in place of what was mapped there, and
     /// wakes who waits for them: each load or store gives SIGBUS, until the page is continued or
-    /// zapped. A punch leaves poison where it is. What a private view has mapped stays: it may be a
-    /// copy, which is nowhere else.
+    /// zapped. A punch leaves poison where it is. What a private view has mapped stays, since it may be
+    /// a copy, which is nowhere else; says whether nothing stayed.
     ///
     /// The page lock, or whatever else keeps others from continuing these pages, is the caller's:
     /// else one of both wins. Waits for the map lock of the process, shared, for no page lock.
     ///
     /// # Errors
     /// See [`RangeError`].
-    pub fn poison(&self, view: &View, pages: Range<u64>) -> Result<(), RangeError> {
+    pub fn poison(&self, view: &View, pages: Range<u64>) -> Result<bool, RangeError> {
         let shown = view.pages();
         let end = pages.end.min(shown.end);
         let mut next = pages.start.max(shown.start);
-        let (mut cleared, mut gone) = (0, false);
+        let (mut cleared, mut gone, mut all) = (0, false, true);
         while next < end {
             let done = self.install(view, next..end, |fd, range| {
                 // SAFETY: the struct is this ioctl's, and `range` is of a view: accesses of it
@@ -321,7 +321,7 @@ impl Userfault {
             if errno == Errno::EXIST && !protects(view) {
                 // A page for loads, or a copy that nobody could bring back: who waits finds it.
                 self.wake(view, page..page + 1)?;
-                (next, cleared) = (page + 1, 0);
+                (next, cleared, all) = (page + 1, 0, false);
                 continue;
             }
             // Poison is put where there is nothing, not even the mark that a protected page left
@@ -336,7 +336,7 @@ impl Userfault {
                 .map_err(RangeError::of)?;
             next = page;
         }
-        if gone { Err(RangeError::Gone) } else { Ok(()) }
+        if gone { Err(RangeError::Gone) } else { Ok(all) }
     }
 
     /// Wakes who waits for those of `pages` that `view` shows, to try again: who finds nothing there

@@ -133,9 +133,10 @@ impl<B: WriteBacking> MappedRange<B> {
         }
     }
 
-    /// As [`Self::fault`], if the page is cached and nothing has to be waited for that may take long:
-    /// no lock, no frame, no space. `None` if it has to, or nothing came of it: then
-    /// [`Self::fault`] serves it, on a thread that may wait.
+    /// As [`Self::fault`], if the page is cached and nothing has to be waited for but, by a store,
+    /// what [`WriteBacking::reserve`] waits for: no page lock, no fence, no frame, no space. `None` if
+    /// something has to, or nothing came of it: then [`Self::fault`] serves it, on a thread that may
+    /// wait.
     ///
     /// # Errors
     ///

@@ -44,8 +44,9 @@ impl<B: Backing> Mapping<B> {
     /// far as `readahead` says. Holes give zeros and take no memory. Concurrent changes show up
     /// page by page: each page is what it was at some moment during the call.
     ///
-    /// `buffer` is touched with no lock held, so it may be memory that is itself backed by this
-    /// cache (RACES U1, U2).
+    /// `buffer` is touched with no lock held, so faults in it may need this cache (RACES U1, U2). But
+    /// a mapped file's bytes are copied by a system call, which finds in such a buffer only what is
+    /// mapped: who reads into a map goes through a buffer of his own.
     ///
     /// # Errors
     ///

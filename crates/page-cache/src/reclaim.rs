@@ -13,8 +13,10 @@
 //!
 //! Reclaim only ever tries locks, and a [`crate::MapTarget`] ends by itself. So it may run wherever
 //! memory is needed, whatever is held, and a fence, a filler or a reader that holds a page is never
-//! waited for.
+//! waited for. A page of a mapped file is punched out of the file's memory, which waits for the kernel's
+//! own work on that memory, and for nobody of ours.
 
+use pagefence_host_memory::Frame;
 use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex, Weak};
 
@@ -104,12 +106,15 @@ impl Clock {
 /// Takes one page out of the cache, unless it is to be spared, not on the device, or its lock is
 /// held.
 fn take(folio: &Arc<Folio>, pressure: Pressure) -> bool {
-    if pressure == Pressure::Sparing {
-        // The index and we: whoever else has a reference copies from it now.
-        const UNPINNED: usize = 2;
-        if folio.state.take_use() || Arc::strong_count(folio) > UNPINNED {
-            return false;
-        }
+    // The index and we: whoever else has a reference copies from it now.
+    const UNPINNED: usize = 2;
+    let is_pinned = Arc::strong_count(folio) > UNPINNED;
+    if pressure == Pressure::Sparing && (folio.state.take_use() || is_pinned) {
+        return false;
+    }
+    if is_pinned && folio.frame().is_some_and(Frame::is_in_memory) {
+        // It would lose its bytes at once, and who copies would have to begin again.
+        return false;
     }
     if !may_go(folio) {
         return false;

@@ -52,14 +52,16 @@ pub struct CannotMap;
 /// without them: it may take locks of its own that are held for short times only, below which none
 /// of this cache's is taken, and make system calls that finish by themselves (punching a memfd). It
 /// must not touch memory that is mapped through this cache or belongs to a client, issue a
-/// `UFFDIO_*` on a client's mappings (which waits for the client's mmap lock, for ever if the client
+/// `UFFDIO_*` on mappings of another process (which waits for its mmap lock, for ever if it
 /// likes), wait for an answer of the kernel's FUSE client, or call this cache: none of these ends
 /// without page locks for certain. Who can reach a page table by such means only notes here what is
 /// to be done, does it from a thread that holds nothing, and maps nothing until it is done; that
 /// pages it did not get hold of stay mapped meanwhile is what it must rule out.
 ///
 /// On return of [`Self::unmap`] and [`Self::write_protect`] it is done: no load or store goes through
-/// the old entry any more. Both may be called at any time, several at once, for pages that are not
+/// the old entry any more; that of a page whose bytes lie in a mapped file's memory
+/// ([`crate::FileMemory`]) may go with that memory, which the cache takes before it gives the page lock
+/// up. Both may be called at any time, several at once, for pages that are not
 /// mapped.
 pub trait MapTarget: Send + Sync + 'static {
     /// Maps the pages of `run`, whose locks are held, for `access` (S4.7): the one that the fault is

@@ -15,6 +15,9 @@ use crate::shootdown::Poison;
 /// Bytes of a page.
 const PAGE_BYTES: u64 = pagefence_page_cache::PAGE_SIZE as u64;
 
+/// Turns of a loop that always has faults to serve, after which it looks for pages to cure.
+const CURE_TURNS: u64 = 64;
+
 /// Serves faults of the region of `shared` until its bell says that it is over: at once what is cached;
 /// what has to wait is handed to `serve_later`, or else waits in line.
 pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
@@ -25,7 +28,7 @@ pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
     let source = &shared.entries.source;
     let mut stopped = Vec::new();
     let mut next_cure = None;
-    loop {
+    for turn in 1_u64.. {
         stopped.clear();
         if let Err(error) = source.read(&mut stopped) {
             panic!("faults of a mapped file can't be served any more: {error}");
@@ -40,13 +43,14 @@ pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
                 }
             }
         }
-        if !stopped.is_empty() {
+        if stopped.is_empty() {
+            match source.wait(shared.bell.fd(), next_cure) {
+                Ok(Woken::Rung) if shared.bell.hear() => return,
+                Ok(Woken::Rung | Woken::Faults | Woken::Late) => {}
+                Err(error) => panic!("faults of a mapped file can't be waited for: {error}"),
+            }
+        } else if turn % CURE_TURNS != 0 {
             continue;
-        }
-        match source.wait(shared.bell.fd(), next_cure) {
-            Ok(Woken::Rung) if shared.bell.hear() => return,
-            Ok(Woken::Rung | Woken::Faults | Woken::Late) => {}
-            Err(error) => panic!("faults of a mapped file can't be waited for: {error}"),
         }
         next_cure = shared.entries.cure_failed(Instant::now());
     }
@@ -81,6 +85,12 @@ impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
     fn finish(&self, page: u64, served: Result<(), FaultError<B::Error>>) {
         let Err(error) = served else { return };
         let is_beyond = matches!(error, FaultError::Beyond);
+        let could_not_be_read = matches!(error, FaultError::Read(_) | FaultError::CannotMap(_));
+        if could_not_be_read && self.entries.is_mapped(page) {
+            // Another thread's fault was luckier.
+            self.entries.wake(page);
+            return;
+        }
         let why = if is_beyond {
             Poison::Beyond
         } else {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use pagefence_host_memory::{Continue, FaultKind, RangeError, Userfault, View, ViewKind};
+use pagefence_host_memory::{Continue, RangeError, Userfault, View, ViewKind};
 
 /// Events that are read at a time.
 const EVENTS: usize = 32;
@@ -18,8 +18,6 @@ pub struct Cause {
     pub page: u64,
     /// It is about to store.
     pub is_store: bool,
-    /// The page is mapped, for loads.
-    pub is_protected: bool,
 }
 
 /// Why a wait for faults is over.
@@ -33,17 +31,22 @@ pub enum Woken {
     Late,
 }
 
-/// What came of mapping pages.
+/// Where mapping pages one after the other came to its end before the last, and why. Those before are
+/// mapped, and threads that stopped at them go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mapped {
-    /// All are mapped; threads that stopped at them go on.
-    All,
-    /// Those before this page are; it had been mapped before, and whoever stopped there stands still.
-    Up {
-        /// The page.
-        to: u64,
-    },
-    /// The page that was to be mapped has no memory; or the kernel has none for its entry.
+pub struct Obstacle {
+    /// The page.
+    pub page: u64,
+    /// What is with it.
+    pub why: Why,
+}
+
+/// Why a page was not mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It had been before. Whoever stopped there stands still.
+    MappedBefore,
+    /// It has no memory, or is broken, or the kernel has no memory for its entry.
     Failed,
     /// The program has taken this part of the view away.
     Gone,
@@ -73,17 +76,20 @@ pub trait FaultSource: Send + Sync + 'static {
     /// No fault can be served any more.
     fn wait(&self, bell: BorrowedFd<'_>, most: Option<Duration>) -> io::Result<Woken>;
 
-    /// Maps `pages`, which have memory, from the first to the last, until one is mapped already; for
-    /// stores if `writable`. Threads that stopped at those mapped go on.
-    fn map(&self, pages: Range<u64>, writable: bool) -> Mapped;
+    /// Maps `pages`, which have memory, from the first to the last, for stores if `writable`. Threads
+    /// that stopped at those mapped go on.
+    ///
+    /// # Errors
+    /// What it did not get over.
+    fn map(&self, pages: Range<u64>, writable: bool) -> Result<(), Obstacle>;
 
     /// Makes those of `pages` that are mapped read-only, or lets them be stored to again; then, threads
     /// that stopped at them go on.
     fn protect(&self, pages: Range<u64>, protected: bool);
 
-    /// Has accesses to `page`, which is not mapped, end with SIGBUS; threads that stopped there go on,
-    /// and meet it.
-    fn poison(&self, page: u64);
+    /// Has accesses to `page` end with SIGBUS; threads that stopped there go on, and meet it. False if
+    /// something stays mapped there, in a view that is not shared: it may be a copy.
+    fn poison(&self, page: u64) -> bool;
 
     /// Threads that stopped at `page` try again.
     fn wake(&self, page: u64);
@@ -132,7 +138,6 @@ impl FaultSource for RealSource {
         stopped.extend(events.iter().map(|event| Cause {
             page: event.page,
             is_store: event.write,
-            is_protected: event.kind == FaultKind::WriteProtected,
         }));
         Ok(())
     }
@@ -146,28 +151,44 @@ impl FaultSource for RealSource {
         })
     }
 
-    fn map(&self, pages: Range<u64>, writable: bool) -> Mapped {
-        match self.userfault.continue_pages(&self.view, pages, !writable) {
-            Ok(()) => Mapped::All,
-            Err(Continue::AlreadyMapped { page }) => Mapped::Up { to: page },
-            Err(Continue::Gone { .. }) => Mapped::Gone,
-            Err(error @ (Continue::Hole { .. } | Continue::Refused { .. })) => {
+    fn map(&self, pages: Range<u64>, writable: bool) -> Result<(), Obstacle> {
+        let continued = self.userfault.continue_pages(&self.view, pages, !writable);
+        continued.map_err(|error| match error {
+            Continue::AlreadyMapped { page } => Obstacle {
+                page,
+                why: Why::MappedBefore,
+            },
+            Continue::Gone { page } => Obstacle {
+                page,
+                why: Why::Gone,
+            },
+            Continue::Hole { page } | Continue::Refused { page, .. } => {
                 tracing::error!(?error, "a page of a mapped file can't be mapped");
-                Mapped::Failed
+                Obstacle {
+                    page,
+                    why: Why::Failed,
+                }
             }
-        }
+        })
     }
 
     fn protect(&self, pages: Range<u64>, protected: bool) {
-        must_end(self.userfault.protect(&self.view, pages, protected));
+        let done = must_end(self.userfault.protect(&self.view, pages.clone(), protected));
+        if done.is_none() && !protected {
+            pages.for_each(|page| self.wake(page));
+        }
     }
 
-    fn poison(&self, page: u64) {
-        must_end(self.userfault.poison(&self.view, page..page + 1));
+    fn poison(&self, page: u64) -> bool {
+        let poisoned = must_end(self.userfault.poison(&self.view, page..page + 1));
+        if poisoned.is_none() {
+            self.wake(page);
+        }
+        poisoned.unwrap_or(false)
     }
 
     fn wake(&self, page: u64) {
-        must_end(self.userfault.wake(&self.view, page..page + 1));
+        let _ = must_end(self.userfault.wake(&self.view, page..page + 1));
     }
 
     fn zap(&self, pages: Range<u64>) {
@@ -175,12 +196,16 @@ impl FaultSource for RealSource {
     }
 }
 
-/// What the program has taken away needs nothing. Memory for page tables that the kernel refuses
-/// leaves stores that nobody would know of, or a thread that nobody wakes: as with any memory that is
-/// refused, the process can't go on.
-fn must_end(done: Result<(), RangeError>) {
+/// `None` if the program has taken some of it away, which needs nothing more than that nobody sleeps there.
+/// Memory for page tables that the kernel refuses leaves stores that nobody would know of, or a thread that
+/// nobody wakes: as where memory is refused elsewhere, the process can't go on.
+fn must_end<T>(done: Result<T, RangeError>) -> Option<T> {
     match done {
-        Ok(()) | Err(RangeError::Gone) => {}
-        Err(error) => panic!("the memory of a mapped file can't be changed: {error:?}"),
+        Ok(done) => Some(done),
+        Err(RangeError::Gone) => None,
+        Err(error) => {
+            tracing::error!(?error, "the memory of a mapped file can't be changed");
+            std::process::abort();
+        }
     }
 }

@@ -22,7 +22,7 @@
 //!
 //! | who | holds | waits for |
 //! |---|---|---|
-//! | fault loop | nothing, or what [`MappedRange::try_fault`] takes without waiting | events; no page, no lock that is held for long |
+//! | fault loop | nothing, or what [`MappedRange::try_fault`] takes without waiting | events; no page; for a store, what reserving its space waits for |
 //! | service | what [`MappedRange::fault`] takes | whatever a fault waits for |
 //! | [`MapTarget`] of a region, from either or an invalidator | page locks; below them the list of poisoned pages | the mmap lock of this process: held by its own `mmap`, `munmap`, `fork`, for bounded times |
 //!
@@ -62,7 +62,7 @@ mod shootdown;
 pub use pagefence_host_memory::{RawBytes, UserfaultError, View};
 pub use pagefence_page_cache::{FaultError, Hint};
 
-pub use fault_source::{Cause, FaultSource, Mapped, RealSource, Woken};
+pub use fault_source::{Cause, FaultSource, Obstacle, RealSource, Why, Woken};
 pub use region::{Faults, Kind, MapError, Region};
 pub use service::Service;
 

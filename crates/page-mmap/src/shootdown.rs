@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pagefence_lock_order::primitives::RwLock;
 use pagefence_page_cache::{Access, CannotMap, MapTarget, MappedPage, PageRun, Unmap};
 
-use crate::fault_source::{FaultSource, Mapped};
+use crate::fault_source::{FaultSource, Obstacle, Why};
 use crate::mapped::MappedPages;
 #[cfg(any(test, feature = "mutants"))]
 use crate::mutants::Mutant;
@@ -49,8 +49,8 @@ impl<S: FaultSource> Entries<S> {
         }
     }
 
-    /// Has accesses to `page` end with SIGBUS because of `why`; past the end, unless `size`, asked
-    /// when that is on the list, says that it no longer is.
+    /// Has accesses to `page` end with SIGBUS because of `why`; past the end, unless the file, asked
+    /// under the list's lock, has so many pages by now that it no longer is.
     pub(crate) fn poison(&self, page: u64, why: Poison, pages_of_file: impl FnOnce() -> u64) {
         let mut poisoned = self.poisoned.write();
         // Who makes the file longer says so after it is: either this sees the new size, or that
@@ -60,8 +60,9 @@ impl<S: FaultSource> Entries<S> {
             self.source.wake(page);
             return;
         }
-        poisoned.insert(page, why);
-        self.source.poison(page);
+        if self.source.poison(page) {
+            poisoned.insert(page, why);
+        }
     }
 
     /// Has accesses to pages try again that could not be had some time ago; says when the next ones
@@ -88,6 +89,16 @@ impl<S: FaultSource> Entries<S> {
             next = next_cure();
         }
         next.map(|until| until.saturating_duration_since(now))
+    }
+
+    /// Whether `page` is mapped, as far as is known.
+    pub(crate) fn is_mapped(&self, page: u64) -> bool {
+        self.next_unmapped(page..page + 1).is_none()
+    }
+
+    /// Threads that stopped at `page` try again.
+    pub(crate) fn wake(&self, page: u64) {
+        self.source.wake(page);
     }
 
     /// The first of `pages` that is not mapped, as far as is known.
@@ -137,19 +148,24 @@ impl<S: FaultSource> Entries<S> {
         fault: u64,
         writable: bool,
     ) -> Result<(), CannotMap> {
-        match self.source.map(pages.clone(), writable) {
-            Mapped::All => self.mapped.set(&pages),
-            Mapped::Up { to } => {
-                self.mapped.set(&(pages.start..to + 1));
-                if to == fault {
-                    self.allow(fault, writable);
-                } else if to < fault {
-                    return self.map_unpoisoned(fault..pages.end, fault, writable);
-                }
+        let Err(Obstacle { page, why }) = self.source.map(pages.clone(), writable) else {
+            self.mapped.set(&pages);
+            return Ok(());
+        };
+        let is_mapped = why == Why::MappedBefore;
+        self.mapped.set(&(pages.start..page + u64::from(is_mapped)));
+        match page.cmp(&fault) {
+            // Its neighbours are extra.
+            std::cmp::Ordering::Less => {
+                return self.map_unpoisoned(fault..pages.end, fault, writable);
             }
-            Mapped::Failed => return Err(CannotMap),
-            // Nobody looks at it any more.
-            Mapped::Gone => self.source.wake(fault),
+            std::cmp::Ordering::Greater => {}
+            std::cmp::Ordering::Equal => match why {
+                Why::MappedBefore => self.allow(fault, writable),
+                // Nobody looks at it any more.
+                Why::Gone => self.source.wake(fault),
+                Why::Failed => return Err(CannotMap),
+            },
         }
         Ok(())
     }

@@ -173,6 +173,10 @@ fn poison_takes_the_place_of_what_is_mapped_and_mapping_that_of_poison() {
         let bench = Bench::new(stamped_disk(8));
         let region = bench.map(0..8, kind);
         load(&region, 0, 8 * PAGE_SIZE);
+        if kind == Kind::Private {
+            // What is mapped privately stays; so it goes before.
+            region.shared.entries.source.view().zap(3..4);
+        }
         poison(&region, 3, Poison::failed(Instant::now()));
         // By the fault of a neighbour.
         region.shared.entries.source.view().zap(2..3);
@@ -191,6 +195,18 @@ fn poison_takes_the_place_of_what_is_mapped_and_mapping_that_of_poison() {
             "there was nothing to cure"
         );
     }
+}
+
+#[test]
+fn poison_that_comes_late_leaves_a_private_copy_and_so_does_the_cure() {
+    let bench = Bench::new(stamped_disk(8));
+    let region = bench.map(0..8, Kind::Private);
+    store(&region, 3 * PAGE + 100, &[9]);
+    let late = Poison::failed(Instant::now());
+    region.shared.entries.poison(3, late, || 0);
+    assert_eq!(load(&region, 3 * PAGE + 100, 1), [9]);
+    wait_for_cure(&region);
+    assert_eq!(load(&region, 3 * PAGE + 100, 1), [9]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use pagefence_page_cache::{FaultError, FaultKind};
 use super::disk::{Disk, Failed};
 use super::eyes::{Seen, look};
 use super::{Bench, PAGE, Task};
-use crate::{Cause, FaultSource, Kind, Mapped, RealSource, Region, Woken};
+use crate::{Cause, FaultSource, Kind, Obstacle, RealSource, Region, Woken};
 
 /// What a program does to a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,9 @@ pub(super) fn entry_of(kind: Kind, touch: Touch) -> Entry {
 
 /// A mapping of a file.
 pub(super) trait Space: Send + Sync + Sized + 'static {
+    /// The file's bytes lie in a memory of their own.
+    const HAS_MEMORY: bool;
+
     /// Maps `pages` of the file of `bench`, shared or private.
     fn of(bench: &Bench, pages: Range<u64>, kind: Kind) -> Arc<Self>;
 
@@ -92,6 +95,8 @@ pub(super) trait Space: Send + Sync + Sized + 'static {
 }
 
 impl Space for AddressSpace<Disk> {
+    const HAS_MEMORY: bool = false;
+
     fn of(bench: &Bench, pages: Range<u64>, kind: Kind) -> Arc<Self> {
         Arc::new(match kind {
             Kind::Private => Self::private(&bench.mapping, pages),
@@ -213,7 +218,7 @@ impl FaultSource for Gated {
         self.inner.wait(bell, most)
     }
 
-    fn map(&self, pages: Range<u64>, writable: bool) -> Mapped {
+    fn map(&self, pages: Range<u64>, writable: bool) -> Result<(), Obstacle> {
         self.pass(|gates| gates.before);
         let mapped = self.inner.map(pages, writable);
         self.pass(|gates| gates.after);
@@ -224,8 +229,8 @@ impl FaultSource for Gated {
         self.inner.protect(pages, protected);
     }
 
-    fn poison(&self, page: u64) {
-        self.inner.poison(page);
+    fn poison(&self, page: u64) -> bool {
+        self.inner.poison(page)
     }
 
     fn wake(&self, page: u64) {
@@ -240,6 +245,8 @@ impl FaultSource for Gated {
 }
 
 impl Space for Real {
+    const HAS_MEMORY: bool = true;
+
     fn of(bench: &Bench, pages: Range<u64>, kind: Kind) -> Arc<Self> {
         let bytes = usize::try_from((pages.end - pages.start) * PAGE).expect("small");
         let view = View::new(&bench.memory(), pages.start, bytes, kind).expect("a view");
