@@ -8,6 +8,7 @@ mod extents;
 mod fences;
 mod holes;
 mod mapped;
+pub(crate) mod maps;
 mod reuse;
 mod shift;
 mod space;
