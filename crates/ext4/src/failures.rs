@@ -12,6 +12,7 @@ pub(crate) mod maps;
 mod reuse;
 mod shift;
 mod space;
+mod stores;
 mod sync;
 mod trim;
 mod truncate;

@@ -48,20 +48,10 @@ impl Space {
     /// A real one takes the inode lock, writes what is dirty and drops the file's pages: a schedule
     /// begins when that is done.
     pub(crate) fn of(source: Source, file: &File, pages: Range<u64>) -> Self {
-        if source == Source::Simulated {
-            return Self::Simulated(AddressSpace::shared(&file.mapping, pages));
+        match source {
+            Source::Simulated => Self::Simulated(AddressSpace::shared(&file.mapping, pages)),
+            Source::Real => Self::Real(map(file, pages)),
         }
-        let memory = {
-            let mut entry = Held::at_entry();
-            let (_alone, mut held) = file.inode.lock.write(&mut entry);
-            let shared = file.mapping.share_memory(&mut held);
-            shared.expect("memory that can be mapped")
-        };
-        let bytes = usize::try_from((pages.end - pages.start) * BLOCK).expect("small");
-        let range = (pages.start, bytes);
-        let (kind, faults, service) = (Kind::Shared, Faults::OfPrograms, Service::new(4));
-        let region = Region::map(&file.mapping, &memory, range, kind, faults, &service);
-        Self::Real(region.expect("this process may serve its page faults"))
     }
 
     /// Loads from byte `offset` of the file, where there is something to be had. With no lock held, as
@@ -104,6 +94,21 @@ impl Space {
             space.check();
         }
     }
+}
+
+/// Maps `pages` of a file into this process's memory: see [`Space::of`].
+pub(crate) fn map(file: &File, pages: Range<u64>) -> Region<FileData> {
+    let memory = {
+        let mut entry = Held::at_entry();
+        let (_alone, mut held) = file.inode.lock.write(&mut entry);
+        let shared = file.mapping.share_memory(&mut held);
+        shared.expect("memory that can be mapped")
+    };
+    let bytes = usize::try_from((pages.end - pages.start) * BLOCK).expect("small");
+    let range = (pages.start, bytes);
+    let (kind, faults, service) = (Kind::Shared, Faults::OfPrograms, Service::new(4));
+    let region = Region::map(&file.mapping, &memory, range, kind, faults, &service);
+    region.expect("this process may serve its page faults")
 }
 
 /// Where in the view of `region` byte `offset` of the file is.
