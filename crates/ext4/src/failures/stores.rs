@@ -1,11 +1,14 @@
-//! Stores through maps that nothing may lose, and that nobody but who asked for them may see: beside
-//! exchanges both ways round, and past the end of the file.
+//! Stores through maps that nothing may lose, and that nobody but who asked for them may see: past the
+//! end of the file, beside a direct write, and beside exchanges both ways round.
 
-use pagefence_vfs::FileSystem as _;
+use pagefence_block_io::device::Operation;
+use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
+use pagefence_lock_order::primitives::thread;
+use pagefence_vfs::{FallocateMode, FileSystem as _, WriteMode};
 
 use super::maps::{Source, Space, with_either};
 use super::{
-    BLOCK, after_power_cut, create, drop_cache, find, formatted, open, read, set_size, write,
+    BLOCK, after_power_cut, create, drop_cache, find, formatted, open, place, read, set_size, write,
 };
 
 /// RACES T19 (B22): what is stored past the end stays away when the file grows over it, be it that
@@ -74,6 +77,60 @@ fn grow_over_a_store(source: Source, is_written: bool, by_write: bool) {
     fs.shut_down().expect("nothing fails");
 }
 
+/// RACES T20: a direct write into unwritten blocks is under way. Who loads from them, or stores there,
+/// comes when they are converted: nobody sees zeros afterwards, and what is stored is not lost.
+#[test]
+fn faults_wait_for_a_direct_write() {
+    with_either(|source| {
+        let device = formatted();
+        let fs = open(&device);
+        let id = create(&fs, "file");
+        let file = fs.open(id, true).expect("it opens");
+        let allocated = fs.allocate(&file, 0, 4 * BLOCK, FallocateMode::empty());
+        allocated.expect("there is space");
+        fs.sync().expect("nothing fails");
+        let space = Space::of(source, &file, 0..4);
+        device.hold(Operation::Write, place(&fs, id, BLOCK));
+        let done = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let data = [5; 2 * BLOCK as usize];
+                fs.write(&file, BLOCK, &data, WriteMode::DIRECT)
+            });
+            device.wait_held();
+            let loader = scope.spawn(|| {
+                let mut bytes = [0xEE; 8];
+                space.load(BLOCK, &mut bytes);
+                done.fetch_add(1, Ordering::AcqRel);
+                bytes
+            });
+            scope.spawn(|| {
+                space.store(2 * BLOCK + 100, &[7; 8]);
+                done.fetch_add(1, Ordering::AcqRel);
+            });
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let early = done.load(Ordering::Acquire);
+            device.heal();
+            assert_eq!(early, 0, "they wait");
+            let written = writer.join().expect("no panic").expect("nothing fails");
+            assert_eq!(written, 2 * BLOCK as usize);
+            assert_eq!(loader.join().expect("no panic"), [5; 8]);
+        });
+        space.check();
+        drop(space);
+        let mut expected = vec![0; 4 * BLOCK as usize];
+        expected[BLOCK as usize..3 * BLOCK as usize].fill(5);
+        expected[2 * BLOCK as usize + 100..][..8].fill(7);
+        for _cached_or_not in 0..2 {
+            assert!(read(&fs, &file, 0..4 * BLOCK).expect("it can be read") == expected);
+            fs.sync().expect("nothing fails");
+            drop_cache(&fs);
+        }
+        drop(file);
+        fs.shut_down().expect("nothing fails");
+    });
+}
+
 /// Atomic additions in the memory of this process: each is one access, which is in the page that its
 /// block has then.
 #[cfg(not(shuttle))]
@@ -92,7 +149,7 @@ mod additions {
     /// Blocks that change places at a time.
     const RUN: u64 = 6;
     /// Exchanges of each of those who exchange.
-    const ROUNDS: u64 = 40;
+    const ROUNDS: u64 = 800;
 
     fn next(random: &mut u64) -> u64 {
         *random = random
