@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use pagefence::{Kind, MapOptions, Mkfs};
+use pagefence::{ExtentState, Kind, MapOptions};
 
 use crate::kit::{FORMATS, Image, Watchdog, file, loaded, pattern};
 
@@ -74,14 +74,16 @@ fn stores_change_the_times_of_the_file() {
 #[test]
 fn data_in_the_inode_leaves_it_for_stores_alone() {
     let _watchdog = Watchdog::new("data_in_the_inode_leaves_it_for_stores_alone");
-    let mkfs = Mkfs::new(Kind::Ext4)
-        .block_size(4096)
-        .inode_size(512)
-        .features("inline_data")
-        .file("/small", "small enough for an inode");
-    let image = Image::made(mkfs, 24);
-    let is_inline =
-        |volume: &pagefence::Volume| volume.metadata("/small").expect("it").blocks() == 0;
+    let tree = tempfile::tempdir().expect("a directory");
+    std::fs::write(tree.path().join("small"), "small enough for an inode").expect("a file");
+    let Some(image) = Image::of_mke2fs(&["-O", "inline_data", "-I", "256"], tree.path()) else {
+        return;
+    };
+    let is_inline = |volume: &pagefence::Volume| {
+        let file = volume.open_file("/small").expect("it opens");
+        let extent = file.extents().next().expect("it has data");
+        extent.expect("it is sound").state == ExtentState::Inline
+    };
 
     let volume = image.open_with(pagefence::Options::new());
     let reading = volume.open_file("/small").expect("it opens");

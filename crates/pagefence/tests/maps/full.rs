@@ -30,6 +30,13 @@ pub(crate) fn ends_by_sigbus(name: &str, image: &Path) {
     assert!(is_sigbus, "{name}: {status}\n{said}");
 }
 
+/// A file of the host that nobody has open, and that goes in the end.
+pub(crate) fn host_file(bytes: u64) -> tempfile::TempPath {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    file.as_file().set_len(bytes).expect("its size");
+    file.into_temp_path()
+}
+
 /// The image that this process is to work on, if it is such a child.
 pub(crate) fn image_of_child() -> Option<std::path::PathBuf> {
     std::env::var_os(IMAGE).map(Into::into)
@@ -62,16 +69,15 @@ fn child_that_fills_the_volume() {
 #[test]
 fn a_store_without_space_is_a_sigbus_and_nothing_else_is_lost() {
     for (kind, block_size) in FORMATS {
-        let image = tempfile::NamedTempFile::new().expect("a file");
-        image.as_file().set_len(8 << 20).expect("its size");
+        let image = host_file(8 << 20);
         Mkfs::new(kind)
             .block_size(block_size)
             .overwrite(true)
-            .format(image.path())
+            .format(&image)
             .expect("it is made");
-        ends_by_sigbus("full::child_that_fills_the_volume", image.path());
+        ends_by_sigbus("full::child_that_fills_the_volume", &image);
 
-        let volume = Volume::open(image.path(), Options::new().write(true)).expect("it opens");
+        let volume = Volume::open(&image, Options::new().write(true)).expect("it opens");
         let kept = volume.read("/kept").expect("it reads");
         assert!(kept == pattern(1, KEPT), "{kind:?}, {block_size}");
         let holes = volume.open_file("/holes").expect("it opens");
@@ -84,7 +90,7 @@ fn a_store_without_space_is_a_sigbus_and_nothing_else_is_lost() {
         volume.remove_file("/holes").expect("it goes");
         volume.close().expect("nobody has it");
         if e2fsck::is_there() {
-            e2fsck::check_file(image.path()).expect("a sound file system");
+            e2fsck::check_file(&image).expect("a sound file system");
         }
     }
 }

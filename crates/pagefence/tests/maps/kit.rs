@@ -1,6 +1,7 @@
 //! Images to map files of, and an end to what hangs.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,24 @@ impl Image {
         let device = MemoryDevice::new(mib << 20);
         mkfs.format_device(&device).expect("it is made");
         Self(Arc::new(device))
+    }
+
+    /// One that `mke2fs -t ext4` makes with `options`, and fills with what is in `tree`; none, if there is no
+    /// such program.
+    pub(crate) fn of_mke2fs(options: &[&str], tree: &Path) -> Option<Self> {
+        Command::new("mke2fs").arg("-V").output().ok()?;
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        let made = Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4"])
+            .args(options)
+            .arg("-d")
+            .args([tree, image.path()])
+            .arg("24M")
+            .output()
+            .expect("it runs");
+        assert!(made.status.success(), "{made:?}");
+        let bytes = std::fs::read(image.path()).expect("it is there");
+        Some(Self(Arc::new(MemoryDevice::from_bytes(&bytes))))
     }
 
     pub(crate) fn open(&self) -> Volume {

@@ -11,7 +11,7 @@ use pagefence::{File, Kind, Map, MapOptions, OpenOptions, Options, Volume};
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::thread;
 
-use crate::full::{ends_by_sigbus, image_of_child};
+use crate::full::{ends_by_sigbus, host_file, image_of_child};
 use crate::kit::{FORMATS, Image, Watchdog, file, loaded, pattern};
 
 const PAGE: usize = 4096;
@@ -195,13 +195,12 @@ fn child_that_loads_past_the_end() {
 
 #[test]
 fn a_load_past_the_end_is_a_sigbus() {
-    let image = tempfile::NamedTempFile::new().expect("a file");
-    image.as_file().set_len(8 << 20).expect("its size");
+    let image = host_file(8 << 20);
     pagefence::Mkfs::new(Kind::Ext4)
         .overwrite(true)
-        .format(image.path())
+        .format(&image)
         .expect("it is made");
-    ends_by_sigbus("pointers::child_that_loads_past_the_end", image.path());
+    ends_by_sigbus("pointers::child_that_loads_past_the_end", &image);
 }
 
 /// A system call that is given a map's memory: served where that may be, else EFAULT and not a hang.

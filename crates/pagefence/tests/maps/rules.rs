@@ -209,11 +209,10 @@ fn rights_are_those_of_mmap() {
     assert_eq!(store.to_string(), "/f: the map is for reading only");
     assert!(map.store(0, 1u8, Ordering::Relaxed).is_err());
     assert!(map.fetch_add(0, 1u8, Ordering::Relaxed).is_err());
-    let map = both
-        .map(.., MapOptions::private().read_only())
-        .expect("it maps");
-    assert!(map.write_at(0, b"no").is_err());
-    drop((map, both, reading, writing, appending));
+    let private = both.map(.., MapOptions::private().read_only());
+    let private = private.expect("it maps");
+    assert!(private.write_at(0, b"no").is_err());
+    drop((map, private, both, reading, writing, appending));
     volume.close().expect("nobody has it");
 }
 
