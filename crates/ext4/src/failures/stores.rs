@@ -77,6 +77,29 @@ fn grow_over_a_store(source: Source, is_written: bool, by_write: bool) {
     fs.shut_down().expect("nothing fails");
 }
 
+/// Who stores goes on as soon as the page is mapped, while whoever served the fault has not returned:
+/// a sync of everything knows of the file then.
+#[test]
+fn a_sync_writes_what_was_just_stored() {
+    with_either(|source| {
+        let device = formatted();
+        let fs = open(&device);
+        for round in 0..60 {
+            let name = format!("file{round}");
+            let id = create(&fs, &name);
+            let file = fs.open(id, true).expect("it opens");
+            set_size(&fs, id, BLOCK).expect("it grows");
+            let space = Space::of(source, &file, 0..1);
+            space.store(0, &[7; 8]);
+            fs.sync().expect("nothing fails");
+            let after = after_power_cut(&device);
+            let file = after.open(find(&after, &name), false).expect("it opens");
+            let left = read(&after, &file, 0..8).expect("it can be read");
+            assert_eq!(left, [7; 8], "round {round}");
+        }
+    });
+}
+
 /// RACES T20: a direct write into unwritten blocks is under way. Who loads from them, or stores there,
 /// comes when they are converted: nobody sees zeros afterwards, and what is stored is not lost.
 #[test]
