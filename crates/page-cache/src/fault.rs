@@ -271,7 +271,7 @@ impl<B: WriteBacking> Mapping<B> {
             let guard = PageLockGuard::lock(&folio, &held);
             self.map_for_store(&mut held, guard, target)
         };
-        self.tell_flusher();
+        self.shared().flusher.wake_if_needed();
         tried
     }
 
@@ -301,6 +301,8 @@ impl<B: WriteBacking> Mapping<B> {
         folio.state.note_use();
         let blocks = blocks_touched(0..inside, block_size);
         self.pages().set_dirty(std::iter::once((folio, blocks)));
+        // Who stores may be another thread, which goes on as soon as the page is mapped, and syncs.
+        self.enlist_dirty();
         // Should this fail, the page is dirty, with its space, and written back for nothing.
         self.backing().note_store(held);
         let page = self.pages_to_map(vec![guard], true);
@@ -340,7 +342,7 @@ impl<B: WriteBacking> Mapping<B> {
             let guard = PageLockGuard::try_lock(&folio)?;
             self.map_for_store(&mut held, guard, target)
         };
-        self.tell_flusher();
+        self.shared().flusher.wake_if_needed();
         Some(tried)
     }
 

@@ -404,15 +404,19 @@ impl<B: WriteBacking> Mapping<B> {
     /// Puts the mapping on the flusher's list if it is not, and wakes a thread if one is needed.
     /// With no page lock held.
     pub(crate) fn tell_flusher(&self) {
-        if self.pages().is_storage() {
-            return;
+        self.enlist_dirty();
+        if !self.pages().is_storage() {
+            self.shared().flusher.wake_if_needed();
         }
+    }
+
+    /// Has whoever writes everything know of this file, if it has dirty pages. Page locks may be held.
+    pub(crate) fn enlist_dirty(&self) {
         let (flusher, dirty) = (&self.shared().flusher, self.pages().dirty());
-        if dirty.is_unknown() {
+        if !self.pages().is_storage() && dirty.is_unknown() {
             let this: Weak<dyn Flush> = Weak::<Self>::clone(self.this());
             flusher.enlist(self.shared(), this, || dirty.enlist());
         }
-        flusher.wake_if_needed();
     }
 }
 

@@ -166,6 +166,14 @@ fn manifests_follow_the_arrows() {
         ),
         ["2: jbd2 must not depend on ext4"]
     );
+    // The file system's tests alone map its pages.
+    let maps = "pagefence-page-mmap.workspace = true\n";
+    let tests = manifest("ext4", &format!("[dev-dependencies]\n{maps}"));
+    assert!(tests.is_empty(), "{tests:?}");
+    assert_eq!(
+        manifest("ext4", &format!("[dependencies]\n{maps}")),
+        ["2: ext4 must not depend on page-mmap"]
+    );
 }
 
 #[test]

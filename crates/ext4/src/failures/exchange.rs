@@ -6,12 +6,10 @@
 use pagefence_block_io::device::Operation;
 use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
 use pagefence_lock_order::primitives::thread;
-use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_vfs::FileSystem as _;
 
-use super::{
-    BLOCK, create, drop_cache, formatted, inode, open, place, punch, read, wait_for, write,
-};
+use super::maps::{Source, Space, with_either};
+use super::{BLOCK, create, drop_cache, formatted, open, place, punch, read, wait_for, write};
 use crate::failures::unreserved;
 
 /// Blocks of either file.
@@ -52,7 +50,7 @@ fn apply(change: Change, model: &mut Model) {
 }
 
 /// `side` is the file that is dirty, and stored to.
-fn company(change: Change, side: usize) {
+fn company(change: Change, side: usize, source: Source) {
     let device = formatted();
     let fs = open(&device);
     let ids = ["file", "other"].map(|name| create(&fs, name));
@@ -77,13 +75,9 @@ fn company(change: Change, side: usize) {
         unreserved(&fs) + used.iter().sum::<u64>() / (BLOCK / 512)
     };
     let before = space();
-    let spaces = ids.map(|id| {
-        let mapping = inode(&fs, id).mapping(&fs.instance, &fs.cache);
-        AddressSpace::shared(&mapping, 0..BLOCKS as u64)
-    });
+    let spaces = [0, 1].map(|which| Space::of(source, &files[which], 0..BLOCKS as u64));
     let store = |which: usize, at: usize, number: usize| {
-        let stored = spaces[which].store(at as u64 * BLOCK, &block(number));
-        stored.expect("stored");
+        spaces[which].store(at as u64 * BLOCK, &block(number));
     };
     // Dirty behind what is stored to, so that writing back has passed that.
     let (dirty, late) = (AT[side] + 20, AT[side] + 3);
@@ -149,6 +143,11 @@ fn company(change: Change, side: usize) {
         assert!(seen[which] == due, "what it reads is what is there then");
         model[which][AT[which] + 12] = 104 + which;
         model[which][AT[which] + 14] = 106 + which;
+        for (at, number) in model[which].iter().enumerate() {
+            let mut loaded = block(255);
+            spaces[which].load(at as u64 * BLOCK, &mut loaded);
+            assert!(loaded == block(*number), "{change:?} {side} {which} {at}");
+        }
     }
     drop(spaces);
     for _cached_or_not in 0..2 {
@@ -170,14 +169,18 @@ fn company(change: Change, side: usize) {
 
 #[test]
 fn stores_beside_the_flushes_of_an_exchange_are_not_lost() {
-    for side in [0, 1] {
-        company(Change::Exchange, side);
-    }
+    with_either(|source| {
+        for side in [0, 1] {
+            company(Change::Exchange, side, source);
+        }
+    });
 }
 
 #[test]
 fn stores_beside_the_flushes_of_a_move_are_not_lost() {
-    for side in [0, 1] {
-        company(Change::Move, side);
-    }
+    with_either(|source| {
+        for side in [0, 1] {
+            company(Change::Move, side, source);
+        }
+    });
 }

@@ -1,14 +1,16 @@
 //! Each of ext4's invalidators, stopped where a filler would do harm, and with its fence left out:
 //! then the filler does, and what the file holds tells.
 
+use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicUsize, Ordering};
 use pagefence_lock_order::primitives::thread;
+use pagefence_page_cache::WaitFor;
 use pagefence_page_cache::probe::Stop;
-use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_vfs::{FallocateMode, FileSystem as _, InodeId};
 
 use super::device::TestDevice;
+use super::maps::{Source, Space, with_either};
 use super::{
     BLOCK, after_power_cut, create, drop_cache, extents, formatted, formatted_as, open, punch,
     read, set_size, wait_for, write,
@@ -79,18 +81,29 @@ fn contents(file: u8) -> Vec<u8> {
     (0..BLOCKS as u8).map(|at| 100 * file + 1 + at).collect()
 }
 
+/// Who brings a page of the file in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Filler {
+    Read,
+    /// Of a mapping of it.
+    Load(Source),
+}
+
+const FILLERS: [Filler; 3] = [
+    Filler::Read,
+    Filler::Load(Source::Simulated),
+    Filler::Load(Source::Real),
+];
+
 struct World {
     fs: FileSystem,
     id: InodeId,
     files: [File; 2],
+    space: Option<Arc<Space>>,
 }
 
 impl World {
-    fn new() -> Self {
-        Self::of(&formatted())
-    }
-
-    fn of(device: &Arc<TestDevice>) -> Self {
+    fn of(device: &Arc<TestDevice>, filler: Filler) -> Self {
         let fs = open(device);
         let ids = ["one", "other"].map(|name| create(&fs, name));
         let files = ids.map(|id| fs.open(id, true).expect("it opens"));
@@ -100,18 +113,26 @@ impl World {
             }
             fs.sync_file(file, false).expect("it is written");
         }
+        let space = match filler {
+            Filler::Read => None,
+            Filler::Load(source) => Some(Arc::new(Space::of(source, &files[0], 0..2 * BLOCKS))),
+        };
         drop_cache(&fs);
         Self {
             fs,
             id: ids[0],
             files,
+            space,
         }
     }
 
-    /// Reads what is missing of one block.
+    /// Brings in what is missing of one block.
     fn fill(&self, block: u64) {
         let bytes = block * BLOCK..(block + 1) * BLOCK;
-        read(&self.fs, &self.files[0], bytes).expect("it can be read");
+        match &self.space {
+            None => drop(read(&self.fs, &self.files[0], bytes).expect("it can be read")),
+            Some(space) => space.load(bytes.start, &mut [0; 8]),
+        }
     }
 
     /// Whether the file holds what `invalidator` should have left, as far as anybody can see.
@@ -123,10 +144,15 @@ impl World {
         }
         let size = expected.len() as u64 * BLOCK;
         let seen = read(&self.fs, &self.files[0], 0..size + 1).expect("it can be read");
-        let expected = expected
-            .iter()
-            .flat_map(|byte| std::iter::repeat_n(*byte, BLOCK as usize));
-        seen.into_iter().eq(expected)
+        let loaded = self.space.as_ref().map(|space| {
+            let mut bytes = vec![0xEE; expected.len() * BLOCK as usize];
+            space.load(0, &mut bytes);
+            space.check();
+            bytes
+        });
+        let bytes = |byte: &u8| std::iter::repeat_n(*byte, BLOCK as usize);
+        let expected: Vec<u8> = expected.iter().flat_map(bytes).collect();
+        seen == expected && loaded.is_none_or(|loaded| loaded == expected)
     }
 }
 
@@ -166,15 +192,15 @@ impl Halt {
 
 /// A filler knows that its page has data when the invalidator comes, and reads it when the pages are
 /// gone and the blocks are not (K1). True if the file is wrong then.
-fn is_overtaken(invalidator: Invalidator, left_out: bool) -> bool {
-    let world = World::new();
+fn is_overtaken(invalidator: Invalidator, filler: Filler, left_out: bool) -> bool {
+    let world = World::of(&formatted(), filler);
     if left_out {
         world.fs.cache.leave_out_fences(invalidator.source());
     }
     let looked_up = Halt::at(&world.fs, Stop::LookedUp);
     let pages_gone = Halt::at(&world.fs, Stop::PagesGone);
     thread::scope(|scope| {
-        let filler = scope.spawn(|| world.fill(WANTED));
+        let filling = scope.spawn(|| world.fill(WANTED));
         looked_up.wait();
         scope.spawn(|| invalidator.run(&world));
         if left_out {
@@ -184,7 +210,11 @@ fn is_overtaken(invalidator: Invalidator, left_out: bool) -> bool {
             assert!(!pages_gone.is_reached(), "{invalidator:?} waits");
         }
         looked_up.lift();
-        filler.join().expect("no panic");
+        if !left_out {
+            // A load may lose its page again before it is mapped, and then waits for the fence.
+            pages_gone.lift();
+        }
+        filling.join().expect("no panic");
         pages_gone.lift();
     });
     world.fs.cache.stop_nowhere();
@@ -192,9 +222,11 @@ fn is_overtaken(invalidator: Invalidator, left_out: bool) -> bool {
 }
 
 fn only_with_its_fence(invalidator: Invalidator) {
-    for left_out in [false, true] {
-        let is_wrong = is_overtaken(invalidator, left_out);
-        assert_eq!(is_wrong, left_out, "{invalidator:?}");
+    for filler in FILLERS {
+        for left_out in [false, true] {
+            let is_wrong = is_overtaken(invalidator, filler, left_out);
+            assert_eq!(is_wrong, left_out, "{invalidator:?}, {filler:?}");
+        }
     }
 }
 
@@ -204,6 +236,10 @@ fn only_with_its_fence(invalidator: Invalidator) {
 /// begins behind it.
 #[test]
 fn the_fence_of_truncate() {
+    with_either(store_beside_growth);
+}
+
+fn store_beside_growth(source: Source) {
     for left_out in [false, true] {
         let device = formatted_as(Kind::Ext3, 1024, "");
         let fs = open(&device);
@@ -211,15 +247,15 @@ fn the_fence_of_truncate() {
         let file = fs.open(id, true).expect("it opens");
         write(&fs, &file, 0, &[1; 1000]);
         fs.sync_file(&file, false).expect("it is written");
+        let space = Space::of(source, &file, 0..1);
         if left_out {
             fs.cache.leave_out_fences(Truncate.source());
         }
-        let space = AddressSpace::shared(&file.mapping, 0..1);
         let halt = Halt::at(&fs, Stop::PagesGone);
         thread::scope(|scope| {
             scope.spawn(|| set_size(&fs, id, 4096).expect("it grows"));
             halt.wait();
-            let store = scope.spawn(|| space.store(2048, &[5; 10]).expect("stored"));
+            let store = scope.spawn(|| space.store(2048, &[5; 10]));
             let most = if left_out { 30_000 } else { 100 };
             let start = std::time::Instant::now();
             while !store.is_finished() && start.elapsed().as_millis() < most {
@@ -268,6 +304,10 @@ fn the_fence_of_exchange() {
 /// the unwritten blocks are there.
 #[test]
 fn the_fence_of_fallocate() {
+    with_either(store_beside_preallocation);
+}
+
+fn store_beside_preallocation(source: Source) {
     for left_out in [false, true] {
         let device = formatted();
         let fs = open(&device);
@@ -275,10 +315,10 @@ fn the_fence_of_fallocate() {
         set_size(&fs, id, BLOCKS * BLOCK).expect("it grows");
         fs.sync().expect("it is written");
         let file = fs.open(id, true).expect("it opens");
+        let space = Space::of(source, &file, 0..BLOCKS);
         if left_out {
             fs.cache.leave_out_fences("ext4/src/fallocate.rs");
         }
-        let space = AddressSpace::shared(&file.mapping, 0..BLOCKS);
         let halt = Arc::new(Halt::default());
         let own = Arc::clone(&halt);
         fs.instance.probe.before_transaction(move || own.stop());
@@ -287,7 +327,7 @@ fn the_fence_of_fallocate() {
                 scope.spawn(|| fs.allocate(&file, 0, BLOCKS * BLOCK, FallocateMode::empty()));
             halt.wait();
             let store = scope.spawn(|| {
-                space.store(WANTED * BLOCK, &[5; 10]).expect("stored");
+                space.store(WANTED * BLOCK, &[5; 10]);
                 fs.sync_file(&file, false).expect("it is written");
             });
             if left_out {
@@ -316,17 +356,23 @@ fn the_fence_of_fallocate() {
 /// the file as it is then.
 #[test]
 fn a_filler_waits_while_pages_or_blocks_are_gone() {
+    for filler in FILLERS {
+        wait_while_gone(filler);
+    }
+}
+
+fn wait_while_gone(filler: Filler) {
     for (invalidator, stop) in ALL
         .into_iter()
         .flat_map(|invalidator| [Stop::PagesGone, Stop::BlocksGone].map(|stop| (invalidator, stop)))
     {
-        let world = World::new();
+        let world = World::of(&formatted(), filler);
         let halt = Halt::at(&world.fs, stop);
         let filled = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| invalidator.run(&world));
             halt.wait();
-            let filler = scope.spawn(|| {
+            let filling = scope.spawn(|| {
                 // Of a file that is cut, what is before its end: behind it nobody waits.
                 world.fill(if invalidator == Truncate { 2 } else { WANTED });
                 filled.store(true, Ordering::Release);
@@ -334,24 +380,88 @@ fn a_filler_waits_while_pages_or_blocks_are_gone() {
             std::thread::sleep(std::time::Duration::from_millis(100));
             let is_early = filled.load(Ordering::Acquire);
             halt.lift();
-            assert!(!is_early, "{invalidator:?} at {stop:?}");
-            filler.join().expect("no panic");
+            assert!(!is_early, "{invalidator:?} at {stop:?}, {filler:?}");
+            filling.join().expect("no panic");
         });
         world.fs.cache.stop_nowhere();
-        assert!(world.is_right_after(invalidator), "{invalidator:?}");
+        let is_right = world.is_right_after(invalidator);
+        assert!(is_right, "{invalidator:?} at {stop:?}, {filler:?}");
     }
+}
+
+/// B3: what is stored between the flush and the drop of the pages is lost, if the flush comes before
+/// the lock.
+#[test]
+fn the_flush_inside_the_fence() {
+    with_either(|source| {
+        for invalidator in [Collapse, Insert, Exchange] {
+            for left_out in [false, true] {
+                let is_lost = store_beside_the_flush(invalidator, source, left_out);
+                assert_eq!(is_lost, left_out, "{invalidator:?}");
+            }
+        }
+    });
+}
+
+/// True if what was stored is lost.
+fn store_beside_the_flush(invalidator: Invalidator, source: Source, left_out: bool) -> bool {
+    let world = World::of(&formatted(), Filler::Load(source));
+    let (fs, files) = (&world.fs, &world.files);
+    let space = Arc::clone(world.space.as_ref().expect("it is mapped"));
+    space.store(WANTED * BLOCK, &[50; BLOCK as usize]);
+    if left_out {
+        fs.cache.flush_before_fences();
+    }
+    let (is_done, mapping) = (AtomicBool::new(false), Arc::clone(&files[0].mapping));
+    fs.cache.stop_at(Stop::BeforeLock, move || {
+        if is_done.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (space, mapping) = (Arc::clone(&space), Arc::clone(&mapping));
+        let company = thread::spawn("company", move || {
+            let flushed = mapping.write_back(&mut Held::at_entry(), 0..u64::MAX, WaitFor::All);
+            flushed.expect("nothing fails");
+            space.store(WANTED * BLOCK, &[99; BLOCK as usize]);
+        });
+        let company = company.expect("a thread");
+        company.join().expect("no panic");
+    });
+    invalidator.run(&world);
+    fs.cache.stop_nowhere();
+    let (file, block) = match invalidator {
+        Collapse => (&files[0], WANTED - 2),
+        Insert => (&files[0], WANTED + 8),
+        _ => (&files[1], WANTED),
+    };
+    let bytes = block * BLOCK..(block + 1) * BLOCK;
+    let stored = read(fs, file, bytes).expect("it can be read");
+    let lost = [50; BLOCK as usize];
+    assert!(stored == [99; BLOCK as usize] || stored == lost, "either");
+    stored == lost
 }
 
 /// B21: a power cut when a file was cut inside a block and grew again, and nothing was written back
 /// since.
 #[test]
 fn the_edge_inside_the_fence() {
+    cut_inside_a_block(None);
+    with_either(|source| cut_inside_a_block(Some(source)));
+}
+
+/// Of data that was written, or stored through a mapping, which is there all the time.
+fn cut_inside_a_block(source: Option<Source>) {
     for left_out in [false, true] {
         let device = formatted();
         let fs = open(&device);
         let id = create(&fs, "file");
         let file = fs.open(id, true).expect("it opens");
-        write(&fs, &file, 0, &[7; 2 * BLOCK as usize]);
+        let data = [7; 2 * BLOCK as usize];
+        set_size(&fs, id, 2 * BLOCK).expect("it grows");
+        let space = source.map(|source| Space::of(source, &file, 0..2));
+        match &space {
+            None => write(&fs, &file, 0, &data),
+            Some(space) => space.store(0, &data),
+        }
         fs.sync().expect("it is written");
         if left_out {
             fs.cache.leave_out_edges();
@@ -378,8 +488,11 @@ fn old_bytes_after_power_cut(device: &TestDevice) -> bool {
 #[test]
 fn a_filler_waits_between_two_transactions() {
     // Each waits for the commit of one before the next begins.
-    for invalidator in [Collapse, Insert] {
-        let world = World::of(&super::formatted_with("^has_journal"));
+    for (invalidator, filler) in [Collapse, Insert]
+        .into_iter()
+        .flat_map(|invalidator| FILLERS.map(|filler| (invalidator, filler)))
+    {
+        let world = World::of(&super::formatted_with("^has_journal"), filler);
         let halt = Arc::new(Halt::default());
         let (starts, own) = (AtomicUsize::new(0), Arc::clone(&halt));
         world.fs.instance.probe.before_transaction(move || {
@@ -391,16 +504,17 @@ fn a_filler_waits_between_two_transactions() {
         thread::scope(|scope| {
             scope.spawn(|| invalidator.run(&world));
             halt.wait();
-            let filler = scope.spawn(|| {
+            let filling = scope.spawn(|| {
                 world.fill(WANTED);
                 filled.store(true, Ordering::Release);
             });
             std::thread::sleep(std::time::Duration::from_millis(100));
             let is_early = filled.load(Ordering::Acquire);
             halt.lift();
-            assert!(!is_early, "{invalidator:?}");
-            filler.join().expect("no panic");
+            assert!(!is_early, "{invalidator:?}, {filler:?}");
+            filling.join().expect("no panic");
         });
-        assert!(world.is_right_after(invalidator), "{invalidator:?}");
+        let is_right = world.is_right_after(invalidator);
+        assert!(is_right, "{invalidator:?}, {filler:?}");
     }
 }

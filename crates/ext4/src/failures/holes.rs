@@ -9,24 +9,18 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, thread};
 use pagefence_page_cache::WaitFor;
-use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_vfs::{ExtentState, FallocateMode, FileSystem as _, InodeId};
 
+use super::maps::{Source, Space, with_either};
 use super::{
     BLOCK, create, drop_cache, extents, find, formatted, formatted_as, inode, open, place, punch,
     read, set_size, unreserved, wait_for, write,
 };
-use crate::backing::FileData;
 use crate::failures::device::TestDevice;
 use crate::filesystem::{File, FileSystem};
 use crate::mkfs::Kind;
 
 const PAGES: u64 = 1024;
-
-fn map(fs: &FileSystem, id: InodeId) -> AddressSpace<FileData> {
-    let mapping = inode(fs, id).mapping(&fs.instance, &fs.cache);
-    AddressSpace::shared(&mapping, 0..PAGES)
-}
 
 fn block_map() -> Arc<TestDevice> {
     formatted_as(Kind::Ext3, 1024, "")
@@ -38,27 +32,37 @@ fn allocate(fs: &FileSystem, file: &File, bytes: Range<u64>) {
     done.expect("there is space");
 }
 
-/// A file of one block in its middle, `at`, that is dirty; whoever writes that back is held.
-fn held_in_the_middle(device: &TestDevice, fs: &FileSystem, at: u64) -> (InodeId, Range<u64>) {
+/// A file of one block in its middle, `at`, that is dirty, and a mapping of it; whoever writes that
+/// back is held.
+fn held_in_the_middle(
+    device: &TestDevice,
+    fs: &FileSystem,
+    source: Source,
+    at: u64,
+) -> (InodeId, Range<u64>, Space) {
     let id = create(fs, "file");
     let file = fs.open(id, true).expect("it opens");
     set_size(fs, id, PAGES * BLOCK).expect("it grows");
     write(fs, &file, at, &[5; BLOCK as usize]);
     fs.sync_file(&file, false).expect("it is written");
     let held = place(fs, id, at);
+    let space = Space::of(source, &file, 0..PAGES);
     write(fs, &file, at, &[6; BLOCK as usize]);
     device.hold(Operation::Write, held.clone());
-    (id, held)
+    (id, held, space)
 }
 
 /// What was stored to while fallocate wrote back what was dirty has its place, or its space.
 #[test]
 fn stores_while_space_is_put_in_keep_theirs() {
+    with_either(store_while_it_writes);
+}
+
+fn store_while_it_writes(source: Source) {
     let device = formatted();
     let fs = open(&device);
-    let (id, held) = held_in_the_middle(&device, &fs, 20 * BLOCK);
+    let (id, held, space) = held_in_the_middle(&device, &fs, source, 20 * BLOCK);
     let before = unreserved(&fs);
-    let space = map(&fs, id);
     let stored = [1, 3, 5, 7, 9, 11, 13];
     thread::scope(|scope| {
         let filler = scope.spawn(|| {
@@ -67,12 +71,13 @@ fn stores_while_space_is_put_in_keep_theirs() {
         });
         device.wait_held();
         for page in stored {
-            space.store(page * BLOCK + 10, &[7; 20]).expect("stored");
+            space.store(page * BLOCK + 10, &[7; 20]);
         }
         device.let_go(&held);
         filler.join().expect("no panic");
     });
     space.check();
+    drop(space);
     let file = fs.open(id, true).expect("it opens");
     fs.sync_file(&file, false)
         .expect("what is dirty has its space");
@@ -85,7 +90,7 @@ fn stores_while_space_is_put_in_keep_theirs() {
     }
     let covered: u64 = extents(&fs, id).iter().map(|extent| extent.length).sum();
     assert_eq!(covered, 30 * BLOCK, "all of it has blocks");
-    drop((space, file));
+    drop(file);
     fs.shut_down().expect("nothing fails");
 }
 
@@ -93,10 +98,13 @@ fn stores_while_space_is_put_in_keep_theirs() {
 /// others for the same place.
 #[test]
 fn space_is_put_in_behind_what_is_being_written() {
+    with_either(put_in_behind_writeback);
+}
+
+fn put_in_behind_writeback(source: Source) {
     let device = formatted();
     let fs = open(&device);
-    let (id, held) = held_in_the_middle(&device, &fs, 20 * BLOCK);
-    let space = map(&fs, id);
+    let (id, held, space) = held_in_the_middle(&device, &fs, source, 20 * BLOCK);
     let is_done = AtomicBool::new(false);
     thread::scope(|scope| {
         let filler = scope.spawn(|| {
@@ -105,7 +113,7 @@ fn space_is_put_in_behind_what_is_being_written() {
             is_done.store(true, Ordering::Release);
         });
         device.wait_held();
-        space.store(3 * BLOCK, &[7; 20]).expect("stored");
+        space.store(3 * BLOCK, &[7; 20]);
         let holds_before = device.holds();
         for elsewhere in [0..held.start, held.end..u64::MAX] {
             device.hold(Operation::Write, elsewhere);
@@ -125,6 +133,7 @@ fn space_is_put_in_behind_what_is_being_written() {
         assert!(!is_early, "it waits for what is being written");
     });
     space.check();
+    drop(space);
     let file = fs.open(id, true).expect("it opens");
     fs.sync_file(&file, false).expect("nothing fails");
     drop_cache(&fs);
@@ -134,13 +143,17 @@ fn space_is_put_in_behind_what_is_being_written() {
     let found = extents(&fs, id);
     let written = found.iter().find(at_store).map(|extent| extent.state);
     assert_eq!(written, Some(ExtentState::Written));
-    drop((space, file));
+    drop(file);
     fs.shut_down().expect("nothing fails");
 }
 
 /// From the look at a hole until it has its blocks nobody makes it dirty.
 #[test]
 fn stores_wait_while_space_is_put_in() {
+    with_either(store_while_it_chooses);
+}
+
+fn store_while_it_chooses(source: Source) {
     let device = formatted();
     {
         let fs = open(&device);
@@ -151,7 +164,7 @@ fn stores_wait_while_space_is_put_in() {
     let fs = open(&device);
     let id = find(&fs, "file");
     let file = fs.open(id, true).expect("it opens");
-    let space = map(&fs, id);
+    let space = Space::of(source, &file, 0..PAGES);
     let group = fs.instance.group_desc(GroupNo(0)).expect("it is sound");
     let bitmap = group.block_bitmap().0 * BLOCK;
     let (is_done, is_stored) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -164,7 +177,7 @@ fn stores_wait_while_space_is_put_in() {
         });
         device.wait_held();
         scope.spawn(|| {
-            space.store(3 * BLOCK, &[7; 20]).expect("stored");
+            space.store(3 * BLOCK, &[7; 20]);
             is_stored.store(true, Ordering::Release);
         });
         std::thread::sleep(std::time::Duration::from_millis(100));
@@ -176,25 +189,26 @@ fn stores_wait_while_space_is_put_in() {
         });
     });
     space.check();
+    drop(space);
     fs.sync_file(&file, false).expect("nothing fails");
     drop_cache(&fs);
     let bytes = read(&fs, &file, 3 * BLOCK..3 * BLOCK + 40).expect("read");
     assert_eq!(bytes, [vec![7; 20], vec![0; 20]].concat());
     let covered: u64 = extents(&fs, id).iter().map(|extent| extent.length).sum();
     assert_eq!(covered, 30 * BLOCK, "all of it has blocks");
-    drop((space, file));
+    drop(file);
     fs.shut_down().expect("nothing fails");
 }
 
 /// Stores one after the other against space put in, once all of it was taken away.
-fn stores_against_space(device: &Arc<TestDevice>) {
+fn stores_against_space(device: &Arc<TestDevice>, source: Source) {
     const ROUNDS: u64 = 60;
     let fs = open(device);
     let id = create(&fs, "file");
     set_size(&fs, id, PAGES * BLOCK).expect("it grows");
     let file = fs.open(id, true).expect("it opens");
     let before = unreserved(&fs);
-    let space = map(&fs, id);
+    let space = Space::of(source, &file, 0..PAGES);
     for round in 0..ROUNDS {
         punch(&fs, &file, 0..64 * BLOCK).expect("punched");
         let byte = 1 + (round % 250) as u8;
@@ -205,7 +219,7 @@ fn stores_against_space(device: &Arc<TestDevice>) {
                 scope.spawn(move || {
                     for page in 0..64 {
                         let at = (page * step + 7) % 64 * BLOCK;
-                        space.store(at + 100 + step, &[byte; 8]).expect("stored");
+                        space.store(at + 100 + step, &[byte; 8]);
                         space.check();
                     }
                     is_stored.store(true, Ordering::Release);
@@ -249,10 +263,10 @@ fn stores_against_space(device: &Arc<TestDevice>) {
 
 #[test]
 fn stores_against_unwritten_blocks_put_in() {
-    stores_against_space(&formatted());
+    with_either(|source| stores_against_space(&formatted(), source));
 }
 
 #[test]
 fn stores_against_zeros_put_in() {
-    stores_against_space(&block_map());
+    with_either(|source| stores_against_space(&block_map(), source));
 }

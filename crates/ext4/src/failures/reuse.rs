@@ -11,6 +11,7 @@ use pagefence_page_cache::WaitFor;
 use pagefence_vfs::FileSystem as _;
 
 use super::device::TestDevice;
+use super::maps::{Source, Space, with_either};
 use super::{
     BLOCK, after_power_cut, create, drop_cache, fill, find, formatted, open_with, options, place,
     punch, read, set_size, write,
@@ -38,6 +39,12 @@ fn full(options: &MountOptions) -> (Arc<TestDevice>, FileSystem) {
 /// power cut.
 #[test]
 fn reuse_only_after_the_commit() {
+    reuse(None);
+    with_either(|source| reuse(Some(source)));
+}
+
+/// By a write, or by stores through a mapping; of blocks of which one is mapped then.
+fn reuse(source: Option<Source>) {
     for left_out in [false, true] {
         let (device, fs) = full(&options());
         let live = fs.instance.live().expect("it is written to");
@@ -45,9 +52,19 @@ fn reuse_only_after_the_commit() {
         at_once.store(left_out, Ordering::Release);
         let giver = fs.open(find(&fs, "giver"), true).expect("it opens");
         let taker = fs.open(find(&fs, "taker"), true).expect("it opens");
+        let spaces = source.map(|source| {
+            set_size(&fs, find(&fs, "taker"), BLOCKS / 2 * BLOCK).expect("it grows");
+            let spaces = [&giver, &taker].map(|file| Space::of(source, file, 0..BLOCKS));
+            spaces[0].load(0, &mut [0; 8]);
+            fs.sync().expect("nothing fails");
+            spaces
+        });
         punch(&fs, &giver, 0..BLOCKS * BLOCK).expect("it is punched");
         let data = [2; (BLOCKS / 2 * BLOCK) as usize];
-        write(&fs, &taker, 0, &data);
+        match &spaces {
+            None => write(&fs, &taker, 0, &data),
+            Some([_, space]) => space.store(0, &data),
+        }
         taker
             .mapping
             .write_back(&mut Held::at_entry(), 0..u64::MAX, WaitFor::All)

@@ -5,10 +5,10 @@
 use pagefence_block_io::device::Operation;
 use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
 use pagefence_lock_order::primitives::thread;
-use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_vfs::{FallocateMode, FileSystem as _};
 
-use super::{BLOCK, create, drop_cache, formatted, inode, open, place, read, wait_for, write};
+use super::maps::{Source, Space, with_either};
+use super::{BLOCK, create, drop_cache, formatted, open, place, read, wait_for, write};
 
 /// Blocks of the file.
 const BLOCKS: u64 = 40;
@@ -17,7 +17,7 @@ fn block(number: u64) -> Vec<u8> {
     vec![1 + number as u8; BLOCK as usize]
 }
 
-fn company_waits_for_the_flush(mode: FallocateMode) {
+fn company_waits_for_the_flush(mode: FallocateMode, source: Source) {
     let device = formatted();
     let fs = open(&device);
     let id = create(&fs, "file");
@@ -27,11 +27,11 @@ fn company_waits_for_the_flush(mode: FallocateMode) {
     }
     fs.sync_file(&file, false).expect("nothing fails");
     drop_cache(&fs);
-    let space = AddressSpace::shared(&inode(&fs, id).mapping(&fs.instance, &fs.cache), 0..BLOCKS);
+    let space = Space::of(source, &file, 0..BLOCKS);
     // Not what the reader wants: a cached page is read whoever has the fence.
     let load = || {
         let mut bytes = block(0);
-        space.load(33 * BLOCK, &mut bytes).expect("loaded");
+        space.load(33 * BLOCK, &mut bytes);
         bytes
     };
     assert!(load() == block(33));
@@ -51,7 +51,7 @@ fn company_waits_for_the_flush(mode: FallocateMode) {
             done.fetch_add(1, Ordering::AcqRel);
         });
         scope.spawn(|| {
-            space.store(36 * BLOCK, &block(150)).expect("stored");
+            space.store(36 * BLOCK, &block(150));
             done.fetch_add(1, Ordering::AcqRel);
         });
         let reader = scope.spawn(|| {
@@ -90,10 +90,10 @@ fn company_waits_for_the_flush(mode: FallocateMode) {
 
 #[test]
 fn a_write_beside_the_flush_of_a_collapse_is_not_lost() {
-    company_waits_for_the_flush(FallocateMode::COLLAPSE_RANGE);
+    with_either(|source| company_waits_for_the_flush(FallocateMode::COLLAPSE_RANGE, source));
 }
 
 #[test]
 fn a_write_beside_the_flush_of_an_insertion_is_not_lost() {
-    company_waits_for_the_flush(FallocateMode::INSERT_RANGE);
+    with_either(|source| company_waits_for_the_flush(FallocateMode::INSERT_RANGE, source));
 }

@@ -7,6 +7,7 @@ use pagefence_lock_order::primitives::{Arc, thread};
 use pagefence_vfs::{FallocateMode, FileSystem as _, WriteMode};
 
 use super::device::TestDevice;
+use super::maps::{Source, Space, with_either};
 use super::{
     BLOCK, create, drop_cache, extents, find, formatted, inode, open, place, read, set_size,
     wait_for, write,
@@ -20,6 +21,12 @@ const DIRTY: u64 = 7;
 /// file is as long as before, and has all that was behind that block.
 #[test]
 fn what_a_truncation_gave_up_is_written() {
+    give_up(None);
+    with_either(|source| give_up(Some(source)));
+}
+
+/// Of data that was written, or stored through a mapping.
+fn give_up(source: Option<Source>) {
     let device = formatted();
     let fs = open(&device);
     let id = create(&fs, "file");
@@ -27,7 +34,15 @@ fn what_a_truncation_gave_up_is_written() {
     write(&fs, &file, 0, &[1; BLOCK as usize]);
     fs.sync_file(&file, false).expect("it is written");
     let data = vec![2; (DIRTY * BLOCK) as usize];
-    write(&fs, &file, BLOCK, &data);
+    let size = (1 + DIRTY) * BLOCK;
+    let space = source.map(|source| Space::of(source, &file, 0..1 + DIRTY));
+    match &space {
+        None => write(&fs, &file, BLOCK, &data),
+        Some(space) => {
+            set_size(&fs, id, size).expect("it grows");
+            space.store(BLOCK, &data);
+        }
+    }
     device.hold(Operation::Write, place(&fs, id, 0));
     thread::scope(|scope| {
         let cut = scope.spawn(|| set_size(&fs, id, 100));
@@ -43,8 +58,13 @@ fn what_a_truncation_gave_up_is_written() {
     });
     device.heal();
     fs.sync().expect_err("a write failed");
+    if let Some(space) = space {
+        let mut loaded = vec![0; data.len()];
+        space.load(BLOCK, &mut loaded);
+        assert!(loaded == data, "in memory");
+        space.check();
+    }
     drop_cache(&fs);
-    let size = (1 + DIRTY) * BLOCK;
     assert_eq!(fs.attr(id).expect("it is there").size, size);
     assert!(read(&fs, &file, BLOCK..size).expect("it can be read") == data);
 }
