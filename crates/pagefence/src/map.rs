@@ -60,8 +60,8 @@ const SERVERS_PER_CPU: usize = 4;
 /// # What may be done with its memory
 ///
 /// Children of fork(2) do not have it. A system call that is given [`Map::as_ptr`] fails with EFAULT
-/// where a page is not mapped, but for [`MapOptions::faults_of_system_calls`]; this library's own
-/// calls take it. munmap, mremap, mprotect and mlock are not to be called on it.
+/// where a page is not mapped, but for [`MapOptions::faults_of_system_calls`]; this library takes it as
+/// data of reads and writes and as values of attributes, not as names. munmap, mremap, mprotect and mlock are not to be called on it.
 pub struct Map {
     /// Dropped first: it unmaps, and waits for its faults.
     region: Region<FileData>,

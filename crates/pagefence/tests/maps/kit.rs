@@ -69,6 +69,10 @@ impl Image {
         Self(Arc::new(MemoryDevice::from_bytes(&self.bytes())))
     }
 
+    pub(crate) fn device(&self) -> &MemoryDevice {
+        &self.0
+    }
+
     /// Whether both have the same bytes.
     pub(crate) fn has_same_bytes(&self, other: &Self) -> bool {
         self.bytes() == other.bytes()
@@ -99,7 +103,7 @@ pub(crate) fn file(volume: &Volume, path: impl AsRef<Path>, contents: &[u8]) -> 
 /// Bytes of which each tells its place.
 pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
     (0..(len as u64).div_ceil(8))
-        .flat_map(|word| (seed << 40 | word * 8 + 1).to_le_bytes())
+        .flat_map(|word| ((seed << 40) | (word * 8 + 1)).to_le_bytes())
         .take(len)
         .collect()
 }

@@ -5,6 +5,7 @@ mod coherence;
 mod durable;
 #[path = "../common/e2fsck.rs"]
 mod e2fsck;
+mod failing;
 mod full;
 mod kit;
 mod lives;
