@@ -2,7 +2,7 @@
 //! the cache shows them, each with simulated and with real faults.
 
 use pagefence_lock_order::Held;
-use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_page_cache::simulated::{AddressSpace, Entry};
 use pagefence_page_cache::{Evict, Mapping, PAGE_SIZE, WaitFor};
 
@@ -41,8 +41,9 @@ fn counts(bench: &Bench) -> (usize, usize) {
 fn unwritten<S: Space>() -> (Arc<Bench>, Arc<S>) {
     let (bench, space) = hole::<S>(8 * PAGE, PAGE_SIZE);
     space.store(0, &[1; 4 * PAGE_SIZE]);
-    bench.disk().fail_writes(1);
+    bench.disk().fail_writes(usize::MAX);
     assert_eq!(bench.sync(), Err(Failed));
+    bench.disk().fail_writes(0);
     assert_eq!(counts(&bench), (0, 4));
     (bench, space)
 }
@@ -419,16 +420,17 @@ fn a_store_while_the_page_is_written_makes_it_dirty_again<S: Space>() {
 
 fn a_fault_between_reservation_and_dirtying_keeps_fences_out<S: Space>() {
     let (bench, space) = hole::<S>(8 * PAGE, PAGE_SIZE);
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let other = Arc::clone(&bench);
+    let puncher = Arc::new(Mutex::new(None));
+    let (other, started) = (Arc::clone(&bench), Arc::clone(&puncher));
     // K7.
     bench.disk().on_reserve(move || {
         let puncher = Task::start(move || other.punch(0..8 * PAGE));
         assert!(!puncher.is_over_shortly(), "the fence waits");
-        sender.send(puncher).expect("awaited");
+        *started.lock() = Some(puncher);
     });
     space.store(0, &[1; 10]);
-    receiver.recv().expect("reserved").finish();
+    let puncher = puncher.lock().take();
+    puncher.expect("it was reserved").finish();
     assert_eq!(bench.disk().reserved(), bench.mapping.dirty_pages());
     bench.sync().expect("synced");
     assert_eq!(bench.disk().violations(), 0);

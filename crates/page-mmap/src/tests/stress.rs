@@ -160,7 +160,10 @@ impl World {
 #[test]
 fn nothing_is_stale_or_lost() {
     let world = World::new();
-    let wrong = world.run(Duration::from_secs(10));
+    // For as long as somebody says, or 10 seconds.
+    let seconds = std::env::var("PAGEFENCE_STRESS_SECONDS");
+    let seconds = seconds.ok().and_then(|text| text.parse().ok());
+    let wrong = world.run(Duration::from_secs(seconds.unwrap_or(10)));
     assert!(wrong.is_empty(), "{wrong:#?}");
     for (nr, done) in world.done.iter().enumerate() {
         let done = done.load(Ordering::SeqCst);

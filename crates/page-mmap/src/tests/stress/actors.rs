@@ -1,5 +1,6 @@
 //! Who does what in the stress.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use pagefence_page_cache::{FaultError, FaultKind, PAGE_SIZE};
 
 use super::ledger::{CELL, Expect, Wrong};
 use super::{PAGES, TAIL, World};
+use crate::tests::disk::Disk;
 use crate::tests::{PAGE, load, store};
+use crate::{Kind, Region};
 
 /// What an actor does over and over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +34,11 @@ pub(super) enum Role {
     Reclaimer,
     /// Has pages faulted in that nobody touches.
     Faulter,
+    /// Stores to private maps of its own, and looks whether that stays.
+    Copier,
 }
 
-pub(super) const ACTORS: [Role; 13] = [
+pub(super) const ACTORS: [Role; 14] = [
     Role::Mapper(0),
     Role::Mapper(1),
     Role::Mapper(2),
@@ -47,6 +52,7 @@ pub(super) const ACTORS: [Role; 13] = [
     Role::Syncer,
     Role::Reclaimer,
     Role::Faulter,
+    Role::Copier,
 ];
 
 const OWNERS: usize = 6;
@@ -61,12 +67,28 @@ pub(super) struct Actor {
     nr: usize,
     world: Arc<World>,
     random: u64,
+    copies: Option<Copies>,
 }
+
+/// A private map, and what was stored to its pages last.
+struct Copies {
+    region: Region<Disk>,
+    stored: BTreeMap<u64, u64>,
+    steps: u32,
+}
+
+/// Steps until a private map is given up for a new one.
+const STEPS: u32 = 300;
 
 impl Actor {
     pub(super) fn new(nr: usize, world: Arc<World>) -> Self {
         let random = 0x9E37_79B9_7F4A_7C15 ^ (nr as u64 + 1) << 32;
-        Self { nr, world, random }
+        Self {
+            nr,
+            world,
+            random,
+            copies: None,
+        }
     }
 
     /// One step; false if it was the last one.
@@ -88,6 +110,7 @@ impl Actor {
                 rest(1);
             }
             Role::Faulter => self.fault(),
+            Role::Copier => self.copy(),
         }
         self.world.done[self.nr].fetch_add(1, Ordering::SeqCst);
         !self.world.is_over()
@@ -236,6 +259,38 @@ impl Actor {
             Err(error) => world.note(format!("fault on page {page}: {error}")),
         }
         rest(1);
+    }
+}
+
+impl Actor {
+    /// Copies stay whatever happens to the file, but for a truncate that they lie behind.
+    fn copy(&mut self) {
+        let page = self.below(usize::try_from(PAGES).expect("small")) as u64;
+        let value = self.random;
+        let world = &self.world;
+        let copies = self.copies.get_or_insert_with(|| Copies {
+            region: world.bench.map(0..PAGES, Kind::Private),
+            stored: BTreeMap::new(),
+            steps: 0,
+        });
+        let _there = (page >= PAGES - TAIL).then(|| world.tail.read());
+        let offset = page * PAGE + 8 * (page % 512);
+        let region = &copies.region;
+        if let Some(stored) = copies.stored.get(&page)
+            && page < PAGES - TAIL
+            && load(region, offset, 8) != stored.to_le_bytes()
+        {
+            world.note(format!("a private copy of page {page} is lost"));
+        }
+        store(region, offset, &value.to_le_bytes());
+        if load(region, offset, 8) != value.to_le_bytes() {
+            world.note(format!("a private store to page {page} is lost"));
+        }
+        copies.stored.insert(page, value);
+        copies.steps += 1;
+        if copies.steps == STEPS {
+            self.copies = None;
+        }
     }
 }
 
