@@ -10,10 +10,10 @@ use std::ops::{Bound, Range, RangeBounds};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pagefence_ext4::{FileData, FileSystem, FillError, SharedPages};
+use pagefence_ext4::{FileData, FileSystem, FillError, ShareError, SharedPages};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{self, Mutex, Weak};
-use pagefence_page_mmap::{FaultError, RawBytes, Region, Service, View};
+use pagefence_page_mmap::{FaultError, MapError, RawBytes, Region, Service, View};
 use pagefence_vfs::{FileSystem as _, WriteMode};
 
 use crate::error::{Error, Result};
@@ -153,9 +153,12 @@ impl File {
         };
         // As root, here as everywhere.
         let stores = options.stores().then_some(WriteMode::USE_RESERVE);
-        let SharedPages { mapping, memory } = fs
-            .share_pages(&file, stores)
-            .map_err(|error| self.fail(error))?;
+        let SharedPages { mapping, memory } =
+            fs.share_pages(&file, stores).map_err(|error| match error {
+                ShareError::File(error) => self.fail(error),
+                ShareError::Memory(error) => problem(MapError::System(error).into()),
+                other => problem(MapError::System(std::io::Error::other(other)).into()),
+            })?;
         let region = Region::map(
             &mapping,
             &memory,

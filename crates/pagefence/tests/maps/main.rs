@@ -9,6 +9,7 @@ mod failing;
 mod full;
 mod kit;
 mod lives;
+mod nested;
 mod pointers;
 mod private;
 mod rules;
