@@ -140,10 +140,11 @@ impl File {
             return Err(problem(Problem::NotWritable));
         }
         let fs: &Arc<FileSystem> = &self.fs;
+        // Before the file, so that it goes behind it.
+        let closed = Closed::new(fs, self.id);
         let file = fs
             .open(self.id, options.stores())
             .map_err(|error| self.fail(error))?;
-        let closed = Closed::new(fs, self.id);
         let bytes = bytes_of(&range, file.size()).map_err(problem)?;
         let pages = bytes.start / PAGE..bytes.end.div_ceil(PAGE);
         let len = usize::try_from(bytes.end - bytes.start);
