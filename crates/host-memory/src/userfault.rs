@@ -290,9 +290,10 @@ impl Userfault {
         self.write_protect(range, mode).map_err(RangeError::of)
     }
 
-    /// Puts poison into those of `pages` that `view` shows, in place of what was mapped there (of a
-    /// private view its copies too), and wakes who waits for them: each load or store gives SIGBUS,
-    /// until the page is continued or zapped. A punch leaves poison where it is.
+    /// Puts poison into those of `pages` that `view` shows, in place of what was mapped there, and
+    /// wakes who waits for them: each load or store gives SIGBUS, until the page is continued or
+    /// zapped. A punch leaves poison where it is. What a private view has mapped stays: it may be a
+    /// copy, which is nowhere else.
     ///
     /// The page lock, or whatever else keeps others from continuing these pages, is the caller's:
     /// else one of both wins. Waits for the map lock of the process, shared, for no page lock.
@@ -317,6 +318,12 @@ impl Userfault {
                 (gone, next, cleared) = (true, page + 1, 0);
                 continue;
             }
+            if errno == Errno::EXIST && !protects(view) {
+                // A page for loads, or a copy that nobody could bring back: who waits finds it.
+                self.wake(view, page..page + 1)?;
+                (next, cleared) = (page + 1, 0);
+                continue;
+            }
             // Poison is put where there is nothing, not even the mark that a protected page left
             // when it went: that is taken off by ending its protection.
             if errno != Errno::EXIST || (page == next && cleared == CLEARINGS) {
@@ -324,11 +331,9 @@ impl Userfault {
             }
             cleared = if page == next { cleared + 1 } else { 1 };
             view.zap(page..page + 1);
-            if protects(view) {
-                let page = range(view, page..page + 1).expect("a page of the view");
-                self.write_protect(page, abi::UFFDIO_WRITEPROTECT_MODE_DONTWAKE)
-                    .map_err(RangeError::of)?;
-            }
+            let cleared_page = range(view, page..page + 1).expect("a page of the view");
+            self.write_protect(cleared_page, abi::UFFDIO_WRITEPROTECT_MODE_DONTWAKE)
+                .map_err(RangeError::of)?;
             next = page;
         }
         if gone { Err(RangeError::Gone) } else { Ok(()) }

@@ -374,7 +374,8 @@ impl<B: Backing> Drop for Fence<'_, B> {
         if end < self.pages_before && !self.unmaps_once() {
             rmap.unmap(&(end..u64::MAX), Unmap::EvenPrivate);
         }
-        rmap.grown(self.pages_before, end);
+        // Shorter and then longer is longer than it was for a moment.
+        rmap.grown(0, end);
         self.mapping.pages().set_fenced(false);
     }
 }

@@ -280,6 +280,10 @@ impl<B: WriteBacking> Mapping<B> {
         };
         let (_rank, held) = held.descend::<PageLock>(folio.index);
         let guard = PageLockGuard::lock(&folio, &held);
+        if self.has_gone(&folio, Looker::Edge) {
+            // Clean, so nobody had stored to it; its place in a mapped file's memory is no longer its own.
+            return;
+        }
         self.pages().write_protect_locked(once(guard.folio()));
         if let Some(frame) = folio.frame() {
             let end = usize::try_from(size % PAGE_BYTES).expect("inside a page");

@@ -123,10 +123,6 @@ impl MappedPages {
 }
 
 #[cfg(test)]
-#[expect(
-    clippy::single_range_in_vec_init,
-    reason = "a list of ranges may have one"
-)]
 mod tests {
     use super::*;
 

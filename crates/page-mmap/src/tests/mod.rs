@@ -4,6 +4,7 @@ mod disk;
 mod eyes;
 mod mutants;
 mod poison;
+mod populate;
 mod races;
 mod schedules;
 mod smoke;

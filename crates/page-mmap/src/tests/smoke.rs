@@ -5,9 +5,9 @@ use pagefence_lock_order::primitives::atomic::Ordering;
 use pagefence_page_cache::PAGE_SIZE;
 use pagefence_page_cache::simulated::Entry;
 
-use super::disk::Disk;
+use super::disk::{Disk, Stop};
 use super::eyes::{Seen, look};
-use super::{Bench, PAGE, SMALL, Task, load, stamped, stamped_disk, store};
+use super::{Bench, PAGE, SHORTLY, SMALL, Task, load, stamped, stamped_disk, store};
 use crate::Kind;
 
 #[test]
@@ -288,4 +288,58 @@ fn regions_come_and_go_beside_each_other() {
     let contents = bench.disk().contents();
     assert!((0..64).all(|page| contents[page * PAGE_SIZE + 100..][..8] == [19; 8]));
     assert_eq!(bench.disk().violations(), 0);
+}
+
+#[test]
+fn few_threads_serve_whatever_waits_and_what_is_cached_waits_for_nothing() {
+    let bench = Bench::new(stamped_disk(200));
+    let region = Arc::new(bench.map(0..200, Kind::Shared));
+    bench.read(0, PAGE_SIZE).expect("cached");
+    bench.disk().stop_at(Stop::BeforeRead);
+    // Twice as many as there are threads for them, and none is read along with another.
+    let waiting: Vec<_> = [40, 60, 80, 100]
+        .into_iter()
+        .map(|page| {
+            let region = Arc::clone(&region);
+            Task::start(move || load(&region, page * PAGE, PAGE_SIZE) == stamped(page))
+        })
+        .collect();
+    bench.disk().wait_stopped(2);
+    assert_eq!(load(&region, 0, PAGE_SIZE), stamped(0));
+    std::thread::sleep(SHORTLY);
+    assert!(waiting.iter().all(|task| !task.0.is_finished()));
+    bench.disk().go_on();
+    assert!(waiting.into_iter().all(Task::finish));
+}
+
+#[test]
+fn no_memory_outlives_its_page() {
+    let bench = Bench::new(stamped_disk(16));
+    let regions = [
+        bench.map(0..32, Kind::Shared),
+        bench.map(0..32, Kind::Private),
+    ];
+    for region in &regions {
+        load(region, 0, 16 * PAGE_SIZE);
+        store(region, 3 * PAGE, &[1]);
+    }
+    let memory = bench.memory();
+    let check = || assert_eq!(memory.allocated_pages(), bench.mapping.nr_pages());
+    check();
+    bench.punch(PAGE + 10..9 * PAGE);
+    check();
+    bench.write(20 * PAGE + 100, &[7; 100]).expect("written");
+    check();
+    bench.truncate(10 * PAGE + 1);
+    check();
+    bench.sync().expect("synced");
+    bench.reclaim_all();
+    check();
+    bench.disk().fail_reads(1);
+    assert!(bench.read(9 * PAGE, PAGE_SIZE).is_err());
+    check();
+    drop(regions);
+    bench.truncate(0);
+    check();
+    assert_eq!(memory.allocated_pages(), 0);
 }

@@ -151,6 +151,11 @@ impl World {
                 }
             }
         }
+        bench.reclaim_all();
+        let memory = bench.memory().allocated_pages();
+        if (memory, bench.mapping.nr_pages()) != (0, 0) {
+            self.note(format!("{memory} pages of memory are left"));
+        }
         if bench.disk().violations() > 0 {
             self.note(format!("{} violations", bench.disk().violations()));
         }
@@ -175,7 +180,8 @@ fn nothing_is_stale_or_lost() {
 fn is_found(mutate: impl FnOnce(&World)) -> bool {
     let world = World::new();
     mutate(&world);
-    !world.run(Duration::from_secs(10)).is_empty()
+    // It ends with the first finding.
+    !world.run(Duration::from_secs(40)).is_empty()
 }
 
 #[test]

@@ -84,17 +84,33 @@ fn poison_stays_when_its_page_is_punched() {
 }
 
 #[test]
-fn poison_takes_the_place_of_a_private_copy() {
+fn poison_leaves_what_a_private_view_has_mapped() {
+    let rig = Rig::new(ViewKind::Private);
+    rig.fill(100..108, 1);
+    rig.map(102..104, false);
+    rig.view.store_u8(byte_of(102), 5, SeqCst);
+    rig.poison(101..105);
+    assert_eq!(rig.view.load_u8(byte_of(102), SeqCst), 5, "a copy");
+    assert_eq!(
+        rig.view.load_u8(byte_of(103), SeqCst),
+        1,
+        "a page for loads"
+    );
+    rig.assert_quiet();
+}
+
+#[test]
+fn poison_behind_a_private_copy_is_sigbus() {
     assert_sigbus(
-        "poison_takes_the_place_of_a_private_copy",
+        "poison_behind_a_private_copy_is_sigbus",
         ViewKind::Private,
         |rig| {
             rig.map(102..103, false);
             rig.view.store_u8(byte_of(102), 5, SeqCst);
-            rig.poison(102..103);
+            rig.poison(102..104);
         },
         |rig| {
-            let _ = rig.view.load_u8(byte_of(102), SeqCst);
+            let _ = rig.view.load_u8(byte_of(103), SeqCst);
         },
     );
 }
