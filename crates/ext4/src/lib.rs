@@ -99,6 +99,6 @@ mod xattr;
 pub use backing::FileData;
 pub use error::FillError;
 pub use filesystem::{File, FileSystem};
-pub use map_file::SharedPages;
+pub use map_file::{ShareError, SharedPages};
 pub use mount::{MountError, MountOptions};
 pub use read_dir::Directory;

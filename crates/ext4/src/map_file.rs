@@ -8,7 +8,7 @@ use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
-use pagefence_page_cache::{FileMemory, Mapping, ShareError};
+use pagefence_page_cache::{self as cache, FileMemory, Mapping};
 use pagefence_vfs::{Error, Result, WriteMode};
 
 use crate::backing::FileData;
@@ -27,6 +27,18 @@ pub struct SharedPages {
     pub memory: Arc<FileMemory>,
 }
 
+/// Why a file's pages can't be mapped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShareError {
+    /// The file, or the file system, does not allow it, or what is dirty could not be written first.
+    #[error(transparent)]
+    File(#[from] Error),
+    /// The system gives no memory that can be mapped; its error says why.
+    #[error("no memory that can be mapped: {0}")]
+    Memory(#[source] std::io::Error),
+}
+
 impl FileSystem {
     /// Has the pages of an open file in memory that programs can map; with `stores`, to change the
     /// file by storing there: of that mode only [`WriteMode::USE_RESERVE`] counts.
@@ -40,9 +52,12 @@ impl FileSystem {
     /// # Errors
     /// For stores `PermissionDenied` (mmap(2): `EACCES`) if the file is not open for writing, or can
     /// only be appended to, and `NotPermitted` (`EPERM`) if it can't be changed at all; `ReadOnly`. What
-    /// writing what is dirty may meet; `Io` if the system gives no memory that can be mapped, which
-    /// then says why.
-    pub fn share_pages(&self, file: &File, stores: Option<WriteMode>) -> Result<SharedPages> {
+    /// writing what is dirty may meet; [`ShareError::Memory`].
+    pub fn share_pages(
+        &self,
+        file: &File,
+        stores: Option<WriteMode>,
+    ) -> std::result::Result<SharedPages, ShareError> {
         let inode = &file.inode;
         let memory = {
             let mut entry = Held::at_entry();
@@ -54,9 +69,9 @@ impl FileSystem {
             file.mapping
                 .share_memory(&mut held)
                 .map_err(|error| match error {
-                    ShareError::Write(error) => error.into(),
-                    ShareError::Memory(error) => Error::Io(error),
-                    other => Error::Io(std::io::Error::other(other.to_string())),
+                    cache::ShareError::Write(error) => ShareError::File(error.into()),
+                    cache::ShareError::Memory(error) => ShareError::Memory(error),
+                    other => ShareError::Memory(std::io::Error::other(other.to_string())),
                 })?
         };
         self.note_access(inode);

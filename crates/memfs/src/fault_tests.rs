@@ -8,7 +8,7 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex, thread};
 use pagefence_page_cache::{
-    Access, CannotMap, FaultError, FaultKind, MapTarget, MappedPage, MappedRange, Unmap,
+    Access, CannotMap, FaultError, FaultKind, MapTarget, MappedPage, MappedRange, PageRun, Unmap,
 };
 use pagefence_vfs::{
     Credentials, FallocateMode, FileSystem as _, InodeId, New, NewKind, SetAttr, WriteMode,
@@ -64,14 +64,16 @@ impl Table {
 }
 
 impl MapTarget for Table {
-    fn map(&self, page: &MappedPage, access: Access) -> Result<(), CannotMap> {
+    fn map(&self, run: &PageRun<'_>, access: Access) -> Result<(), CannotMap> {
         let mut table = self.0.lock();
-        let entry = table
-            .entry(page.index())
-            .or_insert_with(|| (page.clone(), access));
-        assert!(entry.0.is_same(page), "another page of the same place");
-        if access == Access::Store {
-            entry.1 = access;
+        for page in run.iter() {
+            let entry = table
+                .entry(page.index())
+                .or_insert_with(|| (page.clone(), access));
+            assert!(entry.0.is_same(&page), "another page of the same place");
+            if access == Access::Store {
+                entry.1 = access;
+            }
         }
         Ok(())
     }

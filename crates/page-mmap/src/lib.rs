@@ -47,6 +47,10 @@
 //! served any more, and nothing else comes to harm. System calls that are given memory of a view find
 //! what is mapped and fail with EFAULT otherwise, unless the region's userfaultfd may serve the kernel
 //! ([`Faults`]).
+//!
+//! [`MappedRange::fault`]: pagefence_page_cache::MappedRange::fault
+//! [`MappedRange::try_fault`]: pagefence_page_cache::MappedRange::try_fault
+//! [`MapTarget`]: pagefence_page_cache::MapTarget
 
 mod bell;
 mod fault_loop;

@@ -10,10 +10,10 @@ use std::ops::{Bound, Range, RangeBounds};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pagefence_ext4::{FileData, FileSystem, FillError, SharedPages};
+use pagefence_ext4::{FileData, FileSystem, FillError, ShareError, SharedPages};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{self, Mutex, Weak};
-use pagefence_page_mmap::{FaultError, RawBytes, Region, Service, View};
+use pagefence_page_mmap::{FaultError, MapError, RawBytes, Region, Service, View};
 use pagefence_vfs::{FileSystem as _, WriteMode};
 
 use crate::error::{Error, Result};
@@ -60,8 +60,8 @@ const SERVERS_PER_CPU: usize = 4;
 /// # What may be done with its memory
 ///
 /// Children of fork(2) do not have it. A system call that is given [`Map::as_ptr`] fails with EFAULT
-/// where a page is not mapped, but for [`MapOptions::faults_of_system_calls`]; this library's own
-/// calls take it. munmap, mremap, mprotect and mlock are not to be called on it.
+/// where a page is not mapped, but for [`MapOptions::faults_of_system_calls`]; this library takes it as
+/// data of reads and writes and as values of attributes, not as names. munmap, mremap, mprotect and mlock are not to be called on it.
 pub struct Map {
     /// Dropped first: it unmaps, and waits for its faults.
     region: Region<FileData>,
@@ -140,10 +140,11 @@ impl File {
             return Err(problem(Problem::NotWritable));
         }
         let fs: &Arc<FileSystem> = &self.fs;
+        // Before the file, so that it goes behind it.
+        let closed = Closed::new(fs, self.id);
         let file = fs
             .open(self.id, options.stores())
             .map_err(|error| self.fail(error))?;
-        let closed = Closed::new(fs, self.id);
         let bytes = bytes_of(&range, file.size()).map_err(problem)?;
         let pages = bytes.start / PAGE..bytes.end.div_ceil(PAGE);
         let len = usize::try_from(bytes.end - bytes.start);
@@ -153,9 +154,12 @@ impl File {
         };
         // As root, here as everywhere.
         let stores = options.stores().then_some(WriteMode::USE_RESERVE);
-        let SharedPages { mapping, memory } = fs
-            .share_pages(&file, stores)
-            .map_err(|error| self.fail(error))?;
+        let SharedPages { mapping, memory } =
+            fs.share_pages(&file, stores).map_err(|error| match error {
+                ShareError::File(error) => self.fail(error),
+                ShareError::Memory(error) => problem(MapError::System(error).into()),
+                other => problem(MapError::System(std::io::Error::other(other)).into()),
+            })?;
         let region = Region::map(
             &mapping,
             &memory,

@@ -65,8 +65,13 @@ fn paths_of_one_machine_are_found() {
 fn unsafe_code_lives_in_host_memory_alone() {
     let code = "fn f() { unsafe { g() } }";
     assert_eq!(found_in(code), ["2: unsafe outside host-memory"]);
-    let there = file("crates/host-memory/src/a.rs", &format!("//! A.\n{code}\n"));
-    assert!(found(&[there]).is_empty());
+    for path in [
+        "crates/host-memory/src/a.rs",
+        "crates/pagefence/tests/maps/pointers.rs",
+    ] {
+        let there = file(path, &format!("//! A.\n{code}\n"));
+        assert!(found(&[there]).is_empty(), "{path}");
+    }
     assert!(found_in("// unsafe\nconst A: &str = \"unsafe\";").is_empty());
 }
 
@@ -95,6 +100,11 @@ fn locks_and_threads_come_from_the_primitives() {
         "//! A.\npub use parking_lot::Mutex;\n",
     );
     assert!(found(&[primitives]).is_empty());
+    let example = file(
+        "crates/pagefence/examples/a.rs",
+        "//! A.\nuse std::thread;\n",
+    );
+    assert!(found(&[example]).is_empty());
 }
 
 #[test]

@@ -42,9 +42,8 @@ pub(crate) fn guard(
             let Some([what, page]) = wire.receive()? else {
                 // Poison goes where nothing is mapped; taken away page by page that takes longer.
                 view.zap(view.pages());
-                return userfault
-                    .poison(view, view.pages())
-                    .map_err(io::Error::other);
+                let poisoned = userfault.poison(view, view.pages());
+                return poisoned.map(|_| ()).map_err(io::Error::other);
             };
             if what == PROTECT {
                 let pages = run(page);

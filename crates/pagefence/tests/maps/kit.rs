@@ -37,6 +37,10 @@ impl Image {
         Self(Arc::new(device))
     }
 
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        Self(Arc::new(MemoryDevice::from_bytes(bytes)))
+    }
+
     /// One that `mke2fs -t ext4` makes with `options`, and fills with what is in `tree`; none, if there is no
     /// such program.
     pub(crate) fn of_mke2fs(options: &[&str], tree: &Path) -> Option<Self> {
@@ -52,7 +56,7 @@ impl Image {
             .expect("it runs");
         assert!(made.status.success(), "{made:?}");
         let bytes = std::fs::read(image.path()).expect("it is there");
-        Some(Self(Arc::new(MemoryDevice::from_bytes(&bytes))))
+        Some(Self::of_bytes(&bytes))
     }
 
     pub(crate) fn open(&self) -> Volume {
@@ -66,7 +70,11 @@ impl Image {
 
     /// What a power cut leaves, if the device keeps all that it was given.
     pub(crate) fn cut(&self) -> Self {
-        Self(Arc::new(MemoryDevice::from_bytes(&self.bytes())))
+        Self::of_bytes(&self.bytes())
+    }
+
+    pub(crate) fn device(&self) -> &MemoryDevice {
+        &self.0
     }
 
     /// Whether both have the same bytes.
@@ -99,7 +107,7 @@ pub(crate) fn file(volume: &Volume, path: impl AsRef<Path>, contents: &[u8]) -> 
 /// Bytes of which each tells its place.
 pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
     (0..(len as u64).div_ceil(8))
-        .flat_map(|word| (seed << 40 | word * 8 + 1).to_le_bytes())
+        .flat_map(|word| ((seed << 40) | (word * 8 + 1)).to_le_bytes())
         .take(len)
         .collect()
 }

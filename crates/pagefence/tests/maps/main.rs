@@ -5,9 +5,11 @@ mod coherence;
 mod durable;
 #[path = "../common/e2fsck.rs"]
 mod e2fsck;
+mod failing;
 mod full;
 mod kit;
 mod lives;
+mod nested;
 mod pointers;
 mod private;
 mod rules;

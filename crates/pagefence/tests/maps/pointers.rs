@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use pagefence::{File, Kind, Map, MapOptions, OpenOptions, Options, Volume};
+use pagefence::{Advice, File, Kind, Map, MapOptions, OpenOptions, Options, Volume};
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::thread;
 
@@ -220,6 +220,11 @@ fn system_calls_meet_a_map() {
     assert_eq!(write(&plain), Err(rustix::io::Errno::FAULT));
     plain.populate(..).expect("it is mapped");
     assert_eq!(write(&plain), Ok(5 * PAGE));
+    let soon = map(&file);
+    soon.advise(Advice::WillNeed);
+    while write(&soon) != Ok(5 * PAGE) {
+        thread::yield_now();
+    }
     match file.map(.., MapOptions::shared().faults_of_system_calls(true)) {
         Ok(served) => assert_eq!(write(&served), Ok(5 * PAGE)),
         Err(error) => assert!(error.to_string().contains("userfaultfd"), "{error}"),

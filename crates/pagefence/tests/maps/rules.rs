@@ -232,7 +232,7 @@ fn files_that_cannot_be_changed_are_mapped_for_reading() {
         };
         let fs = volume.into_file_system().expect("nobody has it");
         let entry = fs
-            .lookup(fs.root(), path[1..].as_bytes())
+            .lookup(fs.root(), &path.as_bytes()[1..])
             .expect("it is there");
         fs.set_flags(entry.attr.id, (flag | InodeFlags::EXTENTS).bits(), &root)
             .expect("a flag");
