@@ -55,13 +55,20 @@ const SERVERS_PER_CPU: usize = 4;
 /// - a store finds no space for a hole ([`File::allocate`] sees to it before), or the volume has become
 ///   read-only after an error.
 ///
-/// A page that could not be had is tried again a second later.
+/// A page that could not be had is tried again a second later. Until then it is so for every access to
+/// it: where a store found no space, loads of that page from this map meet SIGBUS as well.
 ///
 /// # What may be done with its memory
 ///
 /// Children of fork(2) do not have it. A system call that is given [`Map::as_ptr`] fails with EFAULT
 /// where a page is not mapped, but for [`MapOptions::faults_of_system_calls`]; this library takes it as
-/// data of reads and writes and as values of attributes, not as names. munmap, mremap, mprotect and mlock are not to be called on it.
+/// data of reads and writes and as values of attributes, not as names. munmap, mremap, mprotect and mlock
+/// are not to be called on it.
+///
+/// A shared map is no place for what the kernel stores to past the page tables: the target of a read with
+/// `O_DIRECT`, a fixed buffer of `io_uring`, a page given to vmsplice(2). The kernel holds the page then and
+/// stores to it without a fault, which nobody notices, so it may be lost. Copying calls, read(2) among
+/// them, are as good as stores of the program.
 pub struct Map {
     /// Dropped first: it unmaps, and waits for its faults.
     region: Region<FileData>,

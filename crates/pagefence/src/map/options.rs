@@ -73,7 +73,8 @@ impl MapOptions {
 
     /// Whether system calls may be given the map's memory ([`Map::as_ptr`]) without more ado. Otherwise
     /// one that meets a page which is not mapped at that moment fails with `EFAULT`. It takes root, access
-    /// to `/dev/userfaultfd`, or the sysctl `vm.unprivileged_userfaultfd`. Default: no.
+    /// to `/dev/userfaultfd`, or the sysctl `vm.unprivileged_userfaultfd`. Default: no. What the kernel
+    /// stores to by direct I/O stays out of it either way: see [`Map`](crate::Map).
     ///
     /// [`File::read_at`] and [`File::write_at`] take such memory without it.
     ///
