@@ -161,15 +161,6 @@ impl View {
         self.mapped.store(at, source);
     }
 
-    /// Whether part of `buffer` lies in the view. Who reads or writes such a buffer with a lock of the
-    /// page cache held waits for itself.
-    #[must_use]
-    pub fn contains_any(&self, buffer: &[u8]) -> bool {
-        let (base, len) = self.whole();
-        let (start, bytes) = (base.addr(), buffer.as_ptr_range());
-        !bytes.is_empty() && bytes.start.addr() < start + len && start < bytes.end.addr()
-    }
-
     /// Takes what is mapped of `pages` of the file out of this view; the memory keeps its pages, a
     /// private copy and a poisoned page are gone for good. The next access faults.
     ///

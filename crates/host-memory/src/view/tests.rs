@@ -188,23 +188,6 @@ fn a_page_that_the_user_locked_is_zapped_all_the_same() {
     assert_eq!(view.load_u8(0, Relaxed), 0);
 }
 
-#[test]
-fn buffers_that_overlap_are_told() {
-    let memory = memory();
-    let view = View::new(&memory, 0, 5000, ViewKind::Shared).expect("a view");
-    let neighbours = |start: usize, len: usize| {
-        // SAFETY: bytes of the view's two whole pages, which nobody stores to.
-        let buffer = unsafe { std::slice::from_raw_parts(view.as_ptr().add(start), len) };
-        view.contains_any(buffer)
-    };
-    assert!(neighbours(0, 1));
-    assert!(neighbours(4999, 1));
-    assert!(neighbours(8191, 1));
-    assert!(neighbours(10, 5000));
-    assert!(!neighbours(10, 0));
-    assert!(!view.contains_any(&[0; 100]));
-}
-
 /// The flags that the kernel shows of the mapping at the view's beginning.
 fn flags(view: &View) -> Vec<String> {
     let maps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
