@@ -59,7 +59,7 @@ fn grow_and_shrink(kind: Kind, block_size: u32, features: &str, count: u32, name
 
 #[test]
 fn an_index_grows_by_levels() {
-    grow_and_shrink(Kind::Ext4, 4096, "", 200_000, 500);
+    grow_and_shrink(Kind::Ext4, 4096, "", 120_000, 500);
 }
 
 /// Blocks of 1 KiB: 124 entries a node, so that 60,000 names need two levels of them.

@@ -27,7 +27,7 @@ use history::{History, Wrap, options};
 use workload::{PROFILES, Profile, operations};
 
 /// How long each type of image is tried; two run at a time.
-const NORMAL: Duration = Duration::from_secs(20);
+const NORMAL: Duration = Duration::from_secs(15);
 /// Operations of a workload.
 const OPERATIONS: u64 = 50;
 /// Moments of a workload at which the power is cut.
