@@ -227,3 +227,6 @@ impl<S: FaultSource> MapTarget for Entries<S> {
         self.cure(0..pages, |why| *why == Poison::Beyond);
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests;
