@@ -66,9 +66,76 @@ impl Bytes for FileMap {
     }
 }
 
+impl Bytes for View {
+    fn load(&self, at: usize, target: &mut [u8]) -> Result<()> {
+        View::load(self, at, target);
+        Ok(())
+    }
+}
+
 impl Bytes for File {
     fn load(&self, at: usize, target: &mut [u8]) -> Result<()> {
         Ok(self.read_exact_at(target, at as u64)?)
+    }
+}
+
+/// Where the figures of one system go.
+struct Column<'a> {
+    table: &'a mut Table,
+    system: &'static str,
+    len: usize,
+    round: usize,
+}
+
+impl<'a> Column<'a> {
+    fn of(table: &'a mut Table, system: &'static str, (len, round): (usize, usize)) -> Self {
+        Self {
+            table,
+            system,
+            len,
+            round,
+        }
+    }
+
+    fn cold_loads(&mut self, bytes: &impl Bytes) -> Result<()> {
+        let rate = cold_loads(bytes, self.len, self.round)?;
+        self.table
+            .record(COLD_LOADS, Better::More, self.system, rate);
+        Ok(())
+    }
+
+    fn cold_scan(&mut self, bytes: &impl Bytes) -> Result<()> {
+        let mib = self.len as f64 / f64::from(1 << 20);
+        let rate = mib / scan(bytes, self.len)?;
+        self.table
+            .record(COLD_SCAN, Better::More, self.system, rate);
+        Ok(())
+    }
+
+    /// Of what is cached: once with mapping it, and once more.
+    fn warm_scans<B: Bytes>(&mut self, map: impl FnOnce() -> Result<B>) -> Result<()> {
+        let pages = (self.len / PAGE) as f64;
+        let begun = Instant::now();
+        let bytes = map()?;
+        scan(&bytes, self.len)?;
+        let first = begun.elapsed().as_secs_f64();
+        let second = scan(&bytes, self.len)?;
+        for (row, seconds) in [(FIRST_SCAN, first), (SECOND_SCAN, second)] {
+            let micros = seconds * 1e6 / pages;
+            self.table.record(row, Better::Less, self.system, micros);
+        }
+        Ok(())
+    }
+
+    /// Of pages that are cached and not mapped.
+    fn one_fault(&mut self, bytes: &impl Bytes) -> Result<()> {
+        let pages = far_pages(self.len, self.round);
+        let begun = Instant::now();
+        pages.iter().try_for_each(|&page| bytes.touch(page))?;
+        let micros = begun.elapsed().as_secs_f64() * 1e6 / pages.len() as f64;
+        self.table
+            .record(ONE_FAULT, Better::Less, self.system, micros);
+        Ok(())
     }
 }
 
@@ -79,13 +146,14 @@ pub(super) fn measure(scratch: &Scratch, rounds: usize, mib: u64) -> Result<bool
     let len = usize::try_from(mib << 20)?;
     let mut table = Table::new(vec![OURS, FLOOR, KERNEL, TMPFS, FUSE2FS]);
     let memory = FileMemory::new()?;
-    fill(&memory, len)?;
+    fill(&memory, len);
     for round in 0..rounds {
-        library(&image, len, round, &mut table).context("the library")?;
-        floor(&memory, len, round, &mut table).context("the bare userfaultfd")?;
-        kernel(&image, scratch, len, round, &mut table).context("the kernel")?;
-        tmpfs(len, &mut table).context("tmpfs")?;
-        fuse2fs(&image, scratch, len, round, &mut table).context("fuse2fs")?;
+        let size = (len, round);
+        library(&image, Column::of(&mut table, OURS, size)).context("the library")?;
+        floor(&memory, Column::of(&mut table, FLOOR, size)).context("the bare userfaultfd")?;
+        kernel(&image, scratch, Column::of(&mut table, KERNEL, size)).context("the kernel")?;
+        tmpfs(Column::of(&mut table, TMPFS, size)).context("tmpfs")?;
+        fuse2fs(&image, scratch, Column::of(&mut table, FUSE2FS, size)).context("fuse2fs")?;
     }
     println!("{}", table.render());
     Ok(verdict(&table))
@@ -127,7 +195,8 @@ fn many_faults(threads: usize, maps: usize) -> String {
     format!("faults on cached pages a second, {threads} threads on {maps} maps")
 }
 
-fn library(image: &Path, len: usize, round: usize, table: &mut Table) -> Result<()> {
+fn library(image: &Path, mut column: Column<'_>) -> Result<()> {
+    let (len, round) = (column.len, column.round);
     let open = || -> Result<(Volume, pagefence::File)> {
         let options = Options::new().write(true).cache(len as u64 * 2 + SLACK);
         let volume = Volume::open(image, options)?;
@@ -138,34 +207,16 @@ fn library(image: &Path, len: usize, round: usize, table: &mut Table) -> Result<
     drop_caches()?;
     let (volume, file) = open()?;
     let map = file.map(.., MapOptions::shared())?;
-    table.record(
-        COLD_LOADS,
-        Better::More,
-        OURS,
-        cold_loads(&map, len, round)?,
-    );
+    column.cold_loads(&map)?;
     drop((map, file));
     volume.close()?;
 
     drop_caches()?;
     let (volume, file) = open()?;
     let map = file.map(.., MapOptions::shared())?;
-    let seconds = scan(&map, len)?;
-    table.record(COLD_SCAN, Better::More, OURS, mib_per_second(len, seconds));
+    column.cold_scan(&map)?;
     drop(map);
-
-    let begun = Instant::now();
-    let map = file.map(.., MapOptions::shared())?;
-    scan(&map, len)?;
-    let first = begun.elapsed().as_secs_f64();
-    table.record(FIRST_SCAN, Better::Less, OURS, micros_a_page(len, first));
-    table.record(
-        SECOND_SCAN,
-        Better::Less,
-        OURS,
-        micros_a_page(len, scan(&map, len)?),
-    );
-    drop(map);
+    column.warm_scans(|| Ok(file.map(.., MapOptions::shared())?))?;
 
     let fresh = || -> Result<Map> {
         let map = file.map(.., MapOptions::shared())?;
@@ -173,16 +224,18 @@ fn library(image: &Path, len: usize, round: usize, table: &mut Table) -> Result<
         Ok(map)
     };
     let map = fresh()?;
-    table.record(ONE_FAULT, Better::Less, OURS, one_fault(&map, len, round)?);
+    column.one_fault(&map)?;
     drop(map);
     for threads in [1, 2, 4] {
         let map = fresh()?;
         let rate = fault_rate(&vec![&map; threads], len, round)?;
-        table.record(&many_faults(threads, 1), Better::More, OURS, rate);
+        let row = many_faults(threads, 1);
+        column.table.record(&row, Better::More, OURS, rate);
     }
     let maps = [fresh()?, fresh()?];
     let rate = fault_rate(&[&maps[0], &maps[1]], len, round)?;
-    table.record(&many_faults(2, 2), Better::More, OURS, rate);
+    let row = many_faults(2, 2);
+    column.table.record(&row, Better::More, OURS, rate);
     drop(maps);
 
     let (from, to) = (
@@ -197,27 +250,26 @@ fn library(image: &Path, len: usize, round: usize, table: &mut Table) -> Result<
             Ok(byte[0])
         },
     )?;
-    table.record(VISIBLE, Better::Less, OURS, micros);
+    column.table.record(VISIBLE, Better::Less, OURS, micros);
     drop((from, to, file));
     Ok(volume.close()?)
 }
 
 /// A memory all of whose pages are there.
-fn fill(memory: &FileMemory, len: usize) -> Result<()> {
+fn fill(memory: &FileMemory, len: usize) {
     let mut random = Random::new(1);
     for page in 0..len / PAGE {
         memory.write(page as u64, 0, &random.bytes(PAGE));
     }
-    Ok(())
 }
 
 /// A handler that maps the page that it is told of, and nothing else.
-fn floor(memory: &Arc<FileMemory>, len: usize, round: usize, table: &mut Table) -> Result<()> {
-    let view = View::new(memory, 0, len, ViewKind::Shared)?;
+fn floor(memory: &Arc<FileMemory>, mut column: Column<'_>) -> Result<()> {
+    let view = View::new(memory, 0, column.len, ViewKind::Shared)?;
     let mut userfault = Userfault::open()?;
     userfault.register(&view)?;
     let end = eventfd(0, EventfdFlags::CLOEXEC)?;
-    let micros = thread::scope(|scope| {
+    thread::scope(|scope| {
         let handler = scope.spawn(|| -> Result<()> {
             let mut events = Vec::with_capacity(32);
             loop {
@@ -236,73 +288,28 @@ fn floor(memory: &Arc<FileMemory>, len: usize, round: usize, table: &mut Table) 
                 }
             }
         });
-        let micros = timed_touches(len, round, |page| {
-            let mut byte = [0];
-            view.load(page * PAGE, &mut byte);
-            black_box(byte);
-            Ok(())
-        });
+        let measured = column.one_fault(&view);
         rustix::io::write(&end, &1_u64.to_ne_bytes())?;
         handler
             .join()
             .map_err(|_| anyhow!("the handler panicked"))??;
-        micros
-    })?;
-    table.record(ONE_FAULT, Better::Less, FLOOR, micros);
-    Ok(())
+        measured
+    })
 }
 
-fn kernel(
-    image: &Path,
-    scratch: &Scratch,
-    len: usize,
-    round: usize,
-    table: &mut Table,
-) -> Result<()> {
-    let directory = scratch.directory(&format!("kernel-{round}"))?;
+fn kernel(image: &Path, scratch: &Scratch, mut column: Column<'_>) -> Result<()> {
+    let directory = scratch.directory(&format!("kernel-{}", column.round))?;
     let mount = KernelMount::new(image, &directory, Access::ReadWrite, "rw")?;
     let path = directory.join(DATA_FILE);
+    let len = column.len;
     let measured = (|| -> Result<()> {
         let file = File::options().read(true).write(true).open(&path)?;
         drop_caches()?;
-        let map = FileMap::new(&file, 0, len)?;
-        table.record(
-            COLD_LOADS,
-            Better::More,
-            KERNEL,
-            cold_loads(&map, len, round)?,
-        );
-        drop(map);
+        column.cold_loads(&FileMap::new(&file, 0, len)?)?;
         drop_caches()?;
-        let map = FileMap::new(&file, 0, len)?;
-        let seconds = scan(&map, len)?;
-        table.record(
-            COLD_SCAN,
-            Better::More,
-            KERNEL,
-            mib_per_second(len, seconds),
-        );
-        drop(map);
-        let begun = Instant::now();
-        let map = FileMap::new(&file, 0, len)?;
-        scan(&map, len)?;
-        let first = begun.elapsed().as_secs_f64();
-        table.record(FIRST_SCAN, Better::Less, KERNEL, micros_a_page(len, first));
-        table.record(
-            SECOND_SCAN,
-            Better::Less,
-            KERNEL,
-            micros_a_page(len, scan(&map, len)?),
-        );
-        drop(map);
-        let map = FileMap::new(&file, 0, len)?;
-        table.record(
-            ONE_FAULT,
-            Better::Less,
-            KERNEL,
-            one_fault(&map, len, round)?,
-        );
-        drop(map);
+        column.cold_scan(&FileMap::new(&file, 0, len)?)?;
+        column.warm_scans(|| Ok(FileMap::new(&file, 0, len)?))?;
+        column.one_fault(&FileMap::new(&file, 0, len)?)?;
         let (from, to) = (FileMap::new(&file, 0, PAGE)?, FileMap::new(&file, 0, PAGE)?);
         let micros = visible(
             |value| {
@@ -315,46 +322,29 @@ fn kernel(
                 Ok(byte[0])
             },
         )?;
-        table.record(VISIBLE, Better::Less, KERNEL, micros);
+        column.table.record(VISIBLE, Better::Less, KERNEL, micros);
         Ok(())
     })();
     mount.unmount()?;
     measured
 }
 
-fn tmpfs(len: usize, table: &mut Table) -> Result<()> {
+fn tmpfs(mut column: Column<'_>) -> Result<()> {
     let file = rustix::fs::memfd_create("pagefence-bench", rustix::fs::MemfdFlags::CLOEXEC)?;
     let file = File::from(file);
-    let chunk = vec![1; CHUNK];
+    let (chunk, len) = (vec![1; CHUNK], column.len);
     for at in (0..len).step_by(CHUNK) {
         file.write_all_at(&chunk, at as u64)?;
     }
-    let begun = Instant::now();
-    let map = FileMap::new(&file, 0, len)?;
-    scan(&map, len)?;
-    let first = begun.elapsed().as_secs_f64();
-    table.record(FIRST_SCAN, Better::Less, TMPFS, micros_a_page(len, first));
-    table.record(
-        SECOND_SCAN,
-        Better::Less,
-        TMPFS,
-        micros_a_page(len, scan(&map, len)?),
-    );
-    Ok(())
+    column.warm_scans(|| Ok(FileMap::new(&file, 0, len)?))
 }
 
-fn fuse2fs(
-    image: &Path,
-    scratch: &Scratch,
-    len: usize,
-    round: usize,
-    table: &mut Table,
-) -> Result<()> {
+fn fuse2fs(image: &Path, scratch: &Scratch, mut column: Column<'_>) -> Result<()> {
     if crate::command::find("fuse2fs").is_none() {
         println!("skipped: fuse2fs is not installed");
         return Ok(());
     }
-    let directory = scratch.directory(&format!("fuse2fs-{round}"))?;
+    let directory = scratch.directory(&format!("fuse2fs-{}", column.round))?;
     let mounted = || -> Result<(ServedMount, File)> {
         drop_caches()?;
         let mount = ServedMount::new(&Server::Fuse2fs, image, &directory, "ro")?;
@@ -362,18 +352,11 @@ fn fuse2fs(
         Ok((mount, file))
     };
     let (mount, file) = mounted()?;
-    let rate = cold_loads(&file, len, round)?;
-    table.record(COLD_LOADS, Better::More, FUSE2FS, rate);
+    column.cold_loads(&file)?;
     drop(file);
     mount.unmount()?;
     let (mount, file) = mounted()?;
-    let seconds = scan(&file, len)?;
-    table.record(
-        COLD_SCAN,
-        Better::More,
-        FUSE2FS,
-        mib_per_second(len, seconds),
-    );
+    column.cold_scan(&file)?;
     drop(file);
     mount.unmount()
 }
@@ -399,20 +382,6 @@ fn far_pages(len: usize, seed: usize) -> Vec<usize> {
         pages.swap(at, other);
     }
     pages
-}
-
-/// Microseconds for a touch of a page that is not mapped.
-fn timed_touches(len: usize, seed: usize, touch: impl Fn(usize) -> Result<()>) -> Result<f64> {
-    let pages = far_pages(len, seed);
-    let begun = Instant::now();
-    for &page in &pages {
-        touch(page)?;
-    }
-    Ok(begun.elapsed().as_secs_f64() * 1e6 / pages.len() as f64)
-}
-
-fn one_fault(bytes: &impl Bytes, len: usize, seed: usize) -> Result<f64> {
-    timed_touches(len, seed, |page| bytes.touch(page))
 }
 
 /// Faults a second, by a thread for each of `maps`, none of which faults where another does.
@@ -486,12 +455,4 @@ fn visible(
             .map_err(|_| anyhow!("the looker panicked"))??;
         Ok(micros)
     })
-}
-
-fn mib_per_second(len: usize, seconds: f64) -> f64 {
-    len as f64 / f64::from(1 << 20) / seconds
-}
-
-fn micros_a_page(len: usize, seconds: f64) -> f64 {
-    seconds * 1e6 / (len / PAGE) as f64
 }
