@@ -103,7 +103,7 @@ impl<B: WriteBacking> MappedRange<B> {
         index: u64,
         kind: FaultKind,
     ) -> Result<(), FaultError<B::Error>> {
-        if !self.pages.contains(&index) || index >= pages_in(LARGEST) {
+        if self.is_outside(index) {
             return Err(FaultError::Beyond);
         }
         let (mapping, target) = (&*self.mapping, &*self.target);
@@ -147,7 +147,7 @@ impl<B: WriteBacking> MappedRange<B> {
         index: u64,
         kind: FaultKind,
     ) -> Option<Result<(), FaultError<B::Error>>> {
-        if !self.pages.contains(&index) || index >= pages_in(LARGEST) {
+        if self.is_outside(index) {
             return Some(Err(FaultError::Beyond));
         }
         let tried = match kind {
@@ -158,6 +158,11 @@ impl<B: WriteBacking> MappedRange<B> {
             Tried::Done(served) => Some(served),
             _ => None,
         }
+    }
+
+    /// Whether no page `index` can be mapped, whatever the file's size.
+    fn is_outside(&self, index: u64) -> bool {
+        !self.pages.contains(&index) || index >= pages_in(LARGEST)
     }
 
     /// The pages that are worth mapping along with page `index`.

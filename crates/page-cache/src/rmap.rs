@@ -92,8 +92,8 @@ pub trait MapTarget: Send + Sync + 'static {
     /// that are not mapped (Linux: `fault_around_bytes`). As many of them as the cache has are
     /// mapped, [`PageRun::MOST`] at most; those after `page` that it has not are read.
     fn around(&self, page: u64) -> Range<u64> {
-        let start = page / AROUND * AROUND;
-        start..start.saturating_add(AROUND)
+        let start = page / PageRun::BLOCK * PageRun::BLOCK;
+        start..start.saturating_add(PageRun::BLOCK)
     }
 
     /// The file ends behind `pages` pages from now on, and did before: faults that found no file at
@@ -102,11 +102,6 @@ pub trait MapTarget: Send + Sync + 'static {
         let _ = pages;
     }
 }
-
-/// Neighbours that are mapped along if nobody knows better. A power of two.
-const AROUND: u64 = 16;
-
-const _: () = assert!(AROUND.is_power_of_two());
 
 /// Pages of a file that follow each other, all of them locked, as who maps them sees them.
 pub struct PageRun<'a> {
@@ -117,6 +112,9 @@ pub struct PageRun<'a> {
 impl<'a> PageRun<'a> {
     /// Pages in a run, at most.
     pub const MOST: u64 = 512;
+
+    /// Neighbours, from a multiple of so many on, that are mapped along where nobody knows better.
+    pub const BLOCK: u64 = 16;
 
     /// Of `folios`, not none, that follow each other; page `fault` is one of them.
     pub(crate) fn new(folios: &'a [PageLockGuard<'a>], fault: u64) -> Self {

@@ -8,9 +8,6 @@ use pagefence_page_cache::PageRun;
 
 const BITS: u64 = 64;
 
-/// Neighbours that are mapped along with a page that nothing hints at. A power of two.
-const BLOCK: u64 = 16;
-
 /// Pages after one that follows mapped ones.
 const STEP: u64 = 64;
 
@@ -81,8 +78,8 @@ impl MappedPages {
             let step = if is_mapped(STEP) { PageRun::MOST } else { STEP };
             (page, page.saturating_add(step))
         } else {
-            let start = page / BLOCK * BLOCK;
-            (start, start.saturating_add(BLOCK))
+            let start = page / PageRun::BLOCK * PageRun::BLOCK;
+            (start, start.saturating_add(PageRun::BLOCK))
         };
         let (low, high) = (start.max(self.first), end.min(self.end));
         let start = (low..page).rev().take_while(|&at| !self.has(at)).last();
