@@ -7,16 +7,22 @@
 //! can cut it, and nobody who maps it is sent SIGBUS for its end. Where the *file* ends is for the
 //! handler of faults to say.
 
+mod freeze;
+mod hand_out;
+
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::{Arc, Mutex};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fstat, ftruncate};
 use rustix::io::{Errno, pread, pwrite, pwritev, retry_on_intr};
 use rustix::process::{Resource, getrlimit};
 
 use crate::FRAME_SIZE;
+use freeze::Freezes;
+
+pub use freeze::Pipe;
 
 const PAGE: u64 = FRAME_SIZE as u64;
 
@@ -36,6 +42,9 @@ const STAT_BLOCK: u64 = 512;
 #[derive(Debug)]
 pub struct FileMemory {
     fd: OwnedFd,
+    freezes: Freezes,
+    /// The memfd open for reading, once it was handed out.
+    for_reading: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 impl FileMemory {
@@ -65,7 +74,11 @@ impl FileMemory {
         ftruncate(&fd, Self::PAGES * PAGE)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&fd, seals)?;
-        let memory = Self { fd };
+        let memory = Self {
+            fd,
+            freezes: Freezes::default(),
+            for_reading: Mutex::new(None),
+        };
         memory.probe()?;
         Ok(Arc::new(memory))
     }
@@ -91,6 +104,10 @@ impl FileMemory {
     /// The range reaches past the last page, or the operating system can't read its own memory.
     pub fn read(&self, page: u64, offset: usize, target: &mut [u8]) {
         let start = place(page, offset, target.len());
+        self.freezes.read(|| self.read_once(start, target));
+    }
+
+    fn read_once(&self, start: u64, target: &mut [u8]) {
         let mut done = 0;
         while done < target.len() {
             let rest = &mut target[done..];

@@ -32,7 +32,7 @@ use rustix::ioctl::{Opcode, Setter, Updater, ioctl};
 pub use error::{Continue, RangeError, UserfaultError};
 
 use crate::FRAME_SIZE;
-use crate::view::{View, ViewKind};
+use crate::view::View;
 use open::Way;
 
 const PAGE: u64 = FRAME_SIZE as u64;
@@ -472,7 +472,7 @@ fn is_gone(errno: Errno) -> bool {
 
 /// Whether stores to the view's pages can be protected against: those to a private one need not.
 fn protects(view: &View) -> bool {
-    view.kind() != ViewKind::Private
+    view.kind().is_mapped_shared()
 }
 
 /// Those of `pages` that the view shows, as addresses.

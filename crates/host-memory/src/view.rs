@@ -32,6 +32,20 @@ pub enum ViewKind {
     SharedReadOnly,
     /// Loads, and stores that this view alone sees: the kernel copies a page at its first store.
     Private,
+    /// Loads alone, by a descriptor that is open for reading alone.
+    PrivateReadOnly,
+}
+
+impl ViewKind {
+    /// Whether the view may be stored to.
+    fn stores(self) -> bool {
+        matches!(self, Self::Shared | Self::Private)
+    }
+
+    /// Whether the kernel maps it shared, so that stores can be protected against.
+    pub(crate) fn is_mapped_shared(self) -> bool {
+        matches!(self, Self::Shared | Self::SharedReadOnly)
+    }
 }
 
 /// A mapping of a page range of a file's memory. Dropping it unmaps it.
@@ -76,9 +90,10 @@ impl View {
         if bytes == 0 || end.is_none_or(|end| end > FileMemory::PAGES) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let flags = match kind {
-            ViewKind::Shared | ViewKind::SharedReadOnly => MapFlags::SHARED,
-            ViewKind::Private => MapFlags::PRIVATE,
+        let flags = if kind.is_mapped_shared() {
+            MapFlags::SHARED
+        } else {
+            MapFlags::PRIVATE
         };
         // Without access at first: in a process that asked for its memory to be locked
         // (MCL_FUTURE) the kernel would fill every hole of the range with zeros, before it is
@@ -90,9 +105,10 @@ impl View {
             kind,
         };
         let (base, len) = view.whole();
-        let access = match kind {
-            ViewKind::Shared | ViewKind::Private => MprotectFlags::READ | MprotectFlags::WRITE,
-            ViewKind::SharedReadOnly => MprotectFlags::READ,
+        let access = if kind.stores() {
+            MprotectFlags::READ | MprotectFlags::WRITE
+        } else {
+            MprotectFlags::READ
         };
         // SAFETY: the range is this view's mapping, to which nobody has a pointer yet.
         unsafe {
@@ -136,7 +152,7 @@ impl View {
     ///
     /// Who dereferences it answers for that: no reference to bytes of a view, since others store to
     /// them at any time (copy by volatile or atomic accesses); only while the view lives; within
-    /// [`Self::len`]; no store to a [`ViewKind::SharedReadOnly`] view; and nothing that changes the
+    /// [`Self::len`]; no store to a view for loads alone; and nothing that changes the
     /// mapping itself (munmap, mremap, mprotect, madvise, mlock): a page of it may be zapped at any
     /// time, which must not hit somebody else's memory.
     #[must_use]
@@ -214,10 +230,7 @@ impl View {
     }
 
     fn assert_writable(&self) {
-        assert!(
-            self.kind != ViewKind::SharedReadOnly,
-            "a store to a view for loads alone"
-        );
+        assert!(self.kind.stores(), "a store to a view for loads alone");
     }
 }
 

@@ -1,15 +1,17 @@
 //! The thread that serves a region's faults.
 
-use std::io;
+use std::ops::Range;
 use std::time::Instant;
 
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{FaultError, FaultKind, WriteBacking};
+use rustix::io::Errno;
 
-use crate::fault_source::{Cause, FaultSource, Woken};
-use crate::region::Shared;
-use crate::service::{AbortOnPanic, Job};
+use crate::fault_source::{Ask, Cause, FaultSource, Woken};
+use crate::populate::will_need;
+use crate::region::{InService, Shared};
+use crate::service::{AbortOnPanic, NoThread, Service};
 use crate::shootdown::Poison;
 
 /// Bytes of a page.
@@ -18,11 +20,16 @@ const PAGE_BYTES: u64 = pagefence_page_cache::PAGE_SIZE as u64;
 /// Turns of a loop that always has faults to serve, after which it looks for pages to cure.
 const CURE_TURNS: u64 = 64;
 
-/// Serves faults of the region of `shared` until its bell says that it is over: at once what is cached;
-/// what has to wait is handed to `serve_later`, or else waits in line.
+/// Faults of a region that threads of its service may have at a time; more wait in line, so that a program
+/// that tells of ever more faults fills no memory with them.
+const MOST_IN_SERVICE: usize = 1024;
+
+/// Serves faults of the region of `shared` until its bell, or its source, says that it is over: at once what
+/// is cached; what has to wait is handed to `service`, or else waits in line.
 pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
     shared: &Arc<Shared<B, S>>,
-    serve_later: impl Fn(Job) -> io::Result<()>,
+    in_service: &Arc<InService>,
+    service: &Arc<Service>,
 ) {
     let _panic = AbortOnPanic;
     let source = &shared.entries.source;
@@ -36,23 +43,60 @@ pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
         for &cause in &stopped {
             if !shared.serve_at_once(cause) {
                 let later = Arc::clone(shared);
-                let job = Box::new(move || later.serve(cause));
-                if let Err(error) = serve_later(job) {
-                    tracing::warn!(%error, "no thread for a fault: the others wait for it");
-                    shared.serve(cause);
-                }
+                in_service.do_later(service, move || later.serve(cause));
             }
+        }
+        while let Some(ask) = source.next_ask() {
+            answer(shared, in_service, service, ask);
         }
         if stopped.is_empty() {
             match source.wait(shared.bell.fd(), next_cure) {
                 Ok(Woken::Rung) if shared.bell.hear() => return,
                 Ok(Woken::Rung | Woken::Faults | Woken::Late) => {}
+                Ok(Woken::Over) => return,
                 Err(error) => panic!("faults of a mapped file can't be waited for: {error}"),
             }
         } else if turn % CURE_TURNS != 0 {
             continue;
         }
         next_cure = shared.entries.cure_failed(Instant::now());
+    }
+}
+
+/// Does what the program of a region asks for besides faults.
+fn answer<B: WriteBacking, S: FaultSource>(
+    shared: &Arc<Shared<B, S>>,
+    in_service: &Arc<InService>,
+    service: &Arc<Service>,
+    ask: Ask,
+) {
+    match ask {
+        Ask::Populate(pages) => {
+            let later = Arc::clone(shared);
+            in_service.do_later(service, move || {
+                let outcome = later.populate_file(pages);
+                later.entries.source.populated(outcome);
+            });
+        }
+        Ask::WillNeed(pages) => {
+            let pages = pages.start..pages.end.min(shared.pages_of_file());
+            will_need(shared, in_service, service, pages);
+        }
+        Ask::Advise(hint) => shared.range.advise(hint),
+    }
+}
+
+impl InService {
+    /// Has `job` done by a thread of `service`, or by this one if there are too many already, or no
+    /// thread.
+    fn do_later(self: &Arc<Self>, service: &Service, job: impl FnOnce() + Send + 'static) {
+        if self.count() >= MOST_IN_SERVICE {
+            return job();
+        }
+        if let Err(NoThread { error, job }) = service.submit(self.count_in(Box::new(job))) {
+            tracing::warn!(%error, "no thread for a fault: the others wait for it");
+            job();
+        }
     }
 }
 
@@ -81,6 +125,26 @@ impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
         self.finish(page, served);
     }
 
+    /// Pages that the file has now.
+    fn pages_of_file(&self) -> u64 {
+        self.range.mapping().backing().size().div_ceil(PAGE_BYTES)
+    }
+
+    /// Reads and maps those of `pages` that are inside the file.
+    fn populate_file(&self, pages: Range<u64>) -> Result<(), Errno> {
+        let pages = pages.start..pages.end.min(self.pages_of_file());
+        match self.populate(&mut Held::at_entry(), pages) {
+            // It has been cut off since.
+            Ok(()) | Err(FaultError::Beyond) => Ok(()),
+            Err(FaultError::NoSpace(_)) => Err(Errno::NOSPC),
+            Err(FaultError::CannotMap(_)) => Err(Errno::NOMEM),
+            Err(error) => {
+                tracing::warn!(?error, "pages of a mapped file could not be had");
+                Err(Errno::IO)
+            }
+        }
+    }
+
     /// Who stopped at `page` goes on, if its fault was served; else gets SIGBUS.
     fn finish(&self, page: u64, served: Result<(), FaultError<B::Error>>) {
         let Err(error) = served else { return };
@@ -97,9 +161,7 @@ impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
             tracing::warn!(page, ?error, "a page of a mapped file could not be had");
             Poison::failed(Instant::now())
         };
-        self.entries.poison(page, why, || {
-            self.range.mapping().backing().size().div_ceil(PAGE_BYTES)
-        });
+        self.entries.poison(page, why, || self.pages_of_file());
         if !is_beyond {
             // It is to be cured in time.
             self.bell.ring();

@@ -7,6 +7,8 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use pagefence_host_memory::{Continue, RangeError, Userfault, View, ViewKind};
+use pagefence_page_cache::Hint;
+use rustix::io::Errno;
 
 /// Events that are read at a time.
 const EVENTS: usize = 32;
@@ -29,6 +31,20 @@ pub enum Woken {
     Rung,
     /// The time is over.
     Late,
+    /// Nobody faults there any more: the program has gone.
+    Over,
+}
+
+/// What the program of a view asks for besides faults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// These pages are to be read and mapped for loads, and how that went to be told
+    /// ([`FaultSource::populated`]).
+    Populate(Range<u64>),
+    /// These are to be read and mapped in the background, as far as they can be.
+    WillNeed(Range<u64>),
+    /// It is going to load like that.
+    Advise(Hint),
 }
 
 /// Where mapping pages one after the other came to its end before the last, and why. Those before are
@@ -96,6 +112,32 @@ pub trait FaultSource: Send + Sync + 'static {
 
     /// Forgets what is mapped at `pages`, private copies and poison as well.
     fn zap(&self, pages: Range<u64>);
+
+    /// Returns when nothing that was asked for `pages` before can take effect any more: they are mapped as
+    /// they were to be, or not at all.
+    fn settle(&self, pages: Range<u64>) {
+        // What takes effect at once is settled.
+        let _ = pages;
+    }
+
+    /// Forgets the poison of `pages`; a page that is mapped there by now stays.
+    fn cure(&self, pages: Range<u64>) {
+        self.zap(pages);
+    }
+
+    /// The file may have another size than before, for a program that is told.
+    fn resized(&self) {}
+
+    /// What else the program asks for, one thing after the other.
+    fn next_ask(&self) -> Option<Ask> {
+        None
+    }
+
+    /// The oldest [`Ask::Populate`] that was not answered is done; an error of the operating system says how
+    /// it failed.
+    fn populated(&self, outcome: Result<(), Errno>) {
+        let _ = outcome;
+    }
 }
 
 /// The kernel's.

@@ -60,14 +60,16 @@ mod mapped;
 pub mod mutants;
 mod populate;
 mod region;
+#[cfg(not(shuttle))]
+pub mod remote;
 mod service;
 mod shootdown;
 
 pub use pagefence_host_memory::{RawBytes, UserfaultError, View};
 pub use pagefence_page_cache::{FaultError, Hint};
 
-pub use fault_source::{Cause, FaultSource, Obstacle, RealSource, Why, Woken};
-pub use region::{Faults, Kind, MapError, Region};
+pub use fault_source::{Ask, Cause, FaultSource, Obstacle, RealSource, Why, Woken};
+pub use region::{Faults, Kind, MapError, Region, serve_until_over};
 pub use service::Service;
 
 #[cfg(all(test, not(shuttle)))]

@@ -97,7 +97,7 @@ impl MappedPages {
     }
 
     /// The first of `pages` that is mapped.
-    fn next_mapped(&self, pages: Range<u64>) -> Option<u64> {
+    pub(crate) fn next_mapped(&self, pages: Range<u64>) -> Option<u64> {
         self.next(pages, |word| word)
     }
 

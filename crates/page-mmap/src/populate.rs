@@ -35,7 +35,7 @@ impl<B: WriteBacking, S: FaultSource> Region<B, S> {
 }
 
 impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
-    fn populate(
+    pub(crate) fn populate(
         &self,
         held: &mut Held<'_, Entry>,
         pages: Range<u64>,
@@ -51,7 +51,7 @@ impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
 }
 
 /// A run at a time, each behind what waits already: no fault waits for more than one.
-fn will_need<B: WriteBacking, S: FaultSource>(
+pub(crate) fn will_need<B: WriteBacking, S: FaultSource>(
     shared: &Arc<Shared<B, S>>,
     in_service: &Arc<InService>,
     service: &Arc<Service>,

@@ -111,20 +111,13 @@ impl<B: WriteBacking, S: FaultSource> Region<B, S> {
         source: S,
         service: &Arc<Service>,
     ) -> io::Result<Self> {
-        let bell = Bell::new()?;
-        let entries = Arc::new(Entries::new(source));
-        let target: Arc<dyn MapTarget> = Arc::<Entries<S>>::clone(&entries);
-        let shared = Arc::new(Shared {
-            range: mapping.map_range(entries.source.pages(), target),
-            entries,
-            bell,
-        });
+        let shared = Shared::new(mapping, source)?;
         let in_service = Arc::new(InService::default());
         let thread = {
             let (shared, in_service) = (Arc::clone(&shared), Arc::clone(&in_service));
             let service = Arc::clone(service);
             thread::spawn("pagefence-faults", move || {
-                serve_faults(&shared, |later| service.submit(in_service.count_in(later)));
+                serve_faults(&shared, &in_service, &service);
             })?
         };
         Ok(Self {
@@ -153,7 +146,43 @@ impl<B: WriteBacking, S: FaultSource> Region<B, S> {
     }
 }
 
+/// Serves the faults of `source`, which maps a range of the file of `mapping`, until it is over; returns when
+/// nothing is mapped there any more and nothing is being served.
+///
+/// # Errors
+/// It can't be begun.
+pub fn serve_until_over<B: WriteBacking, S: FaultSource>(
+    mapping: &Arc<Mapping<B>>,
+    source: S,
+    service: &Arc<Service>,
+) -> io::Result<()> {
+    let shared = Shared::new(mapping, source)?;
+    let in_service = Arc::new(InService::default());
+    serve_faults(&shared, &in_service, service);
+    // For what they have begun to prepare.
+    shared.bell.end();
+    in_service.wait_for_none();
+    Ok(())
+}
+
+impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
+    fn new(mapping: &Arc<Mapping<B>>, source: S) -> io::Result<Arc<Self>> {
+        let bell = Bell::new()?;
+        let entries = Arc::new(Entries::new(source));
+        let target: Arc<dyn MapTarget> = Arc::<Entries<S>>::clone(&entries);
+        Ok(Arc::new(Self {
+            range: mapping.map_range(entries.source.pages(), target),
+            entries,
+            bell,
+        }))
+    }
+}
+
 impl InService {
+    pub(crate) fn count(&self) -> usize {
+        *self.count.lock()
+    }
+
     /// `job`, which is counted until it is over and dropped.
     pub(crate) fn count_in(self: &Arc<Self>, job: Job) -> Job {
         *self.count.lock() += 1;

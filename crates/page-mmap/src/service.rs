@@ -20,6 +20,12 @@ pub struct Service {
     most: usize,
 }
 
+/// A job that nobody can do.
+pub(crate) struct NoThread {
+    pub(crate) error: io::Error,
+    pub(crate) job: Job,
+}
+
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
@@ -61,14 +67,14 @@ impl Service {
     /// Has `job` run by one of the threads.
     ///
     /// # Errors
-    /// There is no thread, and none can be started; the job is dropped.
-    pub(crate) fn submit(&self, job: Job) -> io::Result<()> {
+    /// There is no thread, and none can be started; the job comes back.
+    pub(crate) fn submit(&self, job: Job) -> Result<(), NoThread> {
         let mut state = self.shared.state.lock();
         if state.jobs.len() >= state.idle && state.threads.len() < self.most {
             let shared = Arc::clone(&self.shared);
             match thread::spawn("pagefence-fault", move || shared.run()) {
                 Ok(thread) => state.threads.push(thread),
-                Err(error) if state.threads.is_empty() => return Err(error),
+                Err(error) if state.threads.is_empty() => return Err(NoThread { error, job }),
                 // The others will do.
                 Err(_) => {}
             }

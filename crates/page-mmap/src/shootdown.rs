@@ -106,11 +106,16 @@ impl<S: FaultSource> Entries<S> {
         self.mapped.next_unmapped(pages)
     }
 
-    fn cure(&self, pages: Range<u64>, which: impl Fn(&Poison) -> bool) {
+    /// The pages that were cured lie in what it gives, if any were.
+    fn cure(&self, pages: Range<u64>, which: impl Fn(&Poison) -> bool) -> Option<Range<u64>> {
         let mut poisoned = self.poisoned.write();
+        let mut cured: Option<Range<u64>> = None;
         for (page, _) in poisoned.extract_if(pages, |_, why| which(why)) {
-            self.source.zap(page..page + 1);
+            self.source.cure(page..page + 1);
+            let first = cured.map_or(page, |cured| cured.start);
+            cured = Some(first..page + 1);
         }
+        cured
     }
 
     /// Maps a page that has been mapped before for what `writable` says, or only wakes who stopped.
@@ -201,8 +206,12 @@ impl<S: FaultSource> MapTarget for Entries<S> {
             self.source.zap(pages.clone());
             // Poison went as well, and a copy may come where it was. What is poisoned from now on has
             // its entry.
-            self.forget_poison(pages);
+            self.forget_poison(pages.clone());
         }
+        if which == Unmap::EvenPrivate {
+            self.source.resized();
+        }
+        self.source.settle(pages);
     }
 
     fn write_protect(&self, pages: Range<u64>) {
@@ -210,8 +219,11 @@ impl<S: FaultSource> MapTarget for Entries<S> {
         if self.mutants.has(Mutant::WriteProtection) {
             return;
         }
-        if self.source.is_shared() {
-            self.source.protect(pages, true);
+        // What was never mapped here is not asked for.
+        if self.source.is_shared()
+            && let Some(first) = self.mapped.next_mapped(pages.clone())
+        {
+            self.source.protect(first..pages.end, true);
         }
     }
 
@@ -224,7 +236,11 @@ impl<S: FaultSource> MapTarget for Entries<S> {
         if self.mutants.has(Mutant::Cure) {
             return;
         }
-        self.cure(0..pages, |why| *why == Poison::Beyond);
+        if let Some(cured) = self.cure(0..pages, |why| *why == Poison::Beyond) {
+            // Who learns of the growth may load there at once.
+            self.source.settle(cured);
+        }
+        self.source.resized();
     }
 }
 

@@ -8,6 +8,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
 use super::*;
 use crate::FileMemory;
+use crate::ViewKind;
 use crate::test_child::{DONE, in_child};
 
 mod poison;
