@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::map::FaultService;
 
 /// Bytes of a ticket, and where to go with it.
-pub const TICKET_BYTES: usize = 64;
+const TICKET_BYTES: usize = 64;
 
 /// How long a ticket is good for.
 const TICKET_LASTS: Duration = Duration::from_secs(10);
@@ -131,7 +131,7 @@ impl MapServer {
     ///
     /// The file counts as mapped ([`Self::is_mapped`]) from now on.
     #[must_use]
-    pub fn ticket(&self, id: InodeId, reads: bool, writes: bool) -> Option<[u8; TICKET_BYTES]> {
+    pub fn ticket(&self, id: InodeId, reads: bool, writes: bool) -> Option<[u8; 64]> {
         let ticket = Ticket(*Uuid::new_v4().as_bytes());
         {
             let mut state = self.shared.state.lock();
