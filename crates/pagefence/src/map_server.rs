@@ -61,8 +61,8 @@ struct Shared {
     faults: std::sync::Arc<FaultService>,
     /// Of the socket.
     name: String,
-    /// Entries of `State::mapped`, for who asks at each request.
-    mapped: AtomicUsize,
+    /// Entries of `State::stored_to`, for who asks at each request.
+    stored_to: AtomicUsize,
     /// A leaf.
     state: Mutex<State>,
     /// There is a client less.
@@ -72,8 +72,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     tickets: HashMap<Ticket, Issued>,
-    /// How many tickets and maps there are of a file.
-    mapped: HashMap<InodeId, usize>,
+    /// How many tickets and maps there are of a file that is open for writing.
+    stored_to: HashMap<InodeId, usize>,
     /// Who is served, or is about to be.
     clients: HashMap<u64, Option<Arc<RemoteSource>>>,
     last_client: u64,
@@ -110,7 +110,7 @@ impl MapServer {
             fs,
             faults,
             name,
-            mapped: AtomicUsize::new(0),
+            stored_to: AtomicUsize::new(0),
             state: Mutex::default(),
             fewer: Condvar::new(),
         });
@@ -129,7 +129,7 @@ impl MapServer {
     /// for one map of it within ten seconds. Bytes 0 to 15 are the ticket, byte 16 says how many follow, which
     /// are the name of an abstract socket; the rest are zeros. `None` if there are too many, or it is closed.
     ///
-    /// The file counts as mapped ([`Self::is_mapped`]) from now on.
+    /// With `writes` the file counts as one that maps store to ([`Self::is_stored_to`]) from now on.
     #[must_use]
     pub fn ticket(&self, id: InodeId, reads: bool, writes: bool) -> Option<[u8; 64]> {
         let ticket = Ticket(*Uuid::new_v4().as_bytes());
@@ -147,7 +147,7 @@ impl MapServer {
                 until,
             };
             state.tickets.insert(ticket, issued);
-            self.shared.count_in(&mut state, id);
+            self.shared.count_in(&mut state, issued);
         }
         let mut bytes = [0; TICKET_BYTES];
         let name = self.shared.name.as_bytes();
@@ -157,15 +157,15 @@ impl MapServer {
         Some(bytes)
     }
 
-    /// Whether another process maps the file, or is about to.
+    /// Whether another process may store to the file by a map, or is about to get one.
     #[must_use]
-    pub fn is_mapped(&self, id: InodeId) -> bool {
-        if self.shared.mapped.load(Ordering::SeqCst) == 0 {
+    pub fn is_stored_to(&self, id: InodeId) -> bool {
+        if self.shared.stored_to.load(Ordering::SeqCst) == 0 {
             return false;
         }
         let mut state = self.shared.state.lock();
         self.shared.forget_late(&mut state);
-        state.mapped.contains_key(&id)
+        state.stored_to.contains_key(&id)
     }
 
     /// Ends all maps: accesses to them end with SIGBUS from then on. What was stored until then is in the
@@ -246,19 +246,25 @@ impl Shared {
         }
     }
 
-    fn count_in(&self, state: &mut State, id: InodeId) {
-        *state.mapped.entry(id).or_default() += 1;
-        self.mapped.store(state.mapped.len(), Ordering::SeqCst);
+    fn count_in(&self, state: &mut State, issued: Issued) {
+        if issued.writes {
+            *state.stored_to.entry(issued.id).or_default() += 1;
+        }
+        self.stored_to
+            .store(state.stored_to.len(), Ordering::SeqCst);
     }
 
-    fn count_out(&self, state: &mut State, id: InodeId) {
-        if let Some(count) = state.mapped.get_mut(&id) {
+    fn count_out(&self, state: &mut State, issued: Issued) {
+        if issued.writes
+            && let Some(count) = state.stored_to.get_mut(&issued.id)
+        {
             *count -= 1;
             if *count == 0 {
-                state.mapped.remove(&id);
+                state.stored_to.remove(&issued.id);
             }
         }
-        self.mapped.store(state.mapped.len(), Ordering::SeqCst);
+        self.stored_to
+            .store(state.stored_to.len(), Ordering::SeqCst);
     }
 
     /// Takes back the tickets that nobody came with in time.
@@ -269,7 +275,7 @@ impl Shared {
             .extract_if(|_, issued| issued.until <= now)
             .collect();
         for (_, issued) in late {
-            self.count_out(state, issued.id);
+            self.count_out(state, issued);
         }
     }
 
@@ -287,10 +293,10 @@ struct Present {
     number: u64,
 }
 
-/// A file that is counted as mapped until this is dropped.
-struct Mapped<'a> {
+/// What was issued, counted until this is dropped.
+struct Counted<'a> {
     shared: &'a Shared,
-    id: InodeId,
+    issued: Issued,
 }
 
 impl Present {
@@ -300,9 +306,9 @@ impl Present {
             wire.refuse(Errno::STALE);
             return Ok(());
         };
-        let _mapped = Mapped {
+        let _counted = Counted {
             shared: &self.shared,
-            id: issued.id,
+            issued,
         };
         if let Err(errno) = may_map(&wire, &open, issued) {
             wire.refuse(errno);
@@ -359,10 +365,10 @@ impl Drop for Present {
     }
 }
 
-impl Drop for Mapped<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
-        self.shared.count_out(&mut state, self.id);
+        self.shared.count_out(&mut state, self.issued);
     }
 }
 
