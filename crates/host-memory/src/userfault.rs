@@ -241,10 +241,37 @@ impl Userfault {
         pages: Range<u64>,
         protected: bool,
     ) -> Result<(), Continue> {
+        self.continue_by(view, pages, protected, 0)
+    }
+
+    /// As [`Self::continue_pages`], and wakes nobody: who waits for the pages is woken when it is certain
+    /// that they may stay ([`Self::wake`]). Who comes by meanwhile finds them.
+    ///
+    /// # Errors
+    /// As [`Self::continue_pages`].
+    ///
+    /// # Panics
+    /// As [`Self::continue_pages`].
+    pub fn continue_quietly(
+        &self,
+        view: &View,
+        pages: Range<u64>,
+        protected: bool,
+    ) -> Result<(), Continue> {
+        self.continue_by(view, pages, protected, abi::UFFDIO_CONTINUE_MODE_DONTWAKE)
+    }
+
+    fn continue_by(
+        &self,
+        view: &View,
+        pages: Range<u64>,
+        protected: bool,
+        mode: u64,
+    ) -> Result<(), Continue> {
         let mode = if protected && protects(view) {
-            abi::UFFDIO_CONTINUE_MODE_WP
+            mode | abi::UFFDIO_CONTINUE_MODE_WP
         } else {
-            0
+            mode
         };
         self.install(view, pages, |fd, range| {
             // SAFETY: the struct is this ioctl's, and `range` is of a view: what is mapped there
@@ -288,6 +315,22 @@ impl Userfault {
             0
         };
         self.write_protect(range, mode).map_err(RangeError::of)
+    }
+
+    /// Lets those of `pages` that `view` shows be stored to, and takes off the marks that protected pages
+    /// left when they went; wakes nobody.
+    ///
+    /// Waits for what [`Self::protect`] waits for.
+    ///
+    /// # Errors
+    /// See [`RangeError`].
+    pub fn unprotect_quietly(&self, view: &View, pages: Range<u64>) -> Result<(), RangeError> {
+        match range(view, pages) {
+            Some(range) if protects(view) => self
+                .write_protect(range, abi::UFFDIO_WRITEPROTECT_MODE_DONTWAKE)
+                .map_err(RangeError::of),
+            _ => Ok(()),
+        }
     }
 
     /// Puts poison into those of `pages` that `view` shows, in place of what was mapped there, and

@@ -28,13 +28,16 @@
 //!   protected, or else the page itself is taken out of every mapping first.
 //! - The end of the daemon is the end of accesses: from then on each fault ends with SIGBUS.
 
+mod guard;
 mod source;
 pub(crate) mod wire;
 
+use std::io;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+pub use guard::{Guard, GuardError};
 pub use source::RemoteSource;
 pub use wire::{Advised, Open, Opened, RemoteKind, Ticket, Wire};
 
@@ -50,4 +53,10 @@ pub(crate) fn clock() -> u64 {
     seconds
         .saturating_mul(1_000_000_000)
         .saturating_add(nanoseconds)
+}
+
+/// Whether what was to be sent or received failed because the other end is closed.
+fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
 }

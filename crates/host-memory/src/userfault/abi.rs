@@ -26,6 +26,8 @@ pub(super) const UFFDIO_REGISTER_MODE_MINOR: u64 = 1 << 2;
 pub(super) const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 pub(super) const UFFDIO_WRITEPROTECT_MODE_DONTWAKE: u64 = 1 << 1;
 
+pub(super) const UFFDIO_CONTINUE_MODE_DONTWAKE: u64 = 1 << 0;
+
 /// Linux 6.4; no feature tells of it, but POISON is younger.
 pub(super) const UFFDIO_CONTINUE_MODE_WP: u64 = 1 << 1;
 

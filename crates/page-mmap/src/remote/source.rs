@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::wire::{Asked, Found, FromClient, FromDaemon, ToClient};
-use super::{Advised, Open, Opened, PATIENCE, RemoteKind, Wire, clock};
+use super::{Advised, Open, Opened, PATIENCE, RemoteKind, Wire, clock, is_end};
 use crate::fault_source::{Ask, Cause, FaultSource, Obstacle, Woken};
 
 /// Packets that one read takes.
@@ -314,12 +314,15 @@ impl RemoteSource {
                 }
                 self.heard_of.notify_all();
             }
+            if packet.what == Asked::Clock {
+                self.say(&mut said, ToClient::Clock { now: clock() }, false);
+            }
         }
         let inside =
             |pages: &Range<u64>| pages.start >= self.pages.start && pages.end <= self.pages.end;
         let mut heard = self.heard.lock();
         match packet.what {
-            Asked::Nothing => {}
+            Asked::Nothing | Asked::Clock => {}
             Asked::Fault { page, is_store } => {
                 if !self.pages.contains(&page) || (is_store && self.kind == RemoteKind::ReadOnly) {
                     return None;
@@ -560,9 +563,4 @@ pub(super) fn poll_in(fds: &[BorrowedFd<'_>], most: Option<Duration>) -> io::Res
         Err(errno) => Err(errno.into()),
         Ok(_) => Ok(polled.iter().map(|fd| !fd.revents().is_empty()).collect()),
     }
-}
-
-fn is_end(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
-    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
 }

@@ -88,6 +88,8 @@ pub(crate) enum Asked {
     Populate { first: u64, end: u64 },
     /// How it will load.
     Advise(Advised),
+    /// What the daemon's clock says; one [`ToClient::Clock`] is the answer.
+    Clock,
 }
 
 /// How a program says that it will load.
@@ -138,6 +140,8 @@ pub(crate) enum ToClient {
     Settle,
     /// The oldest [`Asked::Populate`] that has no answer is done; 0, or an error's number.
     Populated { errno: i32 },
+    /// The answer to [`Asked::Clock`], by the clock read after that came.
+    Clock { now: u64 },
 }
 
 /// One end of a connection.
@@ -310,6 +314,7 @@ impl Packet for FromClient {
                 };
                 (4, advised, 0)
             }
+            Asked::Clock => (5, 0, 0),
         };
         [what, self.done, a, b, 0, 0, 0, 0]
     }
@@ -329,6 +334,7 @@ impl Packet for FromClient {
             (4, 2, 0) => Asked::Advise(Advised::Sequential),
             (4, 3, 0) => Asked::Advise(Advised::Random),
             (4, 4, 0) => Asked::Advise(Advised::WillNeed),
+            (5, 0, 0) => Asked::Clock,
             _ => return Err(Nonsense),
         };
         Ok(Self { done, what })
@@ -352,6 +358,7 @@ impl Packet for FromDaemon {
             ToClient::Settle => (7, 0, 0, 0, 0),
             ToClient::Populated { errno } => (8, number(errno), 0, 0, 0),
             ToClient::Cure { first, end } => (9, first, end, 0, 0),
+            ToClient::Clock { now } => (10, now, 0, 0, 0),
         };
         [what, u64::from(self.is_waited_for), a, b, c, d, 0, 0]
     }
@@ -378,6 +385,7 @@ impl Packet for FromDaemon {
                 errno: errno_of(a)?,
             },
             (9, 0) if first < end => ToClient::Cure { first, end },
+            (10, 0) => ToClient::Clock { now: a },
             _ => return Err(Nonsense),
         };
         Ok(Self {
@@ -429,6 +437,7 @@ mod tests {
             },
             Asked::Populate { first, end },
             Asked::Advise(Advised::Random),
+            Asked::Clock,
         ] {
             survives(FromClient { done: 77, what });
         }
@@ -447,6 +456,7 @@ mod tests {
             ToClient::Size { bytes: 4097 },
             ToClient::Settle,
             ToClient::Populated { errno: 5 },
+            ToClient::Clock { now: 6 },
         ] {
             let is_waited_for = first == 2;
             survives(FromDaemon {
