@@ -11,19 +11,19 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use memory_fs::{MemoryFs, ROOT};
-use pagefence_cli::VolumeOptions;
+use pagefence_cli::{Opened, VolumeOptions};
 
 fn main() -> ExitCode {
     pagefence_cli::run(std::env::args_os().collect(), open)
 }
 
-fn open(options: &VolumeOptions) -> anyhow::Result<MemoryFs> {
+fn open(options: &VolumeOptions) -> anyhow::Result<Opened<MemoryFs>> {
     let image = options.image.display();
     let content = std::fs::read(&options.image)
         .with_context(|| format!("the image {image} can't be read"))?;
     let from = usize::try_from(options.offset).unwrap_or(usize::MAX);
     match content.get(from..).map(<[u8]>::trim_ascii) {
-        Some(b"sample") => Ok(sample()),
+        Some(b"sample") => Ok(Opened::without_maps(sample())),
         Some(b"abort") => std::process::abort(),
         _ => bail!("{image} is no file system of this example: it should say `sample`"),
     }

@@ -46,11 +46,32 @@ mod umount;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use pagefence_fuse_front::MapDoor;
+use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::FileSystem;
 
 pub use mount_options::VolumeOptions;
 
 use arguments::Command;
+
+/// What is mounted.
+pub struct Opened<F> {
+    /// The file system.
+    pub fs: Arc<F>,
+    /// The way to maps of its files in other processes; `None` if it has no maps. It is closed before
+    /// the file system is shut down.
+    pub maps: Option<Arc<dyn MapDoor>>,
+}
+
+impl<F: FileSystem> Opened<F> {
+    /// A file system without maps.
+    pub fn without_maps(fs: F) -> Self {
+        Self {
+            fs: Arc::new(fs),
+            maps: None,
+        }
+    }
+}
 
 /// Runs the command with arguments `argv`, the program's name first.
 ///
@@ -61,7 +82,7 @@ use arguments::Command;
 pub fn run<F, O>(argv: Vec<OsString>, open: O) -> ExitCode
 where
     F: FileSystem,
-    O: FnOnce(&VolumeOptions) -> anyhow::Result<F>,
+    O: FnOnce(&VolumeOptions) -> anyhow::Result<Opened<F>>,
 {
     let command = match arguments::parse(&argv) {
         Ok(command) => command,

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use pagefence::device::MemoryDevice;
 use pagefence::{Kind, Mkfs, Options, Volume};
-use pagefence_cli::VolumeOptions;
+use pagefence_cli::{Opened, VolumeOptions};
 use pagefence_vfs::FileSystem;
 
 fn main() -> ExitCode {
     pagefence_cli::run(std::env::args_os().collect(), open_volume)
 }
 
-fn open_volume(options: &VolumeOptions) -> anyhow::Result<impl FileSystem + use<>> {
+fn open_volume(options: &VolumeOptions) -> anyhow::Result<Opened<impl FileSystem + use<>>> {
     let write = !options.read_only && !options.no_load;
     let mut how = Options::new().write(write).offset(options.offset);
     if let Some(bytes) = options.cache_bytes {
@@ -39,7 +39,8 @@ fn open_volume(options: &VolumeOptions) -> anyhow::Result<impl FileSystem + use<
     for note in volume.notes() {
         tracing::warn!("{}: {note}", options.image.display());
     }
-    volume
+    let fs = volume
         .into_file_system()
-        .map_err(|_| anyhow::anyhow!("the volume is still in use"))
+        .map_err(|_| anyhow::anyhow!("the volume is still in use"))?;
+    Ok(Opened::without_maps(fs))
 }

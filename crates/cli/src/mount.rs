@@ -14,7 +14,7 @@ use pagefence_vfs::FileSystem;
 use crate::arguments::MountArguments;
 use crate::handoff::{self, Channel, Said};
 use crate::mount_options::{MountOptions, VolumeOptions};
-use crate::{mountpoint, server};
+use crate::{Opened, mountpoint, server};
 
 /// The program's name, as ps and top show it.
 pub(crate) const NAME: &CStr = c"pagefence";
@@ -42,7 +42,7 @@ pub(crate) fn run<F, O>(
 ) -> anyhow::Result<()>
 where
     F: FileSystem,
-    O: FnOnce(&VolumeOptions) -> anyhow::Result<F>,
+    O: FnOnce(&VolumeOptions) -> anyhow::Result<Opened<F>>,
 {
     if let Some(channel) = Channel::of_server()? {
         return server::detached(&channel, || Plan::make(arguments), open);

@@ -10,7 +10,7 @@ use pagefence_vfs::FileSystem;
 use crate::handoff::{Channel, Said};
 use crate::mount::{NAME, Plan};
 use crate::mount_options::VolumeOptions;
-use crate::{log, signals};
+use crate::{Opened, log, signals};
 
 /// Serves for a process that mounts: tells it over `channel` how things go.
 pub(crate) fn detached<F, O>(
@@ -20,7 +20,7 @@ pub(crate) fn detached<F, O>(
 ) -> anyhow::Result<()>
 where
     F: FileSystem,
-    O: FnOnce(&VolumeOptions) -> anyhow::Result<F>,
+    O: FnOnce(&VolumeOptions) -> anyhow::Result<Opened<F>>,
 {
     // Errors: it leads a session already. Then it needs no new one.
     let _leads = rustix::process::setsid();
@@ -46,14 +46,14 @@ fn prepare<F, O>(
 ) -> anyhow::Result<Server<F>>
 where
     F: FileSystem,
-    O: FnOnce(&VolumeOptions) -> anyhow::Result<F>,
+    O: FnOnce(&VolumeOptions) -> anyhow::Result<Opened<F>>,
 {
     let plan = plan()?;
     log::start(plan.options.log.as_deref(), false, plan.debug)?;
-    let fs = open(&plan.options.volume)?;
+    let Opened { fs, maps } = open(&plan.options.volume)?;
     channel.say(&Said::Ready(fs.read_only_because()))?;
     let device = channel.take()?;
-    let server = Server::start(fs, device, &plan.serving())
+    let server = Server::start(fs, device, &plan.serving(), maps)
         .context("the kernel's FUSE can't be agreed with")?;
     signals::watch(plan.mountpoint)?;
     // It keeps neither the user's directory nor the user's terminal or pipe.
@@ -68,13 +68,13 @@ where
 pub(crate) fn foreground<F, O>(plan: &Plan, open: O) -> anyhow::Result<()>
 where
     F: FileSystem,
-    O: FnOnce(&VolumeOptions) -> anyhow::Result<F>,
+    O: FnOnce(&VolumeOptions) -> anyhow::Result<Opened<F>>,
 {
     log::start(plan.options.log.as_deref(), true, plan.debug)?;
-    let fs = open(&plan.options.volume)?;
+    let Opened { fs, maps } = open(&plan.options.volume)?;
     let read_only = fs.read_only_because();
     let device = plan.mount(read_only.is_some())?;
-    let started = Server::start(fs, device, &plan.serving())
+    let started = Server::start(fs, device, &plan.serving(), maps)
         .context("the kernel's FUSE can't be agreed with")
         .and_then(|server| {
             signals::watch(plan.mountpoint.clone())?;

@@ -22,6 +22,7 @@ use crate::handles::Handles;
 use crate::invalidate::Notices;
 use crate::ioctl;
 use crate::lookups::Lookups;
+use crate::map_door::MapDoor;
 use crate::nodes::Nodes;
 use crate::session::{self, Agreed};
 use crate::stale_pages::StalePages;
@@ -32,7 +33,9 @@ pub(crate) type Outcome = Arc<Mutex<Option<pagefence_vfs::Result<()>>>>;
 /// A file system and what the kernel holds of it.
 pub(crate) struct Dispatch<F: FileSystem> {
     /// What is served.
-    pub(crate) fs: F,
+    pub(crate) fs: Arc<F>,
+    /// The way to maps of its files.
+    pub(crate) door: Option<Arc<dyn MapDoor>>,
     /// Translation of inode numbers.
     pub(crate) nodes: Nodes,
     /// What is shown instead of what is on disk.
@@ -118,6 +121,9 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     }
 
     fn destroy(&mut self) {
+        if let Some(door) = &self.door {
+            self.changing("the end of the maps", || door.close());
+        }
         self.changing("destroy", || {
             // A connection that was cut closes nothing.
             self.files.clear();
@@ -175,7 +181,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     fn read(
         &self,
         _: &Request,
-        _: INodeNo,
+        node: INodeNo,
         file: FileHandle,
         offset: u64,
         size: u32,
@@ -183,7 +189,11 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.reading("read", || self.read_file(file, offset, size, flags, reply));
+        self.reading("read", || {
+            self.leaving_pages(node, (offset, size.into()), || {
+                self.read_file(file, offset, size, flags, reply)
+            })
+        });
     }
 
     fn lseek(
@@ -461,7 +471,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         let wanted = Wanted { mode, umask };
         self.changing(
             "create",
-            || answer!(reply, self.create_file(request, parent, name.as_bytes(), wanted, flags) => |made| reply.created(&made.0.attr_lifetime, &made.0.attr, made.0.generation, made.1, opened_as(flags))),
+            || answer!(reply, self.create_file(request, parent, name.as_bytes(), wanted, flags) => |made| reply.created(&made.0.attr_lifetime, &made.0.attr, made.0.generation, made.1, self.opened_as(made.0.node, flags))),
         );
     }
 
@@ -477,10 +487,14 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.changing(
-            "write",
-            || answer!(reply, self.write_file(request, (node, handle), offset, data, flags, open_flags) => |written| reply.written(written)),
-        );
+        let bytes = (offset, data.len() as u64);
+        self.changing("write", || {
+            self.leaving_pages(
+                node,
+                bytes,
+                || answer!(reply, self.write_file(request, (node, handle), offset, data, flags, open_flags) => |written| reply.written(written)),
+            )
+        });
     }
 
     fn fallocate(
@@ -559,30 +573,6 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
     fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {
         reply.error(Errno::ENOSYS);
     }
-}
-
-impl<F: FileSystem> Dispatch<F> {
-    /// How an open file is treated by the kernel; if the pages that it has are not to be believed,
-    /// it drops them.
-    fn opened_as(&self, node: INodeNo, flags: i32) -> FopenFlags {
-        let mut opened = opened_as(flags);
-        opened.set(
-            FopenFlags::FOPEN_KEEP_CACHE,
-            !self.stale_pages.is_stale(node),
-        );
-        opened
-    }
-}
-
-/// How an open file is treated by the kernel, by the flags of open(2).
-fn opened_as(flags: i32) -> FopenFlags {
-    // NOFLUSH: closing a descriptor writes nothing; what an error of writing back has to tell,
-    // fsync tells. Writes past the kernel's cache need not wait for each other.
-    let mut opened = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-    if flags & rustix::fs::OFlags::DIRECT.bits().cast_signed() != 0 {
-        opened |= FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-    }
-    opened
 }
 
 /// The size protocol of getxattr and listxattr: 0 asks for the length, less than the length is

@@ -13,8 +13,8 @@ const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 
 /// Flags of an inode, as FS_IOC_GETFLAGS has them: it can't be written to, or at its end only.
-const IMMUTABLE: u32 = 0x10;
-const APPEND_ONLY: u32 = 0x20;
+pub(crate) const IMMUTABLE: u32 = 0x10;
+pub(crate) const APPEND_ONLY: u32 = 0x20;
 
 /// Bytes copied by one request.
 const COPY_BYTES_MAX: u64 = 1 << 30;
@@ -199,7 +199,7 @@ impl<F: FileSystem> Dispatch<F> {
         if self.agreed.writeback {
             return Err(Errno::EOPNOTSUPP);
         }
-        let change = self.stale_pages.begin(node, offset);
+        let change = self.stale_pages.begin(node, offset, 0);
         let outcome = self.allocate(request, node, handle, offset, length, mode);
         // Also after an error: half of it may have been done.
         change.tell();

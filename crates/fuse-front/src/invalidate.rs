@@ -18,13 +18,14 @@
 //! | our own FALLOCATE | nothing | times, size, blocks, the mode; and pages: `stale_pages` |
 //! | READ, READLINK, READDIR | the time of access | nothing that is kept here |
 //! | none: data is written back | | the number of blocks |
+//! | none: a store by a map of another process | | times, blocks; and pages: `map_door` |
 //!
 //! "An answer on its way": attributes that were read before the change and that the kernel takes in
 //! after it has dropped the old ones. It would keep them until they are out of date. A notification
 //! gives the inode a new version, and answers to requests from before then are not taken in. So
-//! each of these requests, but the last kind, is followed by a notification, sent before its own
-//! answer. The last is the reason why attributes that changed a short time ago are kept for a short
-//! time only.
+//! each of these requests is followed by a notification, sent before its own answer. What no request
+//! tells is the reason why attributes that changed a short time ago, and those of files that are
+//! mapped, are kept for a short time only.
 
 use std::time::{Duration, SystemTime};
 
@@ -87,6 +88,9 @@ impl<F: FileSystem> Dispatch<F> {
     pub(crate) fn lifetime(&self, attr: &Attr) -> Duration {
         if self.read_only {
             return LIFETIME;
+        }
+        if self.is_mapped(attr.id) {
+            return SHORT;
         }
         lifetime(attr.changed, SystemTime::now())
     }

@@ -3,8 +3,9 @@
 //! FUSE passes only ioctls whose number tells direction and size, and takes no lock. Answered are
 //! Linux's GETFLAGS, SETFLAGS, GETVERSION, FSGETXATTR, FSSETXATTR and FITRIM, and some of our own:
 //! [`EXTENTS`], which stands for FIEMAP (FUSE never passes FIEMAP on), [`FALLOCATE`], which stands for
-//! fallocate(2), of which the kernel passes on some modes only, and those of [`crate::move_extents`],
-//! which move a file's data to other blocks. All numbers are in the byte order of the machine.
+//! fallocate(2), of which the kernel passes on some modes only, those of [`crate::move_extents`],
+//! which move a file's data to other blocks, and that of [`crate::map_door`], the way to a map. All
+//! numbers are in the byte order of the machine.
 //!
 //! # `EXTENTS`: the extent map
 //!
@@ -55,6 +56,7 @@ use pagefence_vfs::{
 
 use crate::dispatch::Dispatch;
 use crate::errno::errno;
+use crate::map_door::MAP_TICKET;
 use crate::move_extents::{DONATE, MOVE_EXTENTS};
 
 /// `_IOC` of Linux (all architectures but alpha, mips, powerpc, sparc).
@@ -230,6 +232,7 @@ impl<F: FileSystem> Dispatch<F> {
                 Vec::new()
             }
             DONATE => self.donate(node, handle)?,
+            MAP_TICKET => self.map_ticket(node, handle)?,
             MOVE_EXTENTS => self.move_extents(node, handle, input)?,
             FITRIM => {
                 if self.credentials(request).uid != 0 {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! /dev/fuse ──► session (threads, INIT) ──► dispatch ──► namespace · changes · files
-//!                                       directories · xattrs · ioctl · privileges ──► vfs::FileSystem
+//!                            directories · xattrs · ioctl · privileges ──► vfs::FileSystem
+//!                                               map_door ──► maps in other processes
 //! mount, fusermount: get the descriptor and attach it   attributes, errno, nodes: translate
 //! ```
 //!
@@ -31,6 +32,7 @@ mod handles;
 mod invalidate;
 pub mod ioctl;
 mod lookups;
+pub mod map_door;
 pub mod mount;
 pub mod move_extents;
 mod namespace;
@@ -41,8 +43,8 @@ mod session;
 mod stale_pages;
 mod xattrs;
 
-pub use pagefence_host_memory::fd_passing;
-
+pub use map_door::{MapDoor, MapRights};
 pub use mount::{MountError, MountRequest, UnmountError, mount, tune, unmount};
+pub use pagefence_host_memory::fd_passing;
 pub use server_id::ServerId;
 pub use session::{ServeError, ServeOptions, Server};

@@ -149,7 +149,7 @@ impl<F: FileSystem> Dispatch<F> {
         if attr.permissions & PRIVILEGES != 0 {
             return Err(Errno::EINVAL);
         }
-        let change = self.stale_pages.begin(donor_node, donor_offset);
+        let change = self.stale_pages.begin(donor_node, donor_offset, 0);
         let outcome = self
             .fs
             .move_blocks(&file, offset, &donor, donor_offset, length);

@@ -8,6 +8,7 @@ use pagefence_vfs::{Attr, Error, FileKind, FileSystem, FileSystemStat};
 use crate::attributes::{LIFETIME, absent};
 use crate::dispatch::Dispatch;
 use crate::errno::{errno, euclean};
+use crate::invalidate::SHORT;
 use crate::nodes::Nodes;
 
 /// The answer to a lookup.
@@ -90,9 +91,16 @@ impl<F: FileSystem> Dispatch<F> {
     /// they hold.
     pub(crate) fn stat(&self, node: INodeNo) -> Result<(FileAttr, Duration), Errno> {
         let id = self.nodes.inode(node)?;
+        // Looked at before: a map that ends meanwhile may have stored since.
+        let is_mapped = self.is_mapped(id);
         let attr = self.fs.attr(id).map_err(|error| errno(&error))?;
         let shown = self.overrides.show(Nodes::shown(id), &attr);
-        Ok((shown, self.lifetime(&attr)))
+        let lifetime = if is_mapped {
+            SHORT
+        } else {
+            self.lifetime(&attr)
+        };
+        Ok((shown, lifetime))
     }
 
     /// The target of a symbolic link.

@@ -15,6 +15,7 @@ use crate::files::ReadBuffers;
 use crate::handles::Handles;
 use crate::invalidate::Notices;
 use crate::lookups::Lookups;
+use crate::map_door::MapDoor;
 use crate::nodes::Nodes;
 use crate::stale_pages::StalePages;
 
@@ -70,11 +71,17 @@ pub struct Server<F: FileSystem> {
 
 impl<F: FileSystem> Server<F> {
     /// Connects `fs` to the kernel over `fd`, an open /dev/fuse that has been mounted, and
-    /// answers the kernel's INIT. The first request is served by [`run`](Self::run).
+    /// answers the kernel's INIT. The first request is served by [`run`](Self::run). By `door` other
+    /// processes get maps of its files; it is closed before `fs` is shut down.
     ///
     /// # Errors
     /// `NotConnected` if the mount is gone already; `Unsupported` for a kernel that is too old.
-    pub fn start(fs: F, fd: OwnedFd, options: &ServeOptions) -> io::Result<Self> {
+    pub fn start(
+        fs: Arc<F>,
+        fd: OwnedFd,
+        options: &ServeOptions,
+        door: Option<Arc<dyn MapDoor>>,
+    ) -> io::Result<Self> {
         let overrides = Overrides {
             uid: options.uid,
             gid: options.gid,
@@ -99,6 +106,7 @@ impl<F: FileSystem> Server<F> {
             stale_pages: Arc::clone(&stale_pages),
             outcome: Arc::clone(&outcome),
             fs,
+            door,
         };
         let mut config = Config::default();
         config.n_threads = Some(threads(options.threads));

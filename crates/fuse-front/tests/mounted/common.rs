@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use pagefence_fuse_front::{MountRequest, ServeError, ServeOptions, Server};
+use pagefence_fuse_front::{MapDoor, MountRequest, ServeError, ServeOptions, Server};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::thread::{self, JoinHandle};
 
@@ -66,6 +66,16 @@ pub(crate) fn mount_with(
     options: &ServeOptions,
     change: impl FnOnce(&mut MountRequest<'_>),
 ) -> Option<Mounted> {
+    mount_behind(Arc::new(fs), None, options, change)
+}
+
+/// As [`mount_with`], with what lets others to maps of its files.
+pub(crate) fn mount_behind(
+    fs: Arc<MemoryFs>,
+    door: Option<Arc<dyn MapDoor>>,
+    options: &ServeOptions,
+    change: impl FnOnce(&mut MountRequest<'_>),
+) -> Option<Mounted> {
     if !Path::new("/dev/fuse").exists() || !rustix::process::geteuid().is_root() {
         eprintln!("skipped: this test mounts, which needs root and /dev/fuse");
         return None;
@@ -86,7 +96,7 @@ pub(crate) fn mount_with(
     change(&mut request);
     let fd = pagefence_fuse_front::mount(&request).expect("root can mount");
     let counters = fs.counters();
-    let server = Server::start(fs, fd, options).expect("the kernel greets");
+    let server = Server::start(fs, fd, options, door).expect("the kernel greets");
     let server = thread::spawn("server", move || server.run()).expect("a thread");
     Some(Mounted {
         directory,

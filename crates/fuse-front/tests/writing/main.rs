@@ -7,6 +7,7 @@ mod common;
 mod contents;
 mod counts;
 mod direct;
+mod maps;
 mod memory_fs;
 mod moved;
 mod names;
