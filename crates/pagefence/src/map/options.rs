@@ -66,7 +66,6 @@ impl MapOptions {
 
     /// Whether all of it that is inside the file is read and mapped before the map is there, so
     /// that what can't be read is an error there. Default: no.
-    ///
     pub fn populate(mut self, populate: bool) -> Self {
         self.populate = populate;
         self

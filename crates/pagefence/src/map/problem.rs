@@ -148,13 +148,12 @@ impl Problem {
             GuardError::System(error) if error.kind() == ErrorKind::InvalidData => Self::Nonsense,
             GuardError::System(error) => Self::Map(error.into()),
             GuardError::Gone => Self::NotConnected,
-            GuardError::Refused(Errno::ACCESS) => match server {
+            GuardError::Refused(Errno::ACCESS | Errno::PERM) => match server {
                 Some(server) if server != rustix::process::geteuid().as_raw() => {
                     Self::NotTheServersUser { server }
                 }
                 _ => Self::NotWritableAnywhere,
             },
-            GuardError::Refused(Errno::PERM) => Self::NotWritableAnywhere,
             GuardError::Refused(Errno::ROFS) => Self::ReadOnlyMount,
             GuardError::Refused(errno) => Self::of_ticket(&errno.into()),
         }
