@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagefence::device::MemoryDevice;
-use pagefence::{Kind, Mkfs, Options, Volume};
+use pagefence::{Kind, MapServer, Mkfs, Options, Volume};
 use pagefence_cli::{Opened, VolumeOptions};
-use pagefence_vfs::FileSystem;
+use pagefence_fuse_front::map_door::TICKET_BYTES;
+use pagefence_fuse_front::{MapDoor, MapRights};
+use pagefence_vfs::{FileSystem, InodeId};
 
 fn main() -> ExitCode {
     pagefence_cli::run(std::env::args_os().collect(), open_volume)
@@ -39,8 +41,30 @@ fn open_volume(options: &VolumeOptions) -> anyhow::Result<Opened<impl FileSystem
     for note in volume.notes() {
         tracing::warn!("{}: {note}", options.image.display());
     }
-    let fs = volume
-        .into_file_system()
-        .map_err(|_| anyhow::anyhow!("the volume is still in use"))?;
-    Ok(Opened::without_maps(fs))
+    let maps = volume
+        .serve_maps()
+        .inspect_err(|error| tracing::warn!(%error, "files can't be mapped by other processes"));
+    Ok(Opened {
+        fs: volume.file_system(),
+        maps: maps
+            .ok()
+            .map(|maps| -> Arc<dyn MapDoor> { Arc::new(Door(maps)) }),
+    })
+}
+
+/// The way to maps of a volume's files.
+struct Door(MapServer);
+
+impl MapDoor for Door {
+    fn ticket(&self, inode: InodeId, rights: MapRights) -> Option<[u8; TICKET_BYTES]> {
+        self.0.ticket(inode, rights.reads, rights.writes)
+    }
+
+    fn is_mapped(&self, inode: InodeId) -> bool {
+        self.0.is_stored_to(inode)
+    }
+
+    fn close(&self) {
+        self.0.close();
+    }
 }

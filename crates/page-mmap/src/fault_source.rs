@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use pagefence_host_memory::{Continue, RangeError, Userfault, View, ViewKind};
+use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::Hint;
 use rustix::io::Errno;
 
@@ -133,10 +134,79 @@ pub trait FaultSource: Send + Sync + 'static {
         None
     }
 
+    /// Whether the program may still store, by rights that it has, to pages that nobody will hear of: asked
+    /// when it is over. What it may store to is then written back, which takes that away.
+    fn may_still_store(&self) -> bool {
+        false
+    }
+
     /// The oldest [`Ask::Populate`] that was not answered is done; an error of the operating system says how
     /// it failed.
     fn populated(&self, outcome: Result<(), Errno>) {
         let _ = outcome;
+    }
+}
+
+/// One that is also somebody else's, who may end it.
+impl<S: FaultSource> FaultSource for Arc<S> {
+    fn pages(&self) -> Range<u64> {
+        (**self).pages()
+    }
+
+    fn is_shared(&self) -> bool {
+        (**self).is_shared()
+    }
+
+    fn read(&self, stopped: &mut Vec<Cause>) -> io::Result<()> {
+        (**self).read(stopped)
+    }
+
+    fn wait(&self, bell: BorrowedFd<'_>, most: Option<Duration>) -> io::Result<Woken> {
+        (**self).wait(bell, most)
+    }
+
+    fn map(&self, pages: Range<u64>, writable: bool) -> Result<(), Obstacle> {
+        (**self).map(pages, writable)
+    }
+
+    fn protect(&self, pages: Range<u64>, protected: bool) {
+        (**self).protect(pages, protected);
+    }
+
+    fn poison(&self, page: u64) -> bool {
+        (**self).poison(page)
+    }
+
+    fn wake(&self, page: u64) {
+        (**self).wake(page);
+    }
+
+    fn zap(&self, pages: Range<u64>) {
+        (**self).zap(pages);
+    }
+
+    fn settle(&self, pages: Range<u64>) {
+        (**self).settle(pages);
+    }
+
+    fn cure(&self, pages: Range<u64>) {
+        (**self).cure(pages);
+    }
+
+    fn resized(&self) {
+        (**self).resized();
+    }
+
+    fn next_ask(&self) -> Option<Ask> {
+        (**self).next_ask()
+    }
+
+    fn may_still_store(&self) -> bool {
+        (**self).may_still_store()
+    }
+
+    fn populated(&self, outcome: Result<(), Errno>) {
+        (**self).populated(outcome);
     }
 }
 

@@ -4,14 +4,20 @@ use std::io;
 use std::ops::Range;
 
 use pagefence_host_memory::{Userfault, UserfaultError, View, ViewKind};
+use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, thread};
-use pagefence_page_cache::{FileMemory, MapTarget, MappedRange, Mapping, WriteBacking};
+use pagefence_page_cache::{
+    FileMemory, MapTarget, MappedRange, Mapping, PAGE_SIZE, WaitFor, WriteBacking,
+};
 
 use crate::bell::Bell;
 use crate::fault_loop::serve_faults;
 use crate::fault_source::{FaultSource, RealSource};
 use crate::service::{Job, Service};
 use crate::shootdown::Entries;
+
+/// Bytes of a page.
+const PAGE_BYTES: u64 = PAGE_SIZE as u64;
 
 /// What stores to a region do.
 pub type Kind = ViewKind;
@@ -162,6 +168,16 @@ pub fn serve_until_over<B: WriteBacking, S: FaultSource>(
     // For what they have begun to prepare.
     shared.bell.end();
     in_service.wait_for_none();
+    let source = &shared.entries.source;
+    if source.may_still_store() {
+        let pages = source.pages();
+        let bytes = pages.start * PAGE_BYTES..pages.end.saturating_mul(PAGE_BYTES);
+        let mut entry = Held::at_entry();
+        if let Err(error) = mapping.write_back(&mut entry, bytes, WaitFor::All) {
+            // Who syncs the file is told; the pages were protected before.
+            tracing::warn!(?error, "what a program has stored can't be written");
+        }
+    }
     Ok(())
 }
 

@@ -28,6 +28,7 @@
 //!   protected, or else the page itself is taken out of every mapping first.
 //! - The end of the daemon is the end of accesses: from then on each fault ends with SIGBUS.
 
+mod greeting;
 mod guard;
 mod source;
 pub(crate) mod wire;

@@ -133,7 +133,7 @@ enum Use {
 }
 
 impl FaultService {
-    fn get(&self) -> primitives::Arc<Service> {
+    pub(crate) fn get(&self) -> primitives::Arc<Service> {
         let mut service = self.0.lock();
         service.upgrade().unwrap_or_else(|| {
             let cpus = std::thread::available_parallelism().map_or(1, usize::from);

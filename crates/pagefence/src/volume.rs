@@ -11,6 +11,7 @@ use crate::directory::ReadDir;
 use crate::error::{Error, Result};
 use crate::file::File;
 use crate::map::FaultService;
+use crate::map_server::MapServer;
 use crate::metadata::Metadata;
 use crate::options::Options;
 use crate::path::{Follow, resolve};
@@ -113,6 +114,20 @@ impl Volume {
     /// The volume back, if clones, files, maps or iterators of it are still in use.
     pub fn into_file_system(self) -> std::result::Result<FileSystem, Self> {
         Arc::try_unwrap(self.fs).map_err(Self::of)
+    }
+
+    /// The file system itself, for a front that serves it beside others who use the volume.
+    #[must_use]
+    pub fn file_system(&self) -> Arc<FileSystem> {
+        Arc::clone(&self.fs)
+    }
+
+    /// Serves maps of the volume's files to other processes, for a front that makes it a mount.
+    ///
+    /// # Errors
+    /// No socket or thread can be had.
+    pub fn serve_maps(&self) -> std::io::Result<MapServer> {
+        MapServer::start(Arc::clone(&self.fs), Arc::clone(&self.faults))
     }
 
     pub(crate) fn resolve(&self, path: &Path, follow: Follow) -> Result<Attr> {

@@ -162,17 +162,9 @@ impl RemoteSource {
         })
     }
 
-    /// The connection, for who is to end it.
-    #[must_use]
-    pub fn wire(&self) -> &Wire {
-        &self.wire
-    }
-
     /// Whether the connection was ended by this side, so that the client may still have rights which nobody
-    /// watches: what it may store to has to be written back, which takes them away, before that is
-    /// forgotten.
-    #[must_use]
-    pub fn is_cut_off(&self) -> bool {
+    /// watches.
+    fn is_cut_off(&self) -> bool {
         self.is_cut_off.load(Ordering::SeqCst)
     }
 
@@ -533,6 +525,10 @@ impl FaultSource for RemoteSource {
 
     fn next_ask(&self) -> Option<Ask> {
         self.heard.lock().asks.pop_front()
+    }
+
+    fn may_still_store(&self) -> bool {
+        self.kind == RemoteKind::Shared && self.is_cut_off() && !self.is_gone()
     }
 
     fn populated(&self, outcome: Result<(), Errno>) {
