@@ -65,7 +65,7 @@ pub mod remote;
 mod service;
 mod shootdown;
 
-pub use pagefence_host_memory::{RawBytes, UserfaultError, View};
+pub use pagefence_host_memory::{RawBytes, UserfaultError, View, fuse_ioctl};
 pub use pagefence_page_cache::{FaultError, Hint};
 
 pub use fault_source::{Ask, Cause, FaultSource, Obstacle, RealSource, Why, Woken};

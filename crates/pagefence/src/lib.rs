@@ -5,6 +5,8 @@
 //! - [`File`] is an open file in it: reads and writes at an offset, [`std::io::Read`],
 //!   [`std::io::Write`], [`std::io::Seek`], holes; [`OpenOptions`] says how it is opened.
 //! - [`Map`] is a range of a file in memory: shared, coherent with all else, and safe to use.
+//! - [`Volume::connect`] leads to a mount that `pagefence mount` serves: its files are mapped in as many
+//!   programs as like.
 //! - [`Options`] says how an image is opened.
 //! - [`Mkfs`] makes file systems, empty or filled; [`info`] tells what an image is.
 //!
@@ -26,6 +28,7 @@ mod map;
 mod map_server;
 mod metadata;
 mod mkfs;
+mod mounted;
 mod open_options;
 mod options;
 mod path;
@@ -48,6 +51,7 @@ pub use map::slice::{Bytes, Chunks, MapReader, MapSlice};
 pub use map_server::MapServer;
 pub use metadata::{FileType, Metadata};
 pub use mkfs::{Attributes, Formatted, Kind, Mkfs, Uuid};
+pub use mounted::Mounted;
 pub use open_options::OpenOptions;
 pub use options::Options;
 pub use pagefence_page_mmap::RawBytes;

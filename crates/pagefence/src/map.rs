@@ -1,8 +1,10 @@
-//! Files in the memory of the program: real page faults, served from the page cache.
+//! Files in the memory of the program: real page faults, served from the page cache of this process or, for
+//! a file of a mount, from that of the mount's server.
 
 pub(crate) mod atomics;
 pub(crate) mod live;
 pub(crate) mod options;
+pub(crate) mod pages;
 pub(crate) mod problem;
 pub(crate) mod slice;
 
@@ -10,16 +12,16 @@ use std::ops::{Bound, Range, RangeBounds};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pagefence_ext4::{FileData, FileSystem, FillError, ShareError, SharedPages};
-use pagefence_lock_order::Held;
+use pagefence_ext4::{FileSystem, ShareError, SharedPages};
 use pagefence_lock_order::primitives::{self, Mutex, Weak};
-use pagefence_page_mmap::{FaultError, MapError, RawBytes, Region, Service, View};
+use pagefence_page_mmap::{MapError, RawBytes, Region, Service, View};
 use pagefence_vfs::{FileSystem as _, WriteMode};
 
 use crate::error::{Error, Result};
 use crate::file::{Closed, File};
 use live::Listed;
 use options::{Advice, MapOptions};
+use pages::{Own, Pages};
 use problem::Problem;
 use slice::MapSlice;
 
@@ -32,11 +34,12 @@ const FURTHEST: u64 = i64::MAX as u64;
 /// Threads that serve faults which have to wait, for each processor: most of them wait for the device.
 const SERVERS_PER_CPU: usize = 4;
 
-/// A range of a file in memory, from [`File::map`]. Dropping it unmaps it.
+/// A range of a file in memory, from [`File::map`] or [`Mounted::map`]. Dropping it unmaps it.
 ///
 /// Loads and stores go to the pages of the volume's page cache. Whoever reads, writes, maps, punches,
 /// truncates, collapses or moves the file's data, through any [`File`] of the volume, sees at once
-/// what was stored, and what they do is seen by the next load.
+/// what was stored, and what they do is seen by the next load. The volume is one that this process has
+/// opened, or a mount that another process serves: see the end of this page.
 ///
 /// It keeps the file as an open one does: a file that is removed meanwhile lives until it is dropped, and
 /// the volume can't be closed before. The [`File`] that it was made from is not needed any more.
@@ -69,12 +72,32 @@ const SERVERS_PER_CPU: usize = 4;
 /// `O_DIRECT`, a fixed buffer of `io_uring`, a page given to vmsplice(2). The kernel holds the page then and
 /// stores to it without a fault, which nobody notices, so it may be lost. Copying calls, read(2) among
 /// them, are as good as stores of the program.
+///
+/// # Maps of files on a mount
+///
+/// [`Mounted::map`] maps a file of a mount: its pages are those of the server's cache, and any number of
+/// programs map them at once. All of the above is so for them, and this:
+///
+/// - Rights are those of open(2). Stores that everybody sees are for processes of the user who serves the
+///   mount alone; others have maps that are [`MapOptions::read_only`] or [`MapOptions::private`].
+/// - Programs that open the file on the mount while it is mapped read what was stored at once, and what they
+///   write is loaded at once. Who had the file open before its first map, or maps it by mmap(2) on the mount,
+///   looks at pages that the kernel keeps, and sees a store when it has dropped them: a moment later.
+/// - The file is open on the mount until the map is dropped, so that the mount can't be unmounted before. As with
+///   any descriptor, its end lets go of the locks of fcntl(2) that the process has on the file.
+/// - [`Map::flush_range`] makes all of the file durable.
+/// - When the mount ends nevertheless (its server is killed, say, or its connection to the kernel aborted),
+///   so do the accesses: they are errors ([`std::io::ErrorKind::NotConnected`]), and SIGBUS where one is
+///   under way or goes by a pointer. So it is for a program that its server has cut off, as it makes no
+///   sense or does not take what it is told. What was stored and not flushed may be lost then, as with the
+///   power.
+/// - A program with a map may be stopped (SIGSTOP, a debugger): nobody waits for it longer than a second,
+///   once. What the kernel stores to its map past the page tables meanwhile, as said above, may be lost.
+///
+/// [`Mounted::map`]: crate::Mounted::map
 pub struct Map {
-    /// Dropped first: it unmaps, and waits for its faults.
-    region: Region<FileData>,
+    pages: Pages,
     _listed: Listed,
-    file: pagefence_ext4::File,
-    closed: Closed,
     path: PathBuf,
     /// Where in the file it begins, in bytes.
     start: u64,
@@ -83,6 +106,18 @@ pub struct Map {
     len: usize,
     is_private: bool,
     is_read_only: bool,
+}
+
+/// What of a file is to be mapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Where in the file it begins, in bytes.
+    start: u64,
+    len: usize,
+    /// The pages around it.
+    pub(crate) pages: Range<u64>,
+    /// Bytes of those.
+    pub(crate) view_len: usize,
 }
 
 /// The threads that serve faults in one volume's files: as long as one is mapped. Another volume's may
@@ -152,13 +187,7 @@ impl File {
         let file = fs
             .open(self.id, options.stores())
             .map_err(|error| self.fail(error))?;
-        let bytes = bytes_of(&range, file.size()).map_err(problem)?;
-        let pages = bytes.start / PAGE..bytes.end.div_ceil(PAGE);
-        let len = usize::try_from(bytes.end - bytes.start);
-        let view_len = usize::try_from((pages.end - pages.start) * PAGE);
-        let (Ok(len), Ok(view_len)) = (len, view_len) else {
-            return Err(problem(Problem::TooFar));
-        };
+        let place = Place::of(&range, file.size()).map_err(problem)?;
         // As root, here as everywhere.
         let stores = options.stores().then_some(WriteMode::USE_RESERVE);
         let SharedPages { mapping, memory } =
@@ -170,28 +199,43 @@ impl File {
         let region = Region::map(
             &mapping,
             &memory,
-            (pages.start, view_len),
+            (place.pages.start, place.view_len),
             options.kind(),
             options.faults(),
             &self.faults.get(),
         )
         .map_err(|error| problem(error.into()))?;
-        let map = Map {
-            _listed: live::list(region.view()),
+        let pages = Pages::Own(Box::new(Own {
             region,
             file,
             closed,
-            path: self.path.clone(),
-            start: bytes.start,
-            in_view: (bytes.start % PAGE) as usize,
-            len,
-            is_private: options.kind() == pagefence_page_mmap::Kind::Private,
-            is_read_only: options.kind() == pagefence_page_mmap::Kind::SharedReadOnly,
+        }));
+        Map::of_pages(pages, self.path.clone(), &place, options)
+    }
+}
+
+impl Place {
+    /// The bytes of `range`, in a file of `size` bytes.
+    ///
+    /// # Errors
+    /// There are none, or they are too many.
+    pub(crate) fn of(
+        range: &impl RangeBounds<u64>,
+        size: u64,
+    ) -> std::result::Result<Self, Problem> {
+        let bytes = bytes_of(range, size)?;
+        let pages = bytes.start / PAGE..bytes.end.div_ceil(PAGE);
+        let len = usize::try_from(bytes.end - bytes.start);
+        let view_len = usize::try_from((pages.end - pages.start) * PAGE);
+        let (Ok(len), Ok(view_len)) = (len, view_len) else {
+            return Err(Problem::TooFar);
         };
-        if options.populate {
-            map.populate(..)?;
-        }
-        Ok(map)
+        Ok(Self {
+            start: bytes.start,
+            len,
+            pages,
+            view_len,
+        })
     }
 }
 
@@ -221,6 +265,29 @@ fn bytes_of(range: &impl RangeBounds<u64>, size: u64) -> std::result::Result<Ran
 }
 
 impl Map {
+    /// A map of the place that `pages` show.
+    pub(crate) fn of_pages(
+        pages: Pages,
+        path: PathBuf,
+        place: &Place,
+        options: MapOptions,
+    ) -> Result<Self> {
+        let map = Self {
+            _listed: live::list(pages.view()),
+            pages,
+            path,
+            start: place.start,
+            in_view: (place.start % PAGE) as usize,
+            len: place.len,
+            is_private: options.is_private(),
+            is_read_only: options.is_read_only(),
+        };
+        if options.populate {
+            map.populate(..)?;
+        }
+        Ok(map)
+    }
+
     /// Bytes that are mapped. Never 0.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -243,8 +310,9 @@ impl Map {
     ///
     /// # Errors
     /// [`std::io::ErrorKind::InvalidInput`] if they are not inside the map,
-    /// [`std::io::ErrorKind::UnexpectedEof`] if they are not inside the file as it is now. See the type
-    /// for what remains.
+    /// [`std::io::ErrorKind::UnexpectedEof`] if they are not inside the file as it is now,
+    /// [`std::io::ErrorKind::NotConnected`] if it is on a mount that has ended. See the type for what
+    /// remains.
     pub fn read_at(&self, at: usize, buffer: &mut [u8]) -> Result<()> {
         let at = self.place(at, buffer.len(), Use::Load)?;
         self.view().load(at, buffer);
@@ -300,7 +368,8 @@ impl Map {
     /// private map, whose stores are nowhere else.
     ///
     /// # Errors
-    /// The device failed, now or since the file was mapped: told once.
+    /// The device failed, now or since the file was mapped: told once. A file of a mount: since it was
+    /// opened; [`std::io::ErrorKind::NotConnected`] if the mount has ended.
     pub fn flush(&self) -> Result<()> {
         self.flush_range(..)
     }
@@ -314,8 +383,11 @@ impl Map {
         if self.is_private {
             return Ok(());
         }
-        self.fs()
-            .sync_range(&self.file, pages.start * PAGE..pages.end * PAGE)
+        self.pages
+            .check_served()
+            .map_err(|problem| self.fail(problem))?;
+        self.pages
+            .sync(&pages)
             .map_err(|error| Error::at(&self.path, error))
     }
 
@@ -325,43 +397,28 @@ impl Map {
     ///
     /// # Errors
     /// The device fails, or the file is damaged; [`std::io::ErrorKind::InvalidInput`] if the range is not
-    /// inside the map.
+    /// inside the map; [`std::io::ErrorKind::NotConnected`] if it is on a mount that has ended.
     pub fn populate(&self, range: impl RangeBounds<usize>) -> Result<()> {
         let pages = self.pages_of(&self.range_of(range, self.len)?);
-        let end = pages.end.min(self.file.size().div_ceil(PAGE));
-        if pages.start >= end {
+        let pages = self
+            .pages
+            .inside(pages)
+            .map_err(|problem| self.fail(problem))?;
+        if pages.is_empty() {
             return Ok(());
         }
-        let error = |error: FillError| Error::at(&self.path, error.into());
-        match self
-            .region
-            .populate(&mut Held::at_entry(), pages.start..end)
-        {
-            // It has been cut off since.
-            Ok(()) | Err(FaultError::Beyond) => Ok(()),
-            Err(FaultError::Read(source) | FaultError::NoSpace(source)) => Err(error(source)),
-            Err(_) => Err(Error::at(&self.path, pagefence_vfs::Error::OutOfMemory)),
-        }
+        self.pages
+            .populate(pages)
+            .map_err(|error| Error::at(&self.path, error))
     }
 
     /// Takes advice on how the map is going to be used. Nothing but speed depends on it.
     pub fn advise(&self, advice: Advice) {
-        match advice.hint() {
-            Some(hint) => self.region.range().advise(hint),
-            None => {
-                let pages = self.pages_of(&(0..self.len));
-                let end = pages.end.min(self.file.size().div_ceil(PAGE));
-                self.region.will_need(pages.start..end);
-            }
-        }
-    }
-
-    fn fs(&self) -> &FileSystem {
-        &self.closed.fs
+        self.pages.advise(advice, self.pages_of(&(0..self.len)));
     }
 
     fn view(&self) -> &View {
-        self.region.view()
+        self.pages.view()
     }
 
     fn fail(&self, problem: Problem) -> Error {
@@ -378,9 +435,9 @@ impl Map {
         if how == Use::Store && self.is_read_only {
             return Err(self.fail(Problem::ReadOnly));
         }
-        let (end, size) = (self.start + end as u64, self.file.size());
-        if count > 0 && end > size {
-            return Err(self.fail(Problem::PastEnd { end, size }));
+        if count > 0 {
+            let reached = self.pages.reach(self.start + end as u64);
+            reached.map_err(|problem| self.fail(problem))?;
         }
         Ok(self.in_view + at)
     }

@@ -3,6 +3,10 @@
 //! A fault in a map takes locks of the file system that its file is in. A write whose source lies in a
 //! map, or a read whose target does, would touch it below such locks, or in a system call, and wait for
 //! itself for ever: so its bytes go through a buffer, with no lock held (RACES T21).
+//!
+//! Maps of files on mounts are listed as well. Their faults wait for another process, which may be stopped,
+//! or wait for this one in turn (its image can be a file of a volume that is served here): not with a
+//! lock of a volume held. And a device that is given their memory by a system call fails with EFAULT.
 
 use std::ops::Range;
 

@@ -1,6 +1,7 @@
 //! How a file is mapped.
 
-use pagefence_page_mmap::{Faults, Hint, Kind};
+use pagefence_page_mmap::remote::RemoteKind;
+use pagefence_page_mmap::{Faults, Kind};
 
 /// How a file is mapped into memory: whose the stores are, and what is done before the first access.
 ///
@@ -37,7 +38,8 @@ pub enum Advice {
 }
 
 impl MapOptions {
-    /// Stores change the file, and everybody sees them at once: `MAP_SHARED`.
+    /// Stores change the file, and everybody sees them at once: `MAP_SHARED`. On a mount, for processes of
+    /// the user who serves it.
     pub fn shared() -> Self {
         Self {
             is_shared: true,
@@ -62,10 +64,8 @@ impl MapOptions {
         self
     }
 
-    /// Whether all of it that is inside the file is read and mapped before [`File::map`] returns, so
+    /// Whether all of it that is inside the file is read and mapped before the map is there, so
     /// that what can't be read is an error there. Default: no.
-    ///
-    /// [`File::map`]: crate::File::map
     pub fn populate(mut self, populate: bool) -> Self {
         self.populate = populate;
         self
@@ -87,36 +87,42 @@ impl MapOptions {
     }
 
     /// Whether stores change the file.
-    pub(super) fn stores(&self) -> bool {
+    pub(crate) fn stores(&self) -> bool {
         self.is_shared && !self.read_only
+    }
+
+    /// Whether there are no stores. Then there is nothing to keep private, either.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Whether stores stay with the map.
+    pub(super) fn is_private(&self) -> bool {
+        !self.is_shared && !self.read_only
     }
 
     pub(super) fn kind(&self) -> Kind {
         match (self.read_only, self.is_shared) {
-            // Without stores there is nothing to keep private.
             (true, _) => Kind::SharedReadOnly,
             (false, true) => Kind::Shared,
             (false, false) => Kind::Private,
         }
     }
 
-    pub(super) fn faults(&self) -> Faults {
+    /// The kind of a map of another process's pages.
+    pub(crate) fn remote_kind(&self) -> RemoteKind {
+        match (self.read_only, self.is_shared) {
+            (true, _) => RemoteKind::ReadOnly,
+            (false, true) => RemoteKind::Shared,
+            (false, false) => RemoteKind::Private,
+        }
+    }
+
+    pub(crate) fn faults(&self) -> Faults {
         if self.system_calls {
             Faults::OfSystemCalls
         } else {
             Faults::OfPrograms
-        }
-    }
-}
-
-impl Advice {
-    /// What it says of the order of accesses.
-    pub(super) fn hint(self) -> Option<Hint> {
-        match self {
-            Advice::Normal => Some(Hint::Normal),
-            Advice::Sequential => Some(Hint::Sequential),
-            Advice::Random => Some(Hint::Random),
-            Advice::WillNeed => None,
         }
     }
 }
