@@ -62,8 +62,8 @@ const MUTANT_VARIABLE: &str = "PAGEFENCE_LEAVE_OUT";
 /// Runs the chore; `true` if nothing was seen that should not be, or the mutant was caught.
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     require(&Needs {
-        programs: &[("mke2fs", "e2fsprogs"), ("e2fsck", "e2fsprogs")],
-        ..Needs::default()
+        programs: &["mke2fs", "e2fsck"],
+        fuse: true,
     })?;
     let binary = match &arguments.mutant {
         Some(_) => mutable_binary()?,
@@ -92,7 +92,14 @@ fn mutable_binary() -> Result<PathBuf> {
     let target = root.join("target/mutants");
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let status = Command::new(cargo)
-        .args(["build", "--release", "--package", "pagefence-cli", "--features", "mutants"])
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "pagefence-cli",
+            "--features",
+            "mutants",
+        ])
         .arg("--target-dir")
         .arg(&target)
         .current_dir(&root)
@@ -110,7 +117,15 @@ fn soak(arguments: &Arguments, binary: &Path, length: Duration) -> Result<(u64, 
     let block_size = arguments.block_size.to_string();
     run_program(
         "mke2fs",
-        ["-q".as_ref(), "-F".as_ref(), "-t".as_ref(), "ext4".as_ref(), "-b".as_ref(), block_size.as_ref(), image.as_os_str()],
+        [
+            "-q".as_ref(),
+            "-F".as_ref(),
+            "-t".as_ref(),
+            "ext4".as_ref(),
+            "-b".as_ref(),
+            block_size.as_ref(),
+            image.as_os_str(),
+        ],
     )?;
     let directory = scratch.directory("mount")?;
     let binary = match &arguments.mutant {
@@ -151,13 +166,20 @@ fn leaving_out(mutant: &str, binary: &Path, path: &Path) -> Result<PathBuf> {
 }
 
 /// Has everybody act for `length`, or until something is wrong.
-fn rage(arguments: &Arguments, directory: &Path, world: &Arc<World>, length: Duration) -> Result<()> {
+fn rage(
+    arguments: &Arguments,
+    directory: &Path,
+    world: &Arc<World>,
+    length: Duration,
+) -> Result<()> {
     let mut processes: Vec<Process> = (0..PROCESSES)
         .map(|process| Process::start(process, arguments.seed, directory, world))
         .collect::<Result<_>>()?;
     let raged = rage_with(&mut processes, arguments, directory, world, length);
     world.end();
-    let ended = processes.iter_mut().try_for_each(|process| process.end(world));
+    let ended = processes
+        .iter_mut()
+        .try_for_each(|process| process.end(world));
     raged.and(ended)
 }
 

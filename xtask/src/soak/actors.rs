@@ -13,8 +13,8 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::mapper::in_tail;
 use super::world::{
-    ACTORS, CELLS, MOVE_GATE, MOVED_PAGES, OWNERS, PAGE, PAGES, PER_PAGE, STEP, TAIL, TAIL_GATE, WRITER,
-    World,
+    ACTORS, CELLS, MOVE_GATE, MOVED_PAGES, OWNERS, PAGE, PAGES, PER_PAGE, STEP, TAIL, TAIL_GATE,
+    WRITER, World,
 };
 use super::{FILE, MOVED_FILE};
 use crate::random::Random;

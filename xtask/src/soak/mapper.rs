@@ -130,7 +130,9 @@ impl Mapper {
         let cell = self.below(CELLS);
         let (world, map) = (&self.world, &self.maps.file);
         let who = super::world::ACTORS[self.actor];
-        in_tail(world, cell, || Ok(world.look(who, cell, || read(map, cell))?))
+        in_tail(world, cell, || {
+            Ok(world.look(who, cell, || read(map, cell))?)
+        })
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -184,7 +186,8 @@ impl Mapper {
                 Ok(()) => return Ok(()),
                 Err(Wrong::Torn(_)) if looks < 100 => looks += 1,
                 Err(Wrong::Torn(what) | Wrong::Bad(what)) => {
-                    self.world.note_wrong(&format!("where pages move, phase {phase}: {what}"));
+                    self.world
+                        .note_wrong(&format!("where pages move, phase {phase}: {what}"));
                     return Ok(());
                 }
             }

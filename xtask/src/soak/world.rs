@@ -30,8 +30,8 @@ pub(super) const MOVED_CELLS: usize = MOVED_PAGES * PER_PAGE;
 
 /// Who does something, as the table calls them.
 pub(super) const ACTORS: [&str; 13] = [
-    "map 1.1", "map 1.2", "map 1.3", "map 1.4", "map 2.1", "map 2.2", "map 2.3", "map 2.4", "write()",
-    "read()", "punch", "truncate", "collapse",
+    "map 1.1", "map 1.2", "map 1.3", "map 1.4", "map 2.1", "map 2.2", "map 2.3", "map 2.4",
+    "write()", "read()", "punch", "truncate", "collapse",
 ];
 /// And who writes back.
 pub(super) const WRITEBACK: usize = ACTORS.len();
@@ -84,7 +84,8 @@ impl Words for Numbers {
     }
 
     fn fetch_add(&self, at: usize, value: u64) -> u64 {
-        self.view.fetch_add_u64(self.at(at), value, Ordering::SeqCst)
+        self.view
+            .fetch_add_u64(self.at(at), value, Ordering::SeqCst)
     }
 
     fn fetch_max(&self, at: usize, value: u64) {
@@ -141,7 +142,12 @@ impl World {
     }
 
     fn of(fd: impl AsFd) -> Result<Self> {
-        let view = Arc::new(View::of_fd(fd, 0, WORDS * size_of::<u64>(), ViewKind::Shared)?);
+        let view = Arc::new(View::of_fd(
+            fd,
+            0,
+            WORDS * size_of::<u64>(),
+            ViewKind::Shared,
+        )?);
         let from = |first| Numbers {
             view: Arc::clone(&view),
             first,
@@ -247,5 +253,9 @@ impl World {
 /// Where a cell of the file that is collapsed lies in a phase of rest, of which every other one is that of the
 /// collapsed file.
 pub(super) fn moved_to(cell: usize, phase: u64) -> usize {
-    if phase % 4 == 2 { cell - STEP * PER_PAGE } else { cell }
+    if phase % 4 == 2 {
+        cell - STEP * PER_PAGE
+    } else {
+        cell
+    }
 }

@@ -11,7 +11,6 @@ use pagefence_lock_order::primitives::atomic::Ordering;
 use pagefence_lock_order::primitives::thread::yield_now;
 use pagefence_page_cache::{FaultError, FaultKind, PAGE_SIZE};
 
-
 use super::{PAGES, TAIL, World};
 use crate::tests::disk::Disk;
 use crate::tests::{PAGE, load, store};
