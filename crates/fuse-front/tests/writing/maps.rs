@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use pagefence_fuse_front::map_door::{MAP_TICKET, TICKET_BYTES};
 use pagefence_fuse_front::{MapDoor, MapRights, ServeOptions, unmount};
 use pagefence_host_memory::FileMap;
-use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
-use pagefence_lock_order::primitives::{Arc, Mutex};
+use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicUsize, Ordering};
+use pagefence_lock_order::primitives::{Arc, Mutex, thread};
 use pagefence_vfs::{
     Credentials, FileSystem as _, InodeId, SetAttr, SetTime, Timestamp, WriteMode,
 };
@@ -234,6 +234,48 @@ fn who_had_a_file_open_before_sees_what_maps_store_before_long() {
         before_long("a page that was written stays", || Ok(read(page + 1)? == 0));
         assert_eq!(read(page + 2).expect("it is read"), number);
     }
+}
+
+#[test]
+fn many_readers_beside_stores_only_go_forward() {
+    let Some(maps) = Maps::mount(&ServeOptions::default()) else {
+        return;
+    };
+    let inode = maps.mounted.counters.plant("file", &[0; 64 * PAGE]);
+    let path = maps.mounted.join("file");
+    let old = open(&path, true, false);
+    ask(&old).expect("a ticket");
+    let fresh = open(&path, true, false);
+    let reading = AtomicUsize::new(6);
+    thread::scope(|scope| {
+        for reader in 0..6 {
+            let (file, reading) = if reader % 3 == 0 {
+                (&fresh, &reading)
+            } else {
+                (&old, &reading)
+            };
+            scope.spawn(move || {
+                let mut whole = vec![0; 64 * PAGE];
+                let mut last = 0;
+                for _ in 0..150 {
+                    file.read_exact_at(&mut whole, 0).expect("it is read");
+                    let number = u32::from_ne_bytes(
+                        whole[9 * PAGE..9 * PAGE + 4]
+                            .try_into()
+                            .expect("four bytes"),
+                    );
+                    assert!(number >= last, "{number} after {last}");
+                    last = number;
+                }
+                reading.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+        let mut number = 0u32;
+        while reading.load(Ordering::SeqCst) > 0 && number < 10_000_000 {
+            number += 1;
+            maps.store(inode, 9 * PAGE as u64, &number.to_ne_bytes());
+        }
+    });
 }
 
 #[test]
