@@ -128,8 +128,8 @@ pub(crate) enum ToClient {
     Protect { first: u64, end: u64 },
     /// Accesses to the page end with SIGBUS.
     Poison { page: u64 },
-    /// Who stopped at the page tries again.
-    Wake { page: u64 },
+    /// Who stopped at the pages tries again.
+    Wake { first: u64, end: u64 },
     /// Where the pages are poisoned they are not any more.
     Cure { first: u64, end: u64 },
     /// What is mapped of the pages goes, private copies and poison as well.
@@ -352,7 +352,7 @@ impl Packet for FromDaemon {
             } => (1, first, end, u64::from(writable), now),
             ToClient::Protect { first, end } => (2, first, end, 0, 0),
             ToClient::Poison { page } => (3, page, 0, 0, 0),
-            ToClient::Wake { page } => (4, page, 0, 0, 0),
+            ToClient::Wake { first, end } => (4, first, end, 0, 0),
             ToClient::Zap { first, end } => (5, first, end, 0, 0),
             ToClient::Size { bytes } => (6, bytes, 0, 0, 0),
             ToClient::Settle => (7, 0, 0, 0, 0),
@@ -377,7 +377,7 @@ impl Packet for FromDaemon {
             },
             (2, 0) if first < end => ToClient::Protect { first, end },
             (3, 0) => ToClient::Poison { page: a },
-            (4, 0) => ToClient::Wake { page: a },
+            (4, 0) if first < end => ToClient::Wake { first, end },
             (5, 0) if first < end => ToClient::Zap { first, end },
             (6, 0) => ToClient::Size { bytes: a },
             (7, 0) => ToClient::Settle,
@@ -451,7 +451,7 @@ mod tests {
             ToClient::Protect { first, end },
             ToClient::Cure { first, end },
             ToClient::Poison { page: 4 },
-            ToClient::Wake { page: 4 },
+            ToClient::Wake { first, end },
             ToClient::Zap { first, end },
             ToClient::Size { bytes: 4097 },
             ToClient::Settle,

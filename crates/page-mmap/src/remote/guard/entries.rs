@@ -52,7 +52,7 @@ impl<'a> Entries<'a> {
                 self.zap(pages.clone());
             }
         }
-        self.wake_all(pages);
+        self.wake(pages);
         is_good
     }
 
@@ -109,15 +109,11 @@ impl<'a> Entries<'a> {
         if poisoned == Some(true) {
             self.poisoned.insert(page, until);
         }
-        self.wake(page);
+        self.wake(page..page + 1);
     }
 
-    /// Who stopped at `page` tries again.
-    pub(super) fn wake(&mut self, page: u64) {
-        self.wake_all(page..page.saturating_add(1));
-    }
-
-    fn wake_all(&mut self, pages: Range<u64>) {
+    /// Who stopped at `pages` tries again.
+    pub(super) fn wake(&mut self, pages: Range<u64>) {
         while let Some(&page) = self.standing.range(pages.clone()).next() {
             self.standing.remove(&page);
         }

@@ -8,6 +8,8 @@ use pagefence_lock_order::primitives::atomic::Ordering;
 
 use super::Shared;
 use super::entries::Entries;
+#[cfg(any(test, feature = "mutants"))]
+use crate::mutants::Mutant;
 use crate::remote::source::poll_in;
 use crate::remote::wire::{Asked, Found, FromDaemon, ToClient};
 use crate::remote::{PATIENCE, clock};
@@ -127,8 +129,9 @@ impl Thread<'_> {
             ToClient::Map { first, end, .. }
             | ToClient::Protect { first, end }
             | ToClient::Cure { first, end }
-            | ToClient::Zap { first, end } => first..end,
-            ToClient::Poison { page } | ToClient::Wake { page } => page..page.saturating_add(1),
+            | ToClient::Zap { first, end }
+            | ToClient::Wake { first, end } => first..end,
+            ToClient::Poison { page } => page..page.saturating_add(1),
             ToClient::Size { .. }
             | ToClient::Settle
             | ToClient::Populated { .. }
@@ -142,6 +145,8 @@ impl Thread<'_> {
             ToClient::Map { writable, now, .. } => {
                 let lead = self.lead;
                 let is_too_old = || lead.is_too_old(now, clock());
+                #[cfg(any(test, feature = "mutants"))]
+                let is_too_old = || !self.shared.mutants.has(Mutant::Age) && is_too_old();
                 if !self.entries.map(pages, writable, is_too_old) {
                     // It may only seem so.
                     self.ask_clock()?;
@@ -149,7 +154,7 @@ impl Thread<'_> {
             }
             ToClient::Protect { .. } => self.entries.protect(pages),
             ToClient::Poison { page } => self.entries.poison(page),
-            ToClient::Wake { page } => self.entries.wake(page),
+            ToClient::Wake { .. } => self.entries.wake(pages),
             ToClient::Cure { .. } => self.entries.cure(pages),
             ToClient::Zap { .. } => self.entries.zap(pages),
             ToClient::Size { bytes } => self.shared.size.store(bytes, Ordering::SeqCst),
