@@ -87,10 +87,11 @@ impl<'a> Entries<'a> {
     /// The kernel has no memory for the entry, or the page is broken: nobody is left to hang there, and
     /// nobody is to ask without end.
     fn could_not_map(&mut self, page: u64, why: &std::io::Error) {
-        tracing::error!(page, error = %why, "a page of a mapped file can't be mapped");
         // Its neighbours were extra.
         if self.standing.contains(&page) {
             self.poison_until(page, Some(Instant::now() + POISONED_FOR));
+            // Who stood there goes on by now, whatever lock this takes.
+            tracing::error!(page, error = %why, "a page of a mapped file can't be mapped");
         }
     }
 

@@ -1,4 +1,9 @@
 //! The thread of a guard: does what the daemon says, packet by packet, and tells it of faults.
+//!
+//! Threads of the program may stand at a fault with any lock of the program held. So it waits for none, and
+//! does not log: [`Guard::is_over`] tells of the end.
+//!
+//! [`Guard::is_over`]: super::Guard::is_over
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -138,7 +143,6 @@ impl Thread<'_> {
             | ToClient::Clock { .. } => shown.clone(),
         };
         if pages.start < shown.start || pages.end > shown.end {
-            tracing::error!(?pages, ?shown, "a file's server speaks of other pages");
             return Err(Over);
         }
         match what {
@@ -213,9 +217,6 @@ impl Thread<'_> {
     /// The last act: whoever stands at a page, or comes to one from now on, gets SIGBUS.
     fn end(&mut self) {
         let shared = self.shared;
-        if !shared.bell.is_over() {
-            tracing::warn!("the server of a mapped file is gone: accesses end with SIGBUS");
-        }
         self.entries.take_all();
         // By now nobody stores there that the daemon does not know of, if there still is one.
         shared.wire.shut_down();

@@ -305,7 +305,9 @@ fn who_waits_for_a_client_hears_it_while_the_fault_loop_is_busy() {
     store(&guard, 0, &[1]);
     // A store's space is reserved by the fault loop itself.
     let (stop, go_on) = std::sync::mpsc::channel::<()>();
-    bench.disk().on_reserve(move || assert!(go_on.recv().is_err(), "let go"));
+    bench
+        .disk()
+        .on_reserve(move || assert!(go_on.recv().is_err(), "let go"));
     let storing = {
         let guard = guard.clone();
         Task::start(move || store(&guard, 5 * PAGE, &[1]))

@@ -122,21 +122,49 @@ fn a_load_where_nothing_was_mapped_gives_bus() {
     ));
 }
 
+/// The daemon ends while a thread waits for a page of a map of `kind`.
+fn end_below_a_fault(kind: RemoteKind) {
+    let (bench, guard, served) = guard(8, kind);
+    bench.disk().stop_at(Stop::BeforeRead);
+    let waiting = {
+        let guard = Arc::clone(&guard);
+        Task::start(move || load(&guard, 3 * PAGE, 1))
+    };
+    bench.disk().wait_stopped(1);
+    end(&served, &guard);
+    waiting.finish();
+}
+
 #[test]
 fn who_waits_at_a_fault_gets_bus() {
-    for (name, kind) in [("who_waits_at_a_fault_gets_bus", RemoteKind::Shared)] {
-        assert!(gives_bus(name, || {
-            let (bench, guard, served) = self::guard(8, kind);
-            bench.disk().stop_at(Stop::BeforeRead);
-            let waiting = {
-                let guard = Arc::clone(&guard);
-                Task::start(move || load(&guard, 3 * PAGE, 1))
-            };
-            bench.disk().wait_stopped(1);
-            end(&served, &guard);
-            waiting.finish();
-        }));
-    }
+    let end = || end_below_a_fault(RemoteKind::Shared);
+    assert!(gives_bus("who_waits_at_a_fault_gets_bus", end));
+}
+
+#[test]
+fn who_waits_for_a_private_page_gets_bus() {
+    let end = || end_below_a_fault(RemoteKind::Private);
+    assert!(gives_bus("who_waits_for_a_private_page_gets_bus", end));
+}
+
+#[test]
+fn who_waits_to_store_where_it_is_protected_gets_bus() {
+    let name = "who_waits_to_store_where_it_is_protected_gets_bus";
+    assert!(gives_bus(name, || {
+        let (bench, guard, served) = self::guard(8, RemoteKind::Shared);
+        load(&guard, 3 * PAGE, 1);
+        // The fault is not told any more: its page is mapped, and it stands there.
+        let held = guard.hold();
+        let waiting = {
+            let guard = Arc::clone(&guard);
+            Task::start(move || store(&guard, 3 * PAGE, &[1]))
+        };
+        assert!(!waiting.is_over_shortly());
+        served.source().cut_off();
+        drop(held);
+        waiting.finish();
+        drop(bench);
+    }));
 }
 
 #[test]
@@ -164,6 +192,25 @@ fn who_has_pages_populated_is_told() {
     let again = guard.populate(0..8).map_err(|error| error.kind());
     assert_eq!(again, not_connected);
     bench.disk().go_on();
+}
+
+#[test]
+fn what_is_being_populated_is_given_up() {
+    let bench = Bench::with(stamped_disk(1200), 8 << 20, 0);
+    let (guard, served) = map(&bench, 0..1200, RemoteKind::Shared);
+    bench.disk().stop_at(Stop::BeforeRead);
+    let populate = {
+        let guard = Arc::clone(&guard);
+        Task::start(move || guard.populate(0..1200).is_err())
+    };
+    bench.disk().wait_stopped(1);
+    end(&served, &guard);
+    assert!(populate.finish());
+    let ending = Task::start(move || drop(served));
+    assert!(!ending.is_over_shortly(), "waits for what is being read");
+    bench.disk().go_on();
+    ending.finish();
+    assert!(bench.mapping.nr_pages() < 1200, "and no longer");
 }
 
 #[test]
