@@ -423,6 +423,8 @@ impl FaultSource for RemoteSource {
     }
 
     fn populated(&self, outcome: Result<(), Errno>) {
+        // Before the answer, after which there may be a next one.
+        self.heard.lock().is_populating = false;
         let errno = outcome.err().map_or(0, Errno::raw_os_error);
         self.say(&mut self.said.lock(), ToClient::Populated { errno }, false);
     }

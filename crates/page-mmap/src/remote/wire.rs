@@ -84,7 +84,8 @@ pub(crate) enum Asked {
     Fault { page: u64, is_store: bool },
     /// Nothing: it says what it has done.
     Nothing,
-    /// These pages are to be read and mapped for loads; one [`ToClient::Populated`] is the answer.
+    /// These pages are to be read and mapped for loads; one [`ToClient::Populated`] is the answer, before
+    /// which there may be no other.
     Populate { first: u64, end: u64 },
     /// How it will load.
     Advise(Advised),
@@ -138,7 +139,7 @@ pub(crate) enum ToClient {
     Size { bytes: u64 },
     /// Nothing; what was said before is to be acknowledged.
     Settle,
-    /// The oldest [`Asked::Populate`] that has no answer is done; 0, or an error's number.
+    /// The [`Asked::Populate`] is done; 0, or an error's number.
     Populated { errno: i32 },
     /// The answer to [`Asked::Clock`], by the clock read after that came.
     Clock { now: u64 },

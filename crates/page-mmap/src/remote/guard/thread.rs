@@ -23,6 +23,9 @@ use crate::service::AbortOnPanic;
 /// Packets that are done before faults are looked for, and not acknowledged at most.
 const PACKETS: u64 = 32;
 
+/// Turns that always have something to do, after which pages are looked for that are to be tried again.
+const CURE_TURNS: u64 = 64;
+
 /// How old a right may be that is made use of: half of what the daemon waits for, which leaves the other
 /// half for a thread that is held up between its look at the clock and the mapping.
 const MOST_AGE: Duration = PATIENCE.checked_div(2).expect("two is not zero");
@@ -83,9 +86,13 @@ impl Thread<'_> {
     fn serve(&mut self) -> Result<(), Over> {
         // What is known from the greeting may be off by all that the daemon had to do before.
         self.ask_clock()?;
-        loop {
+        for turn in 1_u64.. {
             let packets = self.do_packets()?;
             let faults = self.tell_faults()?;
+            if packets + faults > 0 && turn % CURE_TURNS != 0 {
+                continue;
+            }
+            let next_cure = self.entries.cure_failed(Instant::now());
             if packets + faults > 0 {
                 continue;
             }
@@ -95,14 +102,14 @@ impl Thread<'_> {
                 shared.userfault.as_fd(),
                 shared.wire.as_fd(),
             ];
-            let next_cure = self.entries.cure_failed(Instant::now());
             let ready = poll_in(&fds, next_cure).unwrap_or_else(|error| {
                 panic!("faults of a mapped file can't be waited for: {error}")
             });
             if ready[0] && shared.bell.hear() {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     /// Does what the daemon has said, as far as it is there; says how many packets that were.

@@ -35,6 +35,8 @@ pub(super) struct Heard {
     pub(super) listener: Option<ThreadId>,
     pub(super) faults: Vec<Cause>,
     pub(super) asks: VecDeque<Ask>,
+    /// Pages are populated for the client, who has heard of no end of it: one at a time.
+    pub(super) is_populating: bool,
 }
 
 impl Heard {
@@ -105,6 +107,8 @@ impl RemoteSource {
             }
             Asked::Populate { first, end } => {
                 inside(&(first..end)).then_some(())?;
+                let is_second = std::mem::replace(&mut heard.is_populating, true);
+                (!is_second).then_some(())?;
                 heard.asks.push_back(Ask::Populate(first..end));
             }
             Asked::Advise(advised) => heard.asks.push_back(match advised {

@@ -202,10 +202,20 @@ fn a_right_is_not_waited_for_once_it_is_acknowledged() {
     drop(served);
 }
 
+/// As [`is_cut_off_for`], while nothing can be read from the disk.
+fn is_cut_off_while_reading_stops(packets: &[(u64, Asked)]) -> bool {
+    let bench = Bench::new(stamped_disk(16));
+    bench.disk().stop_at(Stop::BeforeRead);
+    is_cut_off_by(&bench, RemoteKind::Shared, packets)
+}
+
 /// Whether a client that sends `packets` is cut off for it.
 fn is_cut_off_for(kind: RemoteKind, packets: &[(u64, Asked)]) -> bool {
-    let bench = Bench::new(stamped_disk(16));
-    let (fake, served) = Fake::new(&bench, kind);
+    is_cut_off_by(&Bench::new(stamped_disk(16)), kind, packets)
+}
+
+fn is_cut_off_by(bench: &Bench, kind: RemoteKind, packets: &[(u64, Asked)]) -> bool {
+    let (fake, served) = Fake::new(bench, kind);
     for &(done, what) in packets {
         fake.say(done, what);
     }
@@ -213,11 +223,13 @@ fn is_cut_off_for(kind: RemoteKind, packets: &[(u64, Asked)]) -> bool {
     while !served.source().is_cut_off() {
         let is_told = fake.wire.receive::<FromDaemon>(false);
         if matches!(is_told, Ok(Found::Packet(..))) || start.elapsed() > NEVER {
-            return false;
+            break;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    true
+    let is_cut_off = served.source().is_cut_off();
+    bench.disk().go_on();
+    is_cut_off
 }
 
 #[test]
@@ -232,6 +244,9 @@ fn who_makes_no_sense_is_cut_off() {
     let populate = |first, end| (0, Asked::Populate { first, end });
     assert!(!is_cut_off_for(Shared, &[populate(0, 8)]));
     assert!(is_cut_off_for(Shared, &[populate(0, 9)]));
+    let twice = [populate(0, 8), populate(0, 8)];
+    let is_cut_off = is_cut_off_while_reading_stops(&twice);
+    assert!(is_cut_off, "one at a time");
     assert!(is_cut_off_for(Shared, &[(1, Asked::Nothing)]), "not said");
     assert!(!is_cut_off_for(Shared, &[(0, Asked::Clock)]));
 }
@@ -329,6 +344,23 @@ fn who_waits_for_a_client_hears_it_while_the_fault_loop_is_busy() {
     storing.finish();
     bench.sync().expect("synced");
     assert_eq!(bench.disk().contents()[5 * PAGE_SIZE], 1);
+}
+
+#[test]
+fn who_was_silent_hears_of_a_smaller_file_when_he_answers() {
+    let bench = Bench::new(Disk::hole(8 * PAGE, PAGE_SIZE));
+    let (fake, _served) = Fake::new(&bench, RemoteKind::Shared);
+    fake.get(0, true);
+    bench.sync().expect("synced");
+    assert!(time(|| bench.truncate(3 * PAGE)) < AT_ONCE);
+    let protect = ToClient::Protect { first: 0, end: 1 };
+    assert_eq!(fake.hear().what, protect);
+    assert!(matches!(
+        fake.wire.receive::<FromDaemon>(false),
+        Ok(Found::Nothing)
+    ));
+    fake.say(2, Asked::Nothing);
+    assert_eq!(fake.hear().what, ToClient::Size { bytes: 3 * PAGE });
 }
 
 #[test]
