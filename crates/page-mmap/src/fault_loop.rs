@@ -9,7 +9,7 @@ use pagefence_page_cache::{FaultError, FaultKind, WriteBacking};
 use rustix::io::Errno;
 
 use crate::fault_source::{Ask, Cause, FaultSource, Woken};
-use crate::populate::will_need;
+use crate::populate::{populate_for_program, will_need};
 use crate::region::{InService, Shared};
 use crate::service::{AbortOnPanic, NoThread, Service};
 use crate::shootdown::Poison;
@@ -71,13 +71,9 @@ fn answer<B: WriteBacking, S: FaultSource>(
     ask: Ask,
 ) {
     match ask {
-        Ask::Populate(pages) => {
-            let later = Arc::clone(shared);
-            in_service.do_later(service, move || {
-                let outcome = later.populate_file(pages);
-                later.entries.source.populated(outcome);
-            });
-        }
+        Ask::Populate(pages) => populate_for_program(shared, in_service, service, pages),
+        // A hint like any other, and each takes memory.
+        Ask::WillNeed(_) if in_service.count() >= MOST_IN_SERVICE => {}
         Ask::WillNeed(pages) => {
             let pages = pages.start..pages.end.min(shared.pages_of_file());
             will_need(shared, in_service, service, pages);
@@ -126,12 +122,12 @@ impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
     }
 
     /// Pages that the file has now.
-    fn pages_of_file(&self) -> u64 {
+    pub(crate) fn pages_of_file(&self) -> u64 {
         self.range.mapping().backing().size().div_ceil(PAGE_BYTES)
     }
 
     /// Reads and maps those of `pages` that are inside the file.
-    fn populate_file(&self, pages: Range<u64>) -> Result<(), Errno> {
+    pub(crate) fn populate_file(&self, pages: Range<u64>) -> Result<(), Errno> {
         let pages = pages.start..pages.end.min(self.pages_of_file());
         match self.populate(&mut Held::at_entry(), pages) {
             // It has been cut off since.

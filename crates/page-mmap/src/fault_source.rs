@@ -129,15 +129,15 @@ pub trait FaultSource: Send + Sync + 'static {
     /// The file may have another size than before, for a program that is told.
     fn resized(&self) {}
 
+    /// Whether the program may go on to store to what it has mapped when this is over ([`Woken::Over`]): what
+    /// it may store to is then taken from it by writing it back.
+    fn may_still_store(&self) -> bool {
+        false
+    }
+
     /// What else the program asks for, one thing after the other.
     fn next_ask(&self) -> Option<Ask> {
         None
-    }
-
-    /// Whether the program may still store, by rights that it has, to pages that nobody will hear of: asked
-    /// when it is over. What it may store to is then written back, which takes that away.
-    fn may_still_store(&self) -> bool {
-        false
     }
 
     /// The oldest [`Ask::Populate`] that was not answered is done; an error of the operating system says how

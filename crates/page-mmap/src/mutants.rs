@@ -19,15 +19,27 @@ pub enum Mutant {
     LoadProtection,
     /// Poison stays for ever.
     Cure,
+    /// Nobody waits until a program in another process has protected its pages (ADR 17).
+    ProtectWait,
+    /// The pages of one that does not answer are left to it when they are written back (ADR 17).
+    Freeze,
+    /// A page is taken away while somebody may still make use of a right to map it (ADR 17).
+    Settle,
+    /// A right is made use of however old it is (ADR 17).
+    Age,
 }
 
-/// Those that are left out of one region: none at first.
+/// Those that are left out of one region, or of one end of a connection: none at first.
 #[derive(Debug, Default)]
 pub(crate) struct Mutants(AtomicU8);
 
 impl Mutants {
     pub(crate) fn has(&self, mutant: Mutant) -> bool {
         self.0.load(Ordering::Relaxed) & mutant.bit() != 0
+    }
+
+    pub(crate) fn leave_out(&self, mutant: Mutant) {
+        self.0.fetch_or(mutant.bit(), Ordering::SeqCst);
     }
 }
 
@@ -37,6 +49,10 @@ impl Mutant {
             Self::WriteProtection => 1,
             Self::LoadProtection => 2,
             Self::Cure => 4,
+            Self::ProtectWait => 8,
+            Self::Freeze => 16,
+            Self::Settle => 32,
+            Self::Age => 64,
         }
     }
 }
@@ -44,7 +60,6 @@ impl Mutant {
 impl<B: WriteBacking, S: FaultSource> Region<B, S> {
     /// Leaves `mutant` out from now on.
     pub fn leave_out(&self, mutant: Mutant) {
-        let mutants = &self.shared.entries.mutants;
-        mutants.0.fetch_or(mutant.bit(), Ordering::SeqCst);
+        self.shared.entries.mutants.leave_out(mutant);
     }
 }

@@ -6,10 +6,11 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::levels::Entry;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{FaultError, FaultKind, PageRun, WriteBacking};
+use rustix::io::Errno;
 
 use crate::fault_source::FaultSource;
 use crate::region::{InService, Region, Shared};
-use crate::service::{Job, Service};
+use crate::service::{Job, NoThread, Service};
 
 impl<B: WriteBacking, S: FaultSource> Region<B, S> {
     /// Brings those of `pages` that it maps into the cache, and maps them for loads, many at a time, as
@@ -74,4 +75,35 @@ pub(crate) fn will_need<B: WriteBacking, S: FaultSource>(
     });
     // Without a thread there is no hint.
     let _ = service.submit(in_service.count_in(job));
+}
+
+/// Has `pages` read and mapped, and the program told how that went: a run at a time, each behind what waits
+/// already, as far as the file goes, until the region ends.
+pub(crate) fn populate_for_program<B: WriteBacking, S: FaultSource>(
+    shared: &Arc<Shared<B, S>>,
+    in_service: &Arc<InService>,
+    service: &Arc<Service>,
+    pages: Range<u64>,
+) {
+    let (shared, again) = (Arc::clone(shared), Arc::clone(in_service));
+    let next_service = Arc::downgrade(service);
+    let job: Job = Box::new(move || {
+        let end = pages.end.min(pages.start.saturating_add(PageRun::MOST));
+        let outcome = if shared.bell.is_over() {
+            Err(Errno::NOTCONN)
+        } else {
+            shared.populate_file(pages.start..end)
+        };
+        let rest = end..pages.end.min(shared.pages_of_file());
+        // The region, which waits for this job, has its service until then: this is not the last.
+        match next_service.upgrade() {
+            Some(service) if outcome.is_ok() && !rest.is_empty() => {
+                populate_for_program(&shared, &again, &service, rest);
+            }
+            _ => shared.entries.source.populated(outcome),
+        }
+    });
+    if let Err(NoThread { job, .. }) = service.submit(in_service.count_in(job)) {
+        job();
+    }
 }

@@ -6,9 +6,7 @@ use std::ops::Range;
 use pagefence_host_memory::{Userfault, UserfaultError, View, ViewKind};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, thread};
-use pagefence_page_cache::{
-    FileMemory, MapTarget, MappedRange, Mapping, PAGE_SIZE, WaitFor, WriteBacking,
-};
+use pagefence_page_cache::{FileMemory, MapTarget, MappedRange, Mapping, WaitFor, WriteBacking};
 
 use crate::bell::Bell;
 use crate::fault_loop::serve_faults;
@@ -17,7 +15,7 @@ use crate::service::{Job, Service};
 use crate::shootdown::Entries;
 
 /// Bytes of a page.
-const PAGE_BYTES: u64 = PAGE_SIZE as u64;
+const PAGE_BYTES: u64 = pagefence_page_cache::PAGE_SIZE as u64;
 
 /// What stores to a region do.
 pub type Kind = ViewKind;
@@ -168,14 +166,18 @@ pub fn serve_until_over<B: WriteBacking, S: FaultSource>(
     // For what they have begun to prepare.
     shared.bell.end();
     in_service.wait_for_none();
-    let source = &shared.entries.source;
-    if source.may_still_store() {
-        let pages = source.pages();
-        let bytes = pages.start * PAGE_BYTES..pages.end.saturating_mul(PAGE_BYTES);
-        let mut entry = Held::at_entry();
-        if let Err(error) = mapping.write_back(&mut entry, bytes, WaitFor::All) {
-            // Who syncs the file is told; the pages were protected before.
-            tracing::warn!(?error, "what a program has stored can't be written");
+    if shared.entries.source.may_still_store() {
+        // While it is told of pages that are written back it takes them out of the program's mapping,
+        // whether they can be written or not: who writes them later hears of that.
+        let bytes = |page: u64| page.saturating_mul(PAGE_BYTES);
+        let pages = shared.range.pages();
+        let range = bytes(pages.start)..bytes(pages.end);
+        let written = mapping.write_back(&mut Held::at_entry(), range, WaitFor::All);
+        if let Err(error) = written {
+            tracing::warn!(
+                ?error,
+                "what a program stored that was cut off is not written yet"
+            );
         }
     }
     Ok(())

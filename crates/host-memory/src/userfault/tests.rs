@@ -12,6 +12,7 @@ use crate::ViewKind;
 use crate::test_child::{DONE, in_child};
 
 mod poison;
+mod quiet;
 
 /// Long enough for a thread to fault on a busy machine.
 const LONG: Duration = Duration::from_secs(20);

@@ -78,6 +78,8 @@ struct Shared {
     one_populate: Mutex<()>,
     populates: Mutex<Populate>,
     populated: Condvar,
+    #[cfg(any(test, feature = "mutants"))]
+    mutants: crate::mutants::Mutants,
 }
 
 /// How far the one who has pages populated is.
@@ -126,6 +128,8 @@ impl Guard {
             one_populate: Mutex::new(()),
             populates: Mutex::new(Populate::Idle),
             populated: Condvar::new(),
+            #[cfg(any(test, feature = "mutants"))]
+            mutants: crate::mutants::Mutants::default(),
         });
         let lead = thread::Lead::of(asked, now);
         let thread = {
@@ -175,6 +179,19 @@ impl Guard {
     pub fn advise(&self, advised: Advised) {
         // Who is gone needs no advice.
         let _ = self.shared.send(Asked::Advise(advised));
+    }
+
+    /// While what it gives lives, nothing is said to the daemon: the thread stops at the first thing that
+    /// it would say.
+    #[cfg(test)]
+    pub(crate) fn hold(&self) -> pagefence_lock_order::primitives::MutexGuard<'_, ()> {
+        self.shared.sending.lock()
+    }
+
+    /// Leaves `mutant` out from now on.
+    #[cfg(any(test, feature = "mutants"))]
+    pub fn leave_out(&self, mutant: crate::mutants::Mutant) {
+        self.shared.mutants.leave_out(mutant);
     }
 
     /// Whether who serves the file has ended, or this side has ended the connection: what is not mapped

@@ -1,30 +1,36 @@
 //! A client's view, as the daemon has it: faults come over a socket, and what is to be done about them goes
 //! back there.
 
-use std::collections::VecDeque;
+mod hear;
+mod said;
+
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use pagefence_host_memory::memory::{FileMemory, Pipe};
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, MutexGuard};
-use pagefence_page_cache::Hint;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::wire::{Asked, Found, FromClient, FromDaemon, ToClient};
-use super::{Advised, Open, Opened, PATIENCE, RemoteKind, Wire, clock, is_end};
+use super::wire::{FromDaemon, ToClient};
+use super::{Open, Opened, PATIENCE, RemoteKind, Wire, clock, is_end};
+use crate::bell::Bell;
 use crate::fault_source::{Ask, Cause, FaultSource, Obstacle, Woken};
-
-/// Packets that one read takes.
-const PACKETS: usize = 64;
+#[cfg(any(test, feature = "mutants"))]
+use crate::mutants::{Mutant, Mutants};
+use hear::Heard;
+use said::{Outstanding, Said};
 
 /// Poisoned pages that one view may have: each takes memory here, and ends a program that does not handle
 /// SIGBUS.
-const POISONED_PAGES: u64 = 1 << 16;
+const POISONED_PAGES: usize = 1 << 16;
+
+/// Packets that may be without acknowledgement. A guard acknowledges every 32nd, and the wire has room for
+/// some hundreds.
+const UNACKNOWLEDGED: u64 = 1 << 12;
 
 /// The longest view, in pages: 16 TiB, which no file of ext4 exceeds by much. What is known of its pages takes
 /// memory here before any is touched.
@@ -37,8 +43,9 @@ type Size = Box<dyn Fn() -> u64 + Send + Sync>;
 ///
 /// - Owns: the connection, what was said there and not acknowledged.
 /// - Stays outside: what is mapped and what is poisoned (the shootdown's, as for any view).
-/// - Locks: `said` is a leaf, held while one packet is sent; `heard` is one. No method waits for the client
-///   longer than [`PATIENCE`], and none for one that let that pass before.
+/// - Locks: `hearing`, above both of the others, held while packets are taken in without waiting; `said`,
+///   held while one is sent without waiting; `heard`, a leaf. No method waits for the client longer than
+///   [`PATIENCE`], and none for one that let that pass before, until it has answered.
 pub struct RemoteSource {
     wire: Wire,
     pages: Range<u64>,
@@ -49,64 +56,16 @@ pub struct RemoteSource {
     said: Mutex<Said>,
     /// Something was acknowledged, or it is over.
     heard_of: Condvar,
+    hearing: Mutex<()>,
     heard: Mutex<Heard>,
+    /// Rung when another thread than the fault loop's has heard something for that.
+    heard_more: Bell,
     /// Nobody is there any more: the client's end is closed.
     is_gone: AtomicBool,
     /// This side has closed the connection. The client may not know yet, and still have its rights.
     is_cut_off: AtomicBool,
-}
-
-/// What was said, in the order of the wire.
-#[derive(Debug)]
-struct Said {
-    packets: u64,
-    acknowledged: u64,
-    /// What others may have to wait for, oldest first.
-    outstanding: VecDeque<Outstanding>,
-    /// A wait for it was in vain, and it has not caught up since: nobody waits for it.
-    is_silent: bool,
-    /// Bytes of the file, as it was last told, or more that nobody need tell.
-    size: u64,
-    /// No page from here on may have a private copy.
-    mapped_end: u64,
-    poisoned: u64,
-    /// It was silent when the file became shorter.
-    owes_size: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Outstanding {
-    number: u64,
-    pages: Range<u64>,
-    sent: Instant,
-    /// Pages may be mapped by it.
-    is_right: bool,
-}
-
-impl Said {
-    /// The last of what is outstanding about some of `pages`.
-    fn last_of(
-        &self,
-        pages: &Range<u64>,
-        which: impl Fn(&Outstanding) -> bool,
-    ) -> Option<Outstanding> {
-        let overlaps = |of: &Outstanding| of.pages.start < pages.end && pages.start < of.pages.end;
-        let mut found = self.outstanding.iter().rev();
-        found.find(|of| which(of) && overlaps(of)).cloned()
-    }
-
-    fn takes_owed_size(&mut self) -> bool {
-        !self.is_silent && std::mem::take(&mut self.owes_size)
-    }
-}
-
-/// What came in.
-#[derive(Debug, Default)]
-struct Heard {
-    /// The thread that hears what the client says.
-    hearer: Option<ThreadId>,
-    faults: Vec<Cause>,
-    asks: VecDeque<Ask>,
+    #[cfg(any(test, feature = "mutants"))]
+    mutants: Mutants,
 }
 
 /// Why a client is cut off.
@@ -114,6 +73,7 @@ struct Heard {
 enum Because {
     Nonsense,
     Full,
+    Unacknowledged,
     Failed,
     Poisoned,
 }
@@ -137,16 +97,6 @@ impl RemoteSource {
         if !is_view || pages.end > FileMemory::PAGES {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let said = Said {
-            packets: 0,
-            acknowledged: 0,
-            outstanding: VecDeque::new(),
-            is_silent: false,
-            size: 0,
-            mapped_end: 0,
-            poisoned: 0,
-            owes_size: false,
-        };
         Ok(Self {
             wire,
             pages,
@@ -154,17 +104,29 @@ impl RemoteSource {
             memory,
             pipe: Pipe::new()?,
             size: Box::new(size),
-            said: Mutex::new(said),
+            said: Mutex::default(),
             heard_of: Condvar::new(),
+            hearing: Mutex::new(()),
             heard: Mutex::default(),
+            heard_more: Bell::new()?,
             is_gone: AtomicBool::new(false),
             is_cut_off: AtomicBool::new(false),
+            #[cfg(any(test, feature = "mutants"))]
+            mutants: Mutants::default(),
         })
     }
 
+    /// Leaves `mutant` out from now on.
+    #[cfg(any(test, feature = "mutants"))]
+    pub fn leave_out(&self, mutant: Mutant) {
+        self.mutants.leave_out(mutant);
+    }
+
     /// Whether the connection was ended by this side, so that the client may still have rights which nobody
-    /// watches.
-    fn is_cut_off(&self) -> bool {
+    /// watches: what it may store to has to be written back, which takes them away, before that is
+    /// forgotten.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
         self.is_cut_off.load(Ordering::SeqCst)
     }
 
@@ -218,6 +180,9 @@ impl RemoteSource {
     /// Says `what`; gives its number.
     fn say(&self, said: &mut Said, what: ToClient, is_waited_for: bool) -> u64 {
         said.packets += 1;
+        if said.packets - said.acknowledged > UNACKNOWLEDGED {
+            self.end_because(Some(Because::Unacknowledged));
+        }
         let packet = FromDaemon {
             is_waited_for,
             what,
@@ -246,127 +211,17 @@ impl RemoteSource {
         });
     }
 
-    /// Waits until the client can't make use any more of rights to `pages` that it was given: it has, or
-    /// they are too old. So it ends whether the client answers or not.
+    /// Waits until the client can't make use any more of the rights to `pages` that it was given until now:
+    /// it has, or they are too old. So it ends whether the client answers or not.
     fn wait_for_rights(&self, said: &mut MutexGuard<'_, Said>, pages: &Range<u64>) {
-        while let Some(last) = said.last_of(pages, |of| of.is_right) {
-            if !self.wait_for(said, last.number, last.sent + PATIENCE) {
-                let now = Instant::now();
-                said.outstanding.retain(|of| of.sent + PATIENCE > now);
-            }
-            if self.is_gone() {
-                return;
-            }
+        said.forget_old_rights(Instant::now());
+        let Some(last) = said.last_of(pages, |of| of.is_right) else {
+            return;
+        };
+        // Those before it are older.
+        if !self.wait_for(said, last.number, last.sent + PATIENCE) {
+            said.late_since = said.late_since.max(Some(last.number));
         }
-    }
-
-    /// Takes in what has come, without waiting.
-    fn hear(&self) {
-        for _ in 0..PACKETS {
-            match self.wire.receive::<FromClient>(false) {
-                Ok(Found::Packet(packet, _)) => {
-                    if self.take_in(&packet).is_none() {
-                        return self.end_because(Some(Because::Nonsense));
-                    }
-                }
-                Ok(Found::Nothing) => return,
-                Ok(Found::Over) => {
-                    if !self.is_cut_off() {
-                        self.is_gone.store(true, Ordering::SeqCst);
-                        // Who waits has looked before with the lock.
-                        drop(self.said.lock());
-                        self.heard_of.notify_all();
-                    }
-                    return;
-                }
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    return self.end_because(Some(Because::Nonsense));
-                }
-                Err(_) => return self.end_because(Some(Because::Failed)),
-            }
-        }
-    }
-
-    /// `None` if it makes no sense.
-    fn take_in(&self, packet: &FromClient) -> Option<()> {
-        {
-            let mut said = self.said.lock();
-            if packet.done < said.acknowledged || packet.done > said.packets {
-                return None;
-            }
-            if packet.done > said.acknowledged {
-                said.acknowledged = packet.done;
-                said.is_silent &= packet.done < said.packets;
-                while said
-                    .outstanding
-                    .front()
-                    .is_some_and(|first| first.number <= packet.done)
-                {
-                    said.outstanding.pop_front();
-                }
-                self.heard_of.notify_all();
-            }
-            if packet.what == Asked::Clock {
-                self.say(&mut said, ToClient::Clock { now: clock() }, false);
-            }
-        }
-        let inside =
-            |pages: &Range<u64>| pages.start >= self.pages.start && pages.end <= self.pages.end;
-        let mut heard = self.heard.lock();
-        match packet.what {
-            Asked::Nothing | Asked::Clock => {}
-            Asked::Fault { page, is_store } => {
-                if !self.pages.contains(&page) || (is_store && self.kind == RemoteKind::ReadOnly) {
-                    return None;
-                }
-                heard.faults.push(Cause { page, is_store });
-            }
-            Asked::Populate { first, end } => {
-                inside(&(first..end)).then_some(())?;
-                heard.asks.push_back(Ask::Populate(first..end));
-            }
-            Asked::Advise(advised) => heard.asks.push_back(match advised {
-                Advised::Normal => Ask::Advise(Hint::Normal),
-                Advised::Sequential => Ask::Advise(Hint::Sequential),
-                Advised::Random => Ask::Advise(Hint::Random),
-                Advised::WillNeed => Ask::WillNeed(self.pages.clone()),
-            }),
-        }
-        Some(())
-    }
-
-    /// Waits until packet `number` is acknowledged, until `deadline` at most. Whether it was, or nobody is
-    /// there who could do what was said.
-    fn wait_for(&self, said: &mut MutexGuard<'_, Said>, number: u64, deadline: Instant) -> bool {
-        loop {
-            if said.acknowledged >= number || self.is_gone() {
-                return true;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                if !said.is_silent {
-                    tracing::warn!(
-                        "a program that maps a file does not answer: nobody waits for it"
-                    );
-                    said.is_silent = true;
-                }
-                return false;
-            }
-            if self.is_hearer() {
-                MutexGuard::unlocked(said, || {
-                    // Errors: the deadline comes.
-                    let _ = poll_in(&[self.wire.as_fd()], Some(left));
-                    self.hear();
-                });
-            } else {
-                self.heard_of.wait_for(said, left);
-            }
-        }
-    }
-
-    /// Whether this thread is the one that hears what the client says.
-    fn is_hearer(&self) -> bool {
-        self.heard.lock().hearer == Some(std::thread::current().id())
     }
 
     /// Takes `pages` out of every mapping, with what was stored to them.
@@ -385,16 +240,14 @@ impl FaultSource for RemoteSource {
     }
 
     fn read(&self, stopped: &mut Vec<Cause>) -> io::Result<()> {
-        let before = self
-            .heard
-            .lock()
-            .hearer
-            .replace(std::thread::current().id());
+        let this = Some(std::thread::current().id());
+        let before = std::mem::replace(&mut self.heard.lock().listener, this);
         if before.is_none() {
             self.welcome();
         }
         self.hear();
-        if self.said.lock().takes_owed_size() {
+        let owes_size = self.said.lock().takes_owed_size();
+        if owes_size {
             self.resized();
         }
         stopped.append(&mut self.heard.lock().faults);
@@ -405,16 +258,30 @@ impl FaultSource for RemoteSource {
         if self.is_over() {
             return Ok(Woken::Over);
         }
-        let ready = poll_in(&[bell, self.wire.as_fd()], most)?;
+        // Whatever others hear from here on rings.
+        self.heard_more.hear();
+        if !self.heard.lock().is_nothing() {
+            return Ok(Woken::Faults);
+        }
+        let fds = [bell, self.wire.as_fd(), self.heard_more.fd()];
+        let ready = poll_in(&fds, most)?;
         Ok(match ready[..] {
-            [true, _] => Woken::Rung,
-            [false, true] => Woken::Faults,
-            _ => Woken::Late,
+            [true, ..] => Woken::Rung,
+            [false, false, false] => Woken::Late,
+            _ => Woken::Faults,
         })
     }
 
+    /// Who owes an answer gets no right, so that nobody has to wait until that is too old: it is told to
+    /// ask again, by which it answers.
     fn map(&self, pages: Range<u64>, writable: bool) -> Result<(), Obstacle> {
         let mut said = self.said.lock();
+        said.forget_old_rights(Instant::now());
+        if !said.gets_rights() {
+            let (first, end) = (pages.start, pages.end);
+            self.say(&mut said, ToClient::Wake { first, end }, false);
+            return Ok(());
+        }
         said.mapped_end = said.mapped_end.max(pages.end);
         let what = ToClient::Map {
             first: pages.start,
@@ -443,15 +310,23 @@ impl FaultSource for RemoteSource {
         if pages.start >= said.mapped_end || self.is_gone() {
             return;
         }
-        if !said.is_silent && !self.is_cut_off() {
+        if !said.is_silent() && !self.is_cut_off() {
             let (first, end) = (pages.start, pages.end);
             let number = self.say(&mut said, ToClient::Protect { first, end }, true);
-            if self.wait_for(&mut said, number, Instant::now() + PATIENCE) {
+            #[cfg(any(test, feature = "mutants"))]
+            if self.mutants.has(Mutant::ProtectWait) {
+                return;
+            }
+            if self.wait_or_silence(&mut said, number) {
                 return;
             }
         }
         self.wait_for_rights(&mut said, &pages);
         drop(said);
+        #[cfg(any(test, feature = "mutants"))]
+        if self.mutants.has(Mutant::Freeze) {
+            return;
+        }
         if !self.is_gone() {
             self.freeze(pages);
         }
@@ -459,9 +334,9 @@ impl FaultSource for RemoteSource {
 
     fn poison(&self, page: u64) -> bool {
         let mut said = self.said.lock();
-        said.poisoned += 1;
+        said.poisoned.insert(page);
         self.say(&mut said, ToClient::Poison { page }, false);
-        let is_too_much = said.poisoned > POISONED_PAGES;
+        let is_too_much = said.poisoned.len() > POISONED_PAGES;
         drop(said);
         if is_too_much {
             self.end_because(Some(Because::Poisoned));
@@ -470,7 +345,11 @@ impl FaultSource for RemoteSource {
     }
 
     fn wake(&self, page: u64) {
-        self.say(&mut self.said.lock(), ToClient::Wake { page }, false);
+        let what = ToClient::Wake {
+            first: page,
+            end: page + 1,
+        };
+        self.say(&mut self.said.lock(), what, false);
     }
 
     fn zap(&self, pages: Range<u64>) {
@@ -487,51 +366,59 @@ impl FaultSource for RemoteSource {
 
     fn cure(&self, pages: Range<u64>) {
         let mut said = self.said.lock();
-        said.poisoned = said.poisoned.saturating_sub(pages.end - pages.start);
+        said.poisoned
+            .extract_if(pages.clone(), |_| true)
+            .for_each(drop);
         let (first, end) = (pages.start, pages.end);
         self.say_of(&mut said, pages, ToClient::Cure { first, end }, false);
     }
 
     fn settle(&self, pages: Range<u64>) {
-        let mut said = self.said.lock();
-        let Some(last) = said.last_of(&pages, |_| true) else {
+        #[cfg(any(test, feature = "mutants"))]
+        if self.mutants.has(Mutant::Settle) {
             return;
-        };
-        if !said.is_silent && !self.is_cut_off() {
+        }
+        let mut said = self.said.lock();
+        said.forget_old_rights(Instant::now());
+        if said.last_of(&pages, |_| true).is_none() {
+            return;
+        }
+        if !said.is_silent() && !self.is_cut_off() {
             self.say(&mut said, ToClient::Settle, true);
-            self.wait_for(&mut said, last.number, last.sent + PATIENCE);
+            if let Some(last) = said.last_of(&pages, |of| !of.is_right) {
+                self.wait_or_silence(&mut said, last.number);
+            }
         }
         self.wait_for_rights(&mut said, &pages);
     }
 
     fn resized(&self) {
-        let bytes = (self.size)();
         let mut said = self.said.lock();
+        // Asked with the lock: what is told last is what is so.
+        let bytes = (self.size)();
         if bytes < said.size {
             // Who is silent hears it when he answers again.
-            if said.is_silent {
+            if said.is_silent() {
                 said.owes_size = true;
                 return;
             }
-            self.say_of(
-                &mut said,
-                self.pages.clone(),
-                ToClient::Size { bytes },
-                false,
-            );
+            let what = ToClient::Size { bytes };
+            self.say_of(&mut said, self.pages.clone(), what, false);
         }
         said.size = bytes;
+    }
+
+    fn may_still_store(&self) -> bool {
+        self.is_cut_off() && self.kind == RemoteKind::Shared
     }
 
     fn next_ask(&self) -> Option<Ask> {
         self.heard.lock().asks.pop_front()
     }
 
-    fn may_still_store(&self) -> bool {
-        self.kind == RemoteKind::Shared && self.is_cut_off() && !self.is_gone()
-    }
-
     fn populated(&self, outcome: Result<(), Errno>) {
+        // Before the answer, after which there may be a next one.
+        self.heard.lock().is_populating = false;
         let errno = outcome.err().map_or(0, Errno::raw_os_error);
         self.say(&mut self.said.lock(), ToClient::Populated { errno }, false);
     }

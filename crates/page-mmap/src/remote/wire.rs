@@ -84,7 +84,8 @@ pub(crate) enum Asked {
     Fault { page: u64, is_store: bool },
     /// Nothing: it says what it has done.
     Nothing,
-    /// These pages are to be read and mapped for loads; one [`ToClient::Populated`] is the answer.
+    /// These pages are to be read and mapped for loads; one [`ToClient::Populated`] is the answer, before
+    /// which there may be no other.
     Populate { first: u64, end: u64 },
     /// How it will load.
     Advise(Advised),
@@ -128,8 +129,8 @@ pub(crate) enum ToClient {
     Protect { first: u64, end: u64 },
     /// Accesses to the page end with SIGBUS.
     Poison { page: u64 },
-    /// Who stopped at the page tries again.
-    Wake { page: u64 },
+    /// Who stopped at the pages tries again.
+    Wake { first: u64, end: u64 },
     /// Where the pages are poisoned they are not any more.
     Cure { first: u64, end: u64 },
     /// What is mapped of the pages goes, private copies and poison as well.
@@ -138,7 +139,7 @@ pub(crate) enum ToClient {
     Size { bytes: u64 },
     /// Nothing; what was said before is to be acknowledged.
     Settle,
-    /// The oldest [`Asked::Populate`] that has no answer is done; 0, or an error's number.
+    /// The [`Asked::Populate`] is done; 0, or an error's number.
     Populated { errno: i32 },
     /// The answer to [`Asked::Clock`], by the clock read after that came.
     Clock { now: u64 },
@@ -352,7 +353,7 @@ impl Packet for FromDaemon {
             } => (1, first, end, u64::from(writable), now),
             ToClient::Protect { first, end } => (2, first, end, 0, 0),
             ToClient::Poison { page } => (3, page, 0, 0, 0),
-            ToClient::Wake { page } => (4, page, 0, 0, 0),
+            ToClient::Wake { first, end } => (4, first, end, 0, 0),
             ToClient::Zap { first, end } => (5, first, end, 0, 0),
             ToClient::Size { bytes } => (6, bytes, 0, 0, 0),
             ToClient::Settle => (7, 0, 0, 0, 0),
@@ -377,7 +378,7 @@ impl Packet for FromDaemon {
             },
             (2, 0) if first < end => ToClient::Protect { first, end },
             (3, 0) => ToClient::Poison { page: a },
-            (4, 0) => ToClient::Wake { page: a },
+            (4, 0) if first < end => ToClient::Wake { first, end },
             (5, 0) if first < end => ToClient::Zap { first, end },
             (6, 0) => ToClient::Size { bytes: a },
             (7, 0) => ToClient::Settle,
@@ -451,7 +452,7 @@ mod tests {
             ToClient::Protect { first, end },
             ToClient::Cure { first, end },
             ToClient::Poison { page: 4 },
-            ToClient::Wake { page: 4 },
+            ToClient::Wake { first, end },
             ToClient::Zap { first, end },
             ToClient::Size { bytes: 4097 },
             ToClient::Settle,

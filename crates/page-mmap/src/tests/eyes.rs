@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use pagefence_host_memory::View;
+use pagefence_host_memory::{View, ViewKind};
 use pagefence_page_cache::PAGE_SIZE;
 use pagefence_page_cache::simulated::Entry;
 
@@ -35,7 +35,7 @@ pub(super) fn look(view: &View, index: u64) -> Seen {
     let word = u64::from_ne_bytes(word);
     let has = |bit| word & bit != 0;
     if has(PRESENT) {
-        let is_shared = view.kind() != pagefence_host_memory::ViewKind::Private;
+        let is_shared = matches!(view.kind(), ViewKind::Shared | ViewKind::SharedReadOnly);
         return Seen::Page(match (has(OF_FILE), is_shared && !has(PROTECTED)) {
             (false, _) => Entry::Private,
             (true, true) => Entry::Writable,

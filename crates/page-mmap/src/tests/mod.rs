@@ -6,6 +6,7 @@ mod mutants;
 mod poison;
 mod populate;
 mod races;
+mod remote;
 mod schedules;
 mod smoke;
 mod space;

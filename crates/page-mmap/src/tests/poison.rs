@@ -23,22 +23,27 @@ const DONE: i32 = 77;
 
 const SIGBUS: i32 = 7;
 
-/// Runs `body` in a child, a process that runs the test `name` of this file alone; how it ended.
+/// Runs `body` in a child, a process that runs the test `name` alone; how it ended.
 fn in_child(name: &str, body: impl FnOnce()) -> ExitStatus {
     if std::env::var(VARIABLE).as_deref() == Ok(name) {
         body();
         std::process::exit(DONE);
     }
     Command::new(std::env::current_exe().expect("this test"))
-        .args([&format!("tests::poison::{name}"), "--exact", "--nocapture"])
+        .args([name, "--exact", "--nocapture"])
         .env(VARIABLE, name)
         .status()
         .expect("a child")
 }
 
-/// Whether `body` ends the process that runs it by SIGBUS, and is no test that can't be found.
 fn gives_bus(name: &str, body: impl FnOnce()) -> bool {
-    let status = in_child(name, body);
+    gives_bus_in("tests::poison", name, body)
+}
+
+/// Whether `body` ends the process that runs it by SIGBUS, and is no test that can't be found: `name` of
+/// `module`.
+pub(super) fn gives_bus_in(module: &str, name: &str, body: impl FnOnce()) -> bool {
+    let status = in_child(&format!("{module}::{name}"), body);
     assert!(status.signal().is_some() || status.code() == Some(DONE));
     status.signal() == Some(SIGBUS)
 }

@@ -1,5 +1,5 @@
 //! A mapping of a file, as the schedules see it: a simulated one, or a real one whose faults can be
-//! stopped before their page is mapped and after.
+//! stopped before their page is mapped and after. That of a guard is in `remote::space`.
 
 use std::io;
 use std::ops::Range;
@@ -11,11 +11,12 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex};
 use pagefence_page_cache::simulated::{AddressSpace, Entry};
 use pagefence_page_cache::{FaultError, FaultKind};
+use rustix::io::Errno;
 
 use super::disk::{Disk, Failed};
 use super::eyes::{Seen, look};
 use super::{Bench, PAGE, Task};
-use crate::{Cause, FaultSource, Kind, Obstacle, RealSource, Region, Woken};
+use crate::{Ask, Cause, FaultSource, Kind, Obstacle, RealSource, Region, Woken};
 
 /// What a program does to a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,10 +152,10 @@ impl Space for AddressSpace<Disk> {
     }
 }
 
-/// The kernel's faults, with gates.
+/// Faults with gates.
 #[derive(Debug)]
-pub(super) struct Gated {
-    inner: RealSource,
+pub(super) struct Gated<S = RealSource> {
+    inner: S,
     state: Mutex<Gates>,
     changed: Condvar,
 }
@@ -172,8 +173,16 @@ struct Gates {
 /// A region with gates.
 pub(super) type Real = Region<Disk, Gated>;
 
-impl Gated {
-    fn set(&self, before: bool, after: bool) {
+impl<S> Gated<S> {
+    pub(super) fn new(inner: S) -> Self {
+        Self {
+            inner,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(super) fn set(&self, before: bool, after: bool) {
         let mut gates = self.state.lock();
         (gates.before, gates.after) = (before, after);
         drop(gates);
@@ -193,7 +202,15 @@ impl Gated {
         gates.stopped -= 1;
     }
 
-    fn wait(&self, until: impl Fn(&Gates) -> bool) {
+    pub(super) fn wait_stopped(&self, count: usize) {
+        self.wait_until(|gates| gates.stopped >= count);
+    }
+
+    pub(super) fn wait_zapped(&self) {
+        self.wait_until(|gates| gates.zaps >= 1);
+    }
+
+    fn wait_until(&self, until: impl Fn(&Gates) -> bool) {
         let mut gates = self.state.lock();
         while !until(&gates) {
             self.changed.wait(&mut gates);
@@ -201,7 +218,7 @@ impl Gated {
     }
 }
 
-impl FaultSource for Gated {
+impl<S: FaultSource> FaultSource for Gated<S> {
     fn pages(&self) -> Range<u64> {
         self.inner.pages()
     }
@@ -242,6 +259,30 @@ impl FaultSource for Gated {
         self.state.lock().zaps += 1;
         self.changed.notify_all();
     }
+
+    fn settle(&self, pages: Range<u64>) {
+        self.inner.settle(pages);
+    }
+
+    fn cure(&self, pages: Range<u64>) {
+        self.inner.cure(pages);
+    }
+
+    fn resized(&self) {
+        self.inner.resized();
+    }
+
+    fn may_still_store(&self) -> bool {
+        self.inner.may_still_store()
+    }
+
+    fn next_ask(&self) -> Option<Ask> {
+        self.inner.next_ask()
+    }
+
+    fn populated(&self, outcome: Result<(), Errno>) {
+        self.inner.populated(outcome);
+    }
 }
 
 impl Space for Real {
@@ -251,11 +292,7 @@ impl Space for Real {
         let bytes = usize::try_from((pages.end - pages.start) * PAGE).expect("small");
         let view = View::new(&bench.memory(), pages.start, bytes, kind).expect("a view");
         let userfault = Userfault::open().expect("a userfaultfd");
-        let source = Gated {
-            inner: RealSource::new(userfault, view).expect("registered"),
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        };
+        let source = Gated::new(RealSource::new(userfault, view).expect("registered"));
         Arc::new(Self::of_source(&bench.mapping, source, &bench.service).expect("a region"))
     }
 
@@ -297,11 +334,11 @@ impl Space for Real {
     }
 
     fn wait_stopped(&self, count: usize) {
-        self.source().wait(|gates| gates.stopped >= count);
+        self.source().wait_stopped(count);
     }
 
     fn wait_unmapped(&self) {
-        self.source().wait(|gates| gates.zaps >= 1);
+        self.source().wait_zapped();
     }
 
     fn finish(&self, touches: Vec<Task<()>>) {
@@ -315,7 +352,7 @@ fn place(region: &Real, offset: u64) -> usize {
     usize::try_from(offset - region.pages().start * PAGE).expect("inside")
 }
 
-/// Defines a test of each schedule for simulated and for real faults.
+/// Defines a test of each schedule for simulated faults, for real ones, and for those of a guard.
 macro_rules! for_both {
     ($($schedule:ident;)*) => {
         mod simulated {
@@ -332,6 +369,14 @@ macro_rules! for_both {
                 #[test]
                 fn $schedule() {
                     super::$schedule::<crate::tests::space::Real>();
+                }
+            )*
+        }
+        mod remote {
+            $(
+                #[test]
+                fn $schedule() {
+                    super::$schedule::<crate::tests::remote::space::Remote>();
                 }
             )*
         }

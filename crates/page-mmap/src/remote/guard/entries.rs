@@ -52,7 +52,7 @@ impl<'a> Entries<'a> {
                 self.zap(pages.clone());
             }
         }
-        self.wake_all(pages);
+        self.wake(pages);
         is_good
     }
 
@@ -87,10 +87,11 @@ impl<'a> Entries<'a> {
     /// The kernel has no memory for the entry, or the page is broken: nobody is left to hang there, and
     /// nobody is to ask without end.
     fn could_not_map(&mut self, page: u64, why: &std::io::Error) {
-        tracing::error!(page, error = %why, "a page of a mapped file can't be mapped");
         // Its neighbours were extra.
         if self.standing.contains(&page) {
             self.poison_until(page, Some(Instant::now() + POISONED_FOR));
+            // Who stood there goes on by now, whatever lock this takes.
+            tracing::error!(page, error = %why, "a page of a mapped file can't be mapped");
         }
     }
 
@@ -109,15 +110,11 @@ impl<'a> Entries<'a> {
         if poisoned == Some(true) {
             self.poisoned.insert(page, until);
         }
-        self.wake(page);
+        self.wake(page..page + 1);
     }
 
-    /// Who stopped at `page` tries again.
-    pub(super) fn wake(&mut self, page: u64) {
-        self.wake_all(page..page.saturating_add(1));
-    }
-
-    fn wake_all(&mut self, pages: Range<u64>) {
+    /// Who stopped at `pages` tries again.
+    pub(super) fn wake(&mut self, pages: Range<u64>) {
         while let Some(&page) = self.standing.range(pages.clone()).next() {
             self.standing.remove(&page);
         }

@@ -1,4 +1,9 @@
 //! The thread of a guard: does what the daemon says, packet by packet, and tells it of faults.
+//!
+//! Threads of the program may stand at a fault with any lock of the program held. So it waits for none, and
+//! does not log: [`Guard::is_over`] tells of the end.
+//!
+//! [`Guard::is_over`]: super::Guard::is_over
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -8,6 +13,8 @@ use pagefence_lock_order::primitives::atomic::Ordering;
 
 use super::Shared;
 use super::entries::Entries;
+#[cfg(any(test, feature = "mutants"))]
+use crate::mutants::Mutant;
 use crate::remote::source::poll_in;
 use crate::remote::wire::{Asked, Found, FromDaemon, ToClient};
 use crate::remote::{PATIENCE, clock};
@@ -15,6 +22,9 @@ use crate::service::AbortOnPanic;
 
 /// Packets that are done before faults are looked for, and not acknowledged at most.
 const PACKETS: u64 = 32;
+
+/// Turns that always have something to do, after which pages are looked for that are to be tried again.
+const CURE_TURNS: u64 = 64;
 
 /// How old a right may be that is made use of: half of what the daemon waits for, which leaves the other
 /// half for a thread that is held up between its look at the clock and the mapping.
@@ -76,9 +86,13 @@ impl Thread<'_> {
     fn serve(&mut self) -> Result<(), Over> {
         // What is known from the greeting may be off by all that the daemon had to do before.
         self.ask_clock()?;
-        loop {
+        for turn in 1_u64.. {
             let packets = self.do_packets()?;
             let faults = self.tell_faults()?;
+            if packets + faults > 0 && turn % CURE_TURNS != 0 {
+                continue;
+            }
+            let next_cure = self.entries.cure_failed(Instant::now());
             if packets + faults > 0 {
                 continue;
             }
@@ -88,14 +102,14 @@ impl Thread<'_> {
                 shared.userfault.as_fd(),
                 shared.wire.as_fd(),
             ];
-            let next_cure = self.entries.cure_failed(Instant::now());
             let ready = poll_in(&fds, next_cure).unwrap_or_else(|error| {
                 panic!("faults of a mapped file can't be waited for: {error}")
             });
             if ready[0] && shared.bell.hear() {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     /// Does what the daemon has said, as far as it is there; says how many packets that were.
@@ -127,21 +141,23 @@ impl Thread<'_> {
             ToClient::Map { first, end, .. }
             | ToClient::Protect { first, end }
             | ToClient::Cure { first, end }
-            | ToClient::Zap { first, end } => first..end,
-            ToClient::Poison { page } | ToClient::Wake { page } => page..page.saturating_add(1),
+            | ToClient::Zap { first, end }
+            | ToClient::Wake { first, end } => first..end,
+            ToClient::Poison { page } => page..page.saturating_add(1),
             ToClient::Size { .. }
             | ToClient::Settle
             | ToClient::Populated { .. }
             | ToClient::Clock { .. } => shown.clone(),
         };
         if pages.start < shown.start || pages.end > shown.end {
-            tracing::error!(?pages, ?shown, "a file's server speaks of other pages");
             return Err(Over);
         }
         match what {
             ToClient::Map { writable, now, .. } => {
                 let lead = self.lead;
                 let is_too_old = || lead.is_too_old(now, clock());
+                #[cfg(any(test, feature = "mutants"))]
+                let is_too_old = || !self.shared.mutants.has(Mutant::Age) && is_too_old();
                 if !self.entries.map(pages, writable, is_too_old) {
                     // It may only seem so.
                     self.ask_clock()?;
@@ -149,7 +165,7 @@ impl Thread<'_> {
             }
             ToClient::Protect { .. } => self.entries.protect(pages),
             ToClient::Poison { page } => self.entries.poison(page),
-            ToClient::Wake { page } => self.entries.wake(page),
+            ToClient::Wake { .. } => self.entries.wake(pages),
             ToClient::Cure { .. } => self.entries.cure(pages),
             ToClient::Zap { .. } => self.entries.zap(pages),
             ToClient::Size { bytes } => self.shared.size.store(bytes, Ordering::SeqCst),
@@ -208,9 +224,6 @@ impl Thread<'_> {
     /// The last act: whoever stands at a page, or comes to one from now on, gets SIGBUS.
     fn end(&mut self) {
         let shared = self.shared;
-        if !shared.bell.is_over() {
-            tracing::warn!("the server of a mapped file is gone: accesses end with SIGBUS");
-        }
         self.entries.take_all();
         // By now nobody stores there that the daemon does not know of, if there still is one.
         shared.wire.shut_down();
