@@ -13,6 +13,7 @@ mod mutants;
 mod random;
 mod ranges;
 mod scratch;
+mod soak;
 mod sparse;
 mod storm;
 mod tidy;
@@ -38,6 +39,12 @@ enum Chore {
     Ranges(ranges::Arguments),
     /// Let threads loose on all that the library can do to files, under oracles.
     Storm(storm::Arguments),
+    /// Map files of one mount in two processes while others change them; nothing stale may be seen
+    /// (/dev/fuse).
+    Soak(soak::Arguments),
+    /// A process that `soak` starts.
+    #[command(hide = true)]
+    SoakMapper(soak::MapperArguments),
     /// Copy a tree into fresh images, by pagefence and by the kernel, and read each through the
     /// other (root, loop devices, /dev/fuse).
     CopyTree(copy_tree::Arguments),
@@ -89,6 +96,8 @@ fn main() -> ExitCode {
         Chore::CopyTree(arguments) => copy_tree::run(&arguments),
         Chore::Ranges(arguments) => ranges::run(&arguments),
         Chore::Storm(arguments) => storm::run(&arguments),
+        Chore::Soak(arguments) => soak::run(&arguments),
+        Chore::SoakMapper(arguments) => soak::mapper(&arguments),
         Chore::Kill(arguments) => kill::run(&arguments),
         Chore::KillWriter(arguments) => kill::writer(&arguments),
         Chore::Workloads(arguments) => workloads::run(&arguments),

@@ -219,6 +219,12 @@ impl Child {
         }
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        let process = self.process.borrow();
+        let id = Pid::from_child(process.as_ref().expect("it runs"));
+        kill_process(id, signal).expect("it is there");
+    }
+
     pub(crate) fn say(&self, what: &str) {
         tell(&self.place, what);
     }

@@ -14,6 +14,8 @@ use common::can_mount;
 use kit::{Child, PAGE, Served, Watchdog, child_place};
 use pagefence::{Map, MapOptions, Options, Volume};
 use pagefence_lock_order::primitives::atomic::Ordering;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::process::Signal;
 
 /// A user who is not root.
 const NOBODY: u32 = 65_534;
@@ -69,9 +71,9 @@ fn a_mapped_file_and_the_mount_agree() {
     assert_eq!(word, 0x0101_0106);
     // A hole that is punched is one for all.
     let hole = (2 * PAGE as u64, PAGE as u64);
-    let mode = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     map.write_at(2 * PAGE, &[7; PAGE]).expect("inside");
-    rustix::fs::fallocate(&part, mode, hole.0, hole.1).expect("a hole");
+    fallocate(&part, mode, hole.0, hole.1).expect("a hole");
     assert!(bytes(&map, 2 * PAGE, PAGE) == [0; PAGE]);
     map.populate(..).expect("it can be read");
     map.write_at(4 * PAGE, b"durable").expect("inside");
@@ -387,6 +389,63 @@ fn child_that_stores_for_ever() {
 fn store_by_pointer(map: &Map, at: usize, value: u8) {
     // SAFETY: as in `load_by_pointer`, of a map for stores.
     unsafe { map.as_ptr().add(at).write_volatile(value) }
+}
+
+#[test]
+fn a_stopped_program_holds_up_nobody() {
+    if !can_mount() {
+        return;
+    }
+    let _watchdog = Watchdog::new("a_stopped_program_holds_up_nobody");
+    let mut served = Served::new("rw");
+    let path = served.file("f", &[3; 64 * PAGE]);
+    let child = Child::start("child_that_stores_for_ever", &served, 0);
+    child.wait_for(child.name());
+    let file = File::options().read(true).write(true).open(&path);
+    let file = file.expect("it opens");
+    child.signal(Signal::STOP);
+    let begin = Instant::now();
+    let mut page = [1; PAGE];
+    let look = |page: &mut [u8], at: usize| {
+        file.read_exact_at(page, (at * PAGE) as u64)
+            .expect("it is read");
+    };
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(&file, mode, 10 * PAGE as u64, PAGE as u64).expect("a hole");
+    look(&mut page, 10);
+    assert!(page == [0; PAGE]);
+    file.write_all_at(&[5; PAGE], 11 * PAGE as u64)
+        .expect("it is written");
+    file.sync_all().expect("it is durable");
+    look(&mut page, 11);
+    assert!(page == [5; PAGE]);
+    look(&mut page, 12);
+    assert!(page[9] & 1 == 1 && page[10] == 3);
+    file.set_len(50 * PAGE as u64).expect("it is cut");
+    file.set_len(64 * PAGE as u64).expect("it grows");
+    look(&mut page, 50);
+    assert!(page == [0; PAGE]);
+    let held_up = begin.elapsed();
+    assert!(held_up < Duration::from_secs(30), "{held_up:?}");
+    // It goes on with what is there now.
+    child.signal(Signal::CONT);
+    let begin = Instant::now();
+    for at in [10, 11, 50] {
+        let was = if at == 11 { 5 } else { 0 };
+        look(&mut page, at);
+        while page[9] & 1 == 0 || page[9] == was {
+            assert!(begin.elapsed() < Duration::from_secs(30), "page {at} stays");
+            std::thread::sleep(Duration::from_millis(1));
+            look(&mut page, at);
+        }
+        page[9] = was;
+        assert!(page == [was; PAGE], "page {at}");
+    }
+    child.signal(Signal::KILL);
+    assert_eq!(child.end().signal, Some(9));
+    drop(file);
+    served.unmount();
+    served.check();
 }
 
 #[test]

@@ -8,10 +8,10 @@
 //! truncates count as punches.)
 
 mod actors;
-mod ledger;
 
 use std::time::{Duration, Instant};
 
+use pagefence_fs_model::ledger::{CELL, Ledger};
 use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex, RwLock};
 use pagefence_page_cache::PAGE_SIZE;
@@ -21,7 +21,6 @@ use super::{Bench, PAGE, Task, load};
 use crate::mutants::Mutant;
 use crate::{Kind, Region};
 use actors::{ACTORS, Actor};
-use ledger::{CELL, Ledger};
 
 /// Pages of the file: more than the cache has frames.
 const PAGES: u64 = 256;

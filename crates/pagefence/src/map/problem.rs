@@ -156,7 +156,7 @@ impl Problem {
             },
             GuardError::Refused(Errno::ROFS) => Self::ReadOnlyMount,
             GuardError::Refused(errno) => Self::of_ticket(&errno.into()),
-            other => Self::Mount(std::io::Error::other(other)),
+            other => Self::Map(std::io::Error::other(other).into()),
         }
     }
 }

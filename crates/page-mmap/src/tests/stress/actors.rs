@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use pagefence_fs_model::ledger::{CELL, Expect, Wrong};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::Ordering;
 use pagefence_lock_order::primitives::thread::yield_now;
 use pagefence_page_cache::{FaultError, FaultKind, PAGE_SIZE};
 
-use super::ledger::{CELL, Expect, Wrong};
 use super::{PAGES, TAIL, World};
 use crate::tests::disk::Disk;
 use crate::tests::{PAGE, load, store};
