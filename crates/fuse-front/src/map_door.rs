@@ -22,6 +22,9 @@
 //!   who had the file open before, or maps it by the kernel, sees a store a little later;
 //! - it keeps attributes for a short time only, as stores change them.
 //!
+//! What programs store to maps that are the kernel's own (mmap(2)) it writes by whole pages: what was
+//! stored to such a page past it meanwhile may be lost.
+//!
 //! Invariant: pages that come to the kernel by a request are dropped after its answer if the file was
 //! mapped *before* the file system was asked. A request that began earlier than the first ticket has
 //! its pages in the kernel's cache, locked until it is answered if they are to be filled: what that

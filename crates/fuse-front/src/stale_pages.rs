@@ -1,4 +1,4 @@
-//! Pages that the kernel has of files whose data is another one now, and telling it.
+//! Pages that the kernel has of files whose data was changed past it, and telling it.
 //!
 //! The kernel takes away pages itself for whatever it passes on (truncate, punch). Where a file was
 //! changed past it, it has to be told to drop them, and it waits for those that are being read or

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use pagefence_fuse_front::map_door::{MAP_TICKET, TICKET_BYTES};
 use pagefence_fuse_front::{MapDoor, MapRights, ServeOptions, unmount};
-use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
-use pagefence_lock_order::primitives::{Arc, Mutex};
+use pagefence_host_memory::FileMap;
+use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicUsize, Ordering};
+use pagefence_lock_order::primitives::{Arc, Mutex, thread};
 use pagefence_vfs::{
     Credentials, FileSystem as _, InodeId, SetAttr, SetTime, Timestamp, WriteMode,
 };
@@ -188,14 +189,18 @@ fn who_opens_a_mapped_file_sees_each_store_at_once() {
         assert_eq!(read(&fresh), number);
         assert_eq!(read(&open(&path, true, false)), number);
     }
-    // Also if open(2) would have made it.
+    // Also if open(2) makes it: a number may be used again.
+    let next = InodeId(inode.0 + 1);
+    maps.door.mapped.lock().insert(next);
     let mut how = File::options();
-    let made = how.read(true).write(true).create(true).open(&path);
-    let made = made.expect("it opens");
-    made.write_all_at(&[201], PAGE as u64).expect("written");
-    assert_eq!(read(&fresh), 201);
-    maps.store(inode, PAGE as u64, &[202]);
-    assert_eq!(read(&made), 202);
+    let made = how.read(true).write(true).create_new(true);
+    let made = made.open(maps.mounted.join("made")).expect("it is made");
+    assert_eq!(maps.mounted.counters.named("made"), Some(next));
+    made.write_all_at(&[0; 2 * PAGE], 0).expect("written");
+    for number in 1..=200 {
+        maps.store(next, PAGE as u64, &[number]);
+        assert_eq!(read(&made), number);
+    }
 }
 
 #[test]
@@ -228,6 +233,79 @@ fn who_had_a_file_open_before_sees_what_maps_store_before_long() {
         maps.store(inode, page + 1, &[0]);
         before_long("a page that was written stays", || Ok(read(page + 1)? == 0));
         assert_eq!(read(page + 2).expect("it is read"), number);
+    }
+}
+
+#[test]
+fn many_readers_beside_stores_only_go_forward() {
+    let Some(maps) = Maps::mount(&ServeOptions::default()) else {
+        return;
+    };
+    let inode = maps.mounted.counters.plant("file", &[0; 64 * PAGE]);
+    let path = maps.mounted.join("file");
+    let old = open(&path, true, false);
+    ask(&old).expect("a ticket");
+    let fresh = open(&path, true, false);
+    let reading = AtomicUsize::new(6);
+    thread::scope(|scope| {
+        for reader in 0..6 {
+            let (file, reading) = if reader % 3 == 0 {
+                (&fresh, &reading)
+            } else {
+                (&old, &reading)
+            };
+            scope.spawn(move || {
+                let mut whole = vec![0; 64 * PAGE];
+                let mut last = 0;
+                for _ in 0..150 {
+                    file.read_exact_at(&mut whole, 0).expect("it is read");
+                    let number = u32::from_ne_bytes(
+                        whole[9 * PAGE..9 * PAGE + 4]
+                            .try_into()
+                            .expect("four bytes"),
+                    );
+                    assert!(number >= last, "{number} after {last}");
+                    last = number;
+                }
+                reading.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+        let mut number = 0u32;
+        while reading.load(Ordering::SeqCst) > 0 && number < 10_000_000 {
+            number += 1;
+            maps.store(inode, 9 * PAGE as u64, &number.to_ne_bytes());
+        }
+    });
+}
+
+#[test]
+fn the_kernels_own_maps_follow_before_long() {
+    let Some(maps) = Maps::mount(&ServeOptions::default()) else {
+        return;
+    };
+    let shared = Arc::clone(&maps.mounted.counters);
+    let inode = shared.plant("file", &[0; 2 * PAGE]);
+    let path = maps.mounted.join("file");
+    let map = |file: &File| FileMap::new(file, 0, 2 * PAGE).expect("a map");
+    let load = |map: &FileMap| {
+        let mut byte = [0];
+        map.load(PAGE, &mut byte);
+        byte[0]
+    };
+    let old = open(&path, true, true);
+    let before = map(&old);
+    assert_eq!(load(&before), 0);
+    ask(&old).expect("a ticket");
+    let after = map(&open(&path, true, true));
+    for number in 1..=20 {
+        maps.store(inode, PAGE as u64, &[number]);
+        for map in [&before, &after] {
+            before_long("a mapped page stays", || Ok(load(map) == number));
+        }
+        // What is stored to them gets here as well.
+        after.store(0, &[number]);
+        let stored = || shared.with(inode, |node| node.bytes[0]);
+        before_long("a dirty page stays", || Ok(stored() == number));
     }
 }
 
