@@ -291,6 +291,46 @@ fn a_mount_whose_files_are_mapped_is_in_use_and_ends_with_its_maps() {
     served.check();
 }
 
+#[test]
+#[expect(unsafe_code, reason = "a map's memory is given to calls as a slice")]
+fn a_map_of_a_mount_is_written_to_a_volume_and_back() {
+    if !can_mount() {
+        return;
+    }
+    let _watchdog = Watchdog::new("a_map_of_a_mount_is_written_to_a_volume_and_back");
+    let served = Served::new("rw");
+    let contents: Vec<u8> = (0..40 * PAGE).map(|at| (at / 7) as u8).collect();
+    let path = served.file("f", &contents);
+    let mounted = Volume::connect(served.mountpoint()).expect("it serves maps");
+    let map = mounted.map("f", .., MapOptions::shared()).expect("it maps");
+    // The image of the volume lies on the mount.
+    let image = served.mountpoint().join("inner.img");
+    let mkfs = pagefence::Mkfs::new(pagefence::Kind::Ext4).size(8 << 20);
+    mkfs.format(&image).expect("it is made");
+    let volume = Volume::open(&image, Options::new().write(true)).expect("it opens");
+    for direct in [false, true] {
+        let options = pagefence::OpenOptions::new().read(true).write(true);
+        let options = options.create(true).direct(direct);
+        let file = options.open(&volume, "/g").expect("it opens");
+        // SAFETY: inside the file, to which nobody writes meanwhile.
+        let bytes = unsafe { map.raw().as_bytes() };
+        file.write_all_at(0, bytes).expect("it is written");
+        let copy = file.map(.., MapOptions::shared()).expect("it maps");
+        assert!(copy.slice(..).expect("inside") == contents[..]);
+        copy.write_at(PAGE, &[77; PAGE]).expect("inside");
+        let private = mounted
+            .map("f", .., MapOptions::private())
+            .expect("it maps");
+        // SAFETY: this map's own from here on, inside the file, and nobody else looks at it.
+        let target = unsafe { std::slice::from_raw_parts_mut(private.as_ptr(), private.len()) };
+        assert_eq!(file.read_at(0, target).expect("it is read"), contents.len());
+        assert!(private.slice(PAGE..2 * PAGE).expect("inside") == [77; PAGE]);
+        assert!(private.slice(2 * PAGE..).expect("inside") == contents[2 * PAGE..]);
+    }
+    volume.close().expect("it closes");
+    assert!(std::fs::read(&path).expect("it is there") == contents);
+}
+
 /// Everything about a map whose server has gone is an error.
 fn assert_is_over(map: &Map) {
     let is_over = |result: pagefence::Result<()>| {
