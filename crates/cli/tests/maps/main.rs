@@ -79,7 +79,7 @@ fn a_mapped_file_and_the_mount_agree() {
     map.write_at(4 * PAGE, b"durable").expect("inside");
     map.flush_range(4 * PAGE..).expect("it is written");
     let seen = bytes(&map, 0, map.len());
-    drop((map, tail, part));
+    drop((map, tail, part, mounted));
     served.unmount();
     let volume = Volume::open(served.image(), Options::new()).expect("an image");
     assert!(volume.read("/f").expect("it is there") == seen);
@@ -540,11 +540,11 @@ fn what_cannot_be_mapped_says_why() {
         ErrorKind::Unsupported,
         "pagefence mount IMAGE",
     );
-    refused(&path, ErrorKind::NotADirectory, "not a directory");
+    refused(&path, ErrorKind::NotADirectory, "Not a directory");
     refused(
         &served.bench().join("none"),
         ErrorKind::NotFound,
-        "no such file",
+        "No such file",
     );
     let mounted = Volume::connect(served.mountpoint()).expect("it serves maps");
     let kind = |path: &str, options| mounted.map(path, .., options).expect_err("no").kind();
