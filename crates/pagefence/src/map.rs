@@ -82,7 +82,8 @@ const SERVERS_PER_CPU: usize = 4;
 ///   mount alone; others have maps that are [`MapOptions::read_only`] or [`MapOptions::private`].
 /// - Programs that open the file on the mount while it is mapped read what was stored at once, and what they
 ///   write is loaded at once. Who had the file open before its first map, or maps it by mmap(2) on the mount,
-///   looks at pages that the kernel keeps, and sees a store when it has dropped them: a moment later.
+///   looks at pages that the kernel keeps, and sees a store when it has dropped them: a moment later. What is
+///   stored to a map of the kernel comes back by whole pages, over what was stored there by others meanwhile.
 /// - The file is open on the mount until the map is dropped, so that the mount can't be unmounted before. As with
 ///   any descriptor, its end lets go of the locks of fcntl(2) that the process has on the file.
 /// - [`Map::flush_range`] makes all of the file durable.

@@ -42,7 +42,8 @@ const SERVER: &str = "system.pagefence.server";
 /// A directory of a mount that `pagefence mount` serves, to map files below it: from
 /// [`Volume::connect`].
 ///
-/// Everything else about the files is done by `std::fs`, on the mount. [`Map`] says how a map of such a
+/// Everything else about the files is done by `std::fs`, on the mount, which can't be unmounted as long as this
+/// is there. [`Map`] says how a map of such a
 /// file differs from one of a [`Volume`] that this process has opened.
 #[derive(Debug)]
 pub struct Mounted {
@@ -82,8 +83,8 @@ impl Mounted {
     fn open(path: &Path) -> Result<Self> {
         let of_map = |problem| Error::of_map(path, problem);
         let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(path, how, Mode::empty())
-            .map_err(|errno| of_map_or_io(path, errno))?;
+        let root = rustix::fs::open(path, how, Mode::empty());
+        let root = root.map_err(|errno| of_map(of_open(errno)))?;
         let kind = fstatfs(&root).map_err(|errno| of_map(Problem::of_mount(errno)))?;
         if u64::try_from(kind.f_type).ok() != Some(FUSE_MAGIC) {
             return Err(of_map(Problem::NotPagefence));
@@ -130,7 +131,7 @@ impl Mounted {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let shown = self.path.join(path.strip_prefix("/").unwrap_or(path));
         let file = openat2(&self.root, path, flags, Mode::empty(), resolve)
-            .map_err(|errno| of_map_or_io(&shown, errno))?;
+            .map_err(|errno| Error::of_map(&shown, of_open(errno)))?;
         self.map_opened(file.into(), shown, &range, options)
     }
 
@@ -279,11 +280,11 @@ fn without_maps(directory: &OwnedFd) -> Problem {
     }
 }
 
-/// Why `path` can't be opened.
-fn of_map_or_io(path: &Path, errno: Errno) -> Error {
+/// Why something of a mount can't be opened.
+fn of_open(errno: Errno) -> Problem {
     match Problem::of_mount(errno) {
-        Problem::Mount(error) => Error::at(path, pagefence_vfs::Error::Io(error)),
-        problem => Error::of_map(path, problem),
+        Problem::Mount(error) => Problem::Open(error),
+        problem => problem,
     }
 }
 

@@ -78,6 +78,8 @@ pub(crate) enum Problem {
         "the mount's server and this program don't understand each other: they are of different versions"
     )]
     Nonsense,
+    #[error("it can't be opened: {0}")]
+    Open(#[source] std::io::Error),
     #[error("only regular files can be mapped")]
     NotRegular,
     #[error("the file is not on the mount at {mount}")]
@@ -118,7 +120,7 @@ impl Problem {
             Self::Nonsense => ErrorKind::InvalidData,
             Self::NotRegular => ErrorKind::InvalidInput,
             Self::OtherMount { .. } => ErrorKind::CrossesDevices,
-            Self::Unreachable(error) | Self::Mount(error) => error.kind(),
+            Self::Unreachable(error) | Self::Open(error) | Self::Mount(error) => error.kind(),
         }
     }
 
