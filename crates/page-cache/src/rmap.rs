@@ -247,6 +247,14 @@ impl Rmap {
         id
     }
 
+    /// Whether nobody maps the file. Looked at below the lock of the file's memory, too.
+    pub(crate) fn is_empty(&self) -> bool {
+        let mappers = self.0.read();
+        mappers
+            .as_ref()
+            .is_none_or(|mappers| mappers.list.is_empty())
+    }
+
     fn remove(&self, id: u64) {
         let removed = {
             let mut mappers = self.0.write();
@@ -400,6 +408,7 @@ impl<B: WriteBacking> Drop for MappedRange<B> {
         // not told of pages that go.
         self.target.unmap(self.pages.clone(), Unmap::EvenPrivate);
         self.mapping.pages().rmap().remove(self.id);
+        self.mapping.note_unmapped();
     }
 }
 
