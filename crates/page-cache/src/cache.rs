@@ -286,6 +286,11 @@ impl Shared {
         frames
     }
 
+    /// Pages that the cache has room for.
+    pub(crate) fn frames(&self) -> usize {
+        self.arena.frames()
+    }
+
     /// Waits until a frame may be had. The caller holds no frame, no page lock, and the invalidate
     /// lock exclusively if at all; who has frames, and who writes pages, finishes without help
     /// from here and without the locks above those, so this ends.

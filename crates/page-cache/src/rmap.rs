@@ -17,6 +17,7 @@ use crate::folio::{Folio, PageLockGuard};
 use crate::mapping::Mapping;
 use crate::pages::Pages;
 use crate::readahead::{Hint, Readahead};
+use crate::will_need::Advised;
 
 /// What a mapping of a page allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -360,6 +361,7 @@ pub struct MappedRange<B: WriteBacking> {
     pub(crate) target: Arc<dyn MapTarget>,
     /// How loads go through it.
     pub(crate) readahead: Readahead,
+    pub(crate) advised: Advised,
     id: u64,
 }
 
@@ -377,6 +379,7 @@ impl<B: WriteBacking> Mapping<B> {
             pages,
             target,
             readahead: Readahead::new(),
+            advised: Advised::default(),
             id,
         }
     }
