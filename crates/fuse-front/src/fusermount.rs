@@ -11,9 +11,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use pagefence_host_memory::fd_passing;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use crate::fd_passing;
 use crate::mount::{MountError, MountRequest, UnmountError, escape, kernel_options};
 
 const PROGRAM: &str = "fusermount3";

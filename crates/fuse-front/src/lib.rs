@@ -25,7 +25,6 @@ mod changes;
 mod directories;
 mod dispatch;
 mod errno;
-pub mod fd_passing;
 mod files;
 mod fusermount;
 mod handles;
@@ -41,6 +40,8 @@ pub mod server_id;
 mod session;
 mod stale_pages;
 mod xattrs;
+
+pub use pagefence_host_memory::fd_passing;
 
 pub use mount::{MountError, MountRequest, UnmountError, mount, tune, unmount};
 pub use server_id::ServerId;

@@ -9,6 +9,7 @@
 //! - [`memory`] is the memory of one mapped file, a memfd; [`view`] is a user's mapping of it, and
 //!   [`userfault`] tells of the faults in a view and answers them.
 //! - [`fuse_ioctl`] asks the server of a FUSE mount something that has no system call.
+//! - [`fd_passing`] hands descriptors from process to process.
 //!
 //! Invariant: no `&[u8]` of a published frame exists, anywhere. A reader of the page cache may
 //! copy a page out while another thread stores to it; with references that would be undefined
@@ -17,6 +18,7 @@
 
 pub mod arena;
 pub mod copy;
+pub mod fd_passing;
 pub mod file_map;
 pub mod frame;
 mod free_map;
