@@ -4,6 +4,7 @@ use std::io::IoSliceMut;
 use std::ops::Range;
 
 use pagefence_ext4_format::FileBlock;
+use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_lock_order::levels::{
     BlockMap, Entry, Inode, Invalidate, Level, PageLock, Writepages,
 };
@@ -64,10 +65,14 @@ impl FileData {
         }
     }
 
-    /// Reserves space for blocks that have none and are about to be dirty.
+    /// Reserves space for blocks that have none and are about to be dirty. Refuses those of an immutable
+    /// file: who writes has looked, with the inode lock, but who stores through a map comes here first.
     fn reserve_space(&self, held: &mut Held<'_, PageLock>, range: Range<u64>) -> Result<()> {
         let live = self.instance.live()?;
         let disk = self.inode.disk();
+        if disk.record.flags().contains(InodeFlags::IMMUTABLE) {
+            return Err(Error::NotPermitted);
+        }
         if disk.has_inline_data() {
             // Whoever writes has seen to it that the data fits into the inode.
             return Ok(());

@@ -7,6 +7,7 @@ mod exchange;
 mod extents;
 mod fences;
 mod holes;
+mod immutable;
 mod mapped;
 pub(crate) mod maps;
 mod reuse;

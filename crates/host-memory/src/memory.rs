@@ -92,6 +92,15 @@ impl FileMemory {
         refuse_huge(allocated)
     }
 
+    /// Memories that a process does well to keep while nobody maps them, since each takes a descriptor:
+    /// 256, or a quarter of the descriptors that it may have now.
+    #[must_use]
+    pub fn most_unused() -> usize {
+        const MOST: u64 = 256;
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        usize::try_from((descriptors / 4).min(MOST)).expect("few")
+    }
+
     /// The memfd, to be mapped or handed to who maps it.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {

@@ -10,6 +10,7 @@ use pagefence_lock_order::primitives::Arc;
 use crate::backing::PAGE_SIZE;
 use crate::error_cursor::{ErrorCursor, ErrorLog};
 use crate::flusher::{CanFlush, Flusher, Limits};
+use crate::memory::Unused;
 use crate::pages::PAGE_OVERHEAD;
 use crate::readahead_worker::{Queue, Workers};
 use crate::reclaim::Clock;
@@ -121,6 +122,7 @@ pub(crate) struct Shared {
     pub(crate) windows: crate::readahead::Windows,
     pub(crate) flusher: Flusher,
     pub(crate) buffers: Buffers,
+    pub(crate) unused_memories: Unused,
     /// That writing back failed, in whichever file.
     pub(crate) errors: ErrorLog<()>,
     #[cfg(test)]
@@ -257,6 +259,7 @@ impl Shared {
             windows: crate::readahead::Windows::new(config, frames),
             flusher: Flusher::new(limits(config, frames)),
             buffers: Buffers::default(),
+            unused_memories: Unused::default(),
             errors: ErrorLog::new(),
             #[cfg(test)]
             mutants,
@@ -281,6 +284,11 @@ impl Shared {
             }
         }
         frames
+    }
+
+    /// Pages that the cache has room for.
+    pub(crate) fn frames(&self) -> usize {
+        self.arena.frames()
     }
 
     /// Waits until a frame may be had. The caller holds no frame, no page lock, and the invalidate

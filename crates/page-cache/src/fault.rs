@@ -33,7 +33,7 @@ use pagefence_lock_order::primitives::Arc;
 use crate::backing::WriteBacking;
 use crate::fill::Filled;
 use crate::folio::{Folio, PageLockGuard};
-use crate::mapping::{Filler, LARGEST, Looker, Mapping, PAGE_BYTES, pages_in};
+use crate::mapping::{Filler, Looker, Mapping, PAGE_BYTES, pages_in};
 use crate::readahead::{Hint, Plan};
 use crate::rmap::{Access, CannotMap, MapTarget, MappedPage, MappedRange, PageRun};
 use crate::write::ROOM_TRIES;
@@ -162,7 +162,7 @@ impl<B: WriteBacking> MappedRange<B> {
 
     /// Whether no page `index` can be mapped, whatever the file's size.
     fn is_outside(&self, index: u64) -> bool {
-        !self.pages.contains(&index) || index >= pages_in(LARGEST)
+        !self.pages.contains(&index) || index >= pages_in(self.mapping.pages().largest())
     }
 
     /// The pages that are worth mapping along with page `index`.

@@ -85,7 +85,7 @@ impl<B: Backing> Mapping<B> {
 
     /// Whether page `first` is a hole in full or has data, and for how many pages, `most` at
     /// most, that goes on.
-    fn classify(
+    pub(crate) fn classify(
         &self,
         held: &mut Held<'_, Invalidate>,
         first: u64,

@@ -116,6 +116,7 @@ mod rmap;
 pub mod simulated;
 mod truncate;
 mod wait;
+mod will_need;
 mod write;
 mod write_batch;
 mod writeback;

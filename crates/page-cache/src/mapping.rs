@@ -176,9 +176,9 @@ impl<B: Backing> Mapping<B> {
     }
 
     /// The file's size in bytes now. A file ends at 2^63 - 1, so that no sum of an offset and a
-    /// length inside it overflows.
+    /// length inside it overflows; one that is mapped a page before.
     pub(crate) fn size(&self) -> u64 {
-        self.backing.size().min(LARGEST)
+        self.backing.size().min(self.pages.largest())
     }
 
     pub(crate) fn this(&self) -> &Weak<Self> {

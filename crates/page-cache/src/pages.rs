@@ -9,15 +9,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use pagefence_host_memory::FileMemory;
-#[cfg(debug_assertions)]
-use pagefence_lock_order::primitives::atomic::AtomicBool;
-use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
+use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
 use pagefence_lock_order::primitives::{Arc, RwLock};
 
 use crate::cache::Shared;
 use crate::dirty::DirtyIndex;
 use crate::folio::{Folio, PageLockGuard};
-use crate::memory::take_memory;
+use crate::mapping::LARGEST;
+use crate::memory::{LARGEST_SHARED, take_memory};
 use crate::rmap::Rmap;
 use crate::write_batch::Mask;
 
@@ -54,6 +53,10 @@ pub(crate) struct Pages {
     rmap: Rmap,
     /// Where the pages' bytes are, once the file is mapped into memory ([`crate::memory`]).
     memory: RwLock<Option<Arc<FileMemory>>>,
+    /// Where the file ends at the latest, in bytes: for that memory.
+    largest: AtomicU64,
+    /// That memory is on the list of those that nobody may have a use for.
+    is_listed: AtomicBool,
     /// [`crate::Backing::IS_STORAGE`].
     is_storage: bool,
     /// The invalidate lock is held exclusively; for assertions (S1.11).
@@ -77,6 +80,8 @@ impl Pages {
             dirty: DirtyIndex::default(),
             rmap: Rmap::default(),
             memory: RwLock::new(None),
+            largest: AtomicU64::new(LARGEST),
+            is_listed: AtomicBool::new(false),
             is_storage,
             #[cfg(debug_assertions)]
             fenced: AtomicBool::new(false),
@@ -107,6 +112,12 @@ impl Pages {
         &self.rmap
     }
 
+    /// Where the file ends at the latest, in bytes: what lies behind is not there, whatever the size. It
+    /// changes with the invalidate lock held exclusively.
+    pub(crate) fn largest(&self) -> u64 {
+        self.largest.load(Ordering::Relaxed)
+    }
+
     /// Where the pages' bytes are, if not in private frames.
     pub(crate) fn memory(&self) -> Option<Arc<FileMemory>> {
         self.memory.read().clone()
@@ -118,6 +129,36 @@ impl Pages {
         self.assert_fenced();
         debug_assert_eq!(self.count(), 0, "pages with frames of their own");
         *self.memory.write() = Some(memory);
+        self.largest.store(LARGEST_SHARED, Ordering::Relaxed);
+    }
+
+    /// The pages' bytes are in private frames again, if nobody has a use for the memory: nobody maps
+    /// the file, is about to, or copies from one of its pages. The file has no page, and gets none
+    /// meanwhile: the invalidate lock is held exclusively.
+    ///
+    /// Whoever is about to map it has a reference until it is on the list of who does, and references
+    /// come from here alone: so who is alone under the lock, and then finds nobody on the list, is
+    /// the last.
+    pub(crate) fn give_memory_back(&self) -> bool {
+        self.assert_fenced();
+        debug_assert_eq!(self.count(), 0, "pages whose bytes are there");
+        let mut memory = self.memory.write();
+        let is_alone = memory
+            .as_mut()
+            .is_some_and(|memory| Arc::get_mut(memory).is_some());
+        if !is_alone || !self.rmap.is_empty() {
+            return false;
+        }
+        let unused = memory.take();
+        self.largest.store(LARGEST, Ordering::Relaxed);
+        drop(memory);
+        unused.is_some()
+    }
+
+    /// Notes that the memory is on the list of those that nobody may have a use for, or is not any more;
+    /// whether it was.
+    pub(crate) fn set_listed(&self, listed: bool) -> bool {
+        self.is_listed.swap(listed, Ordering::AcqRel)
     }
 
     /// Makes blocks of `folios`, all locked, dirty.

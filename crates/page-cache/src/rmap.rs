@@ -17,6 +17,7 @@ use crate::folio::{Folio, PageLockGuard};
 use crate::mapping::Mapping;
 use crate::pages::Pages;
 use crate::readahead::{Hint, Readahead};
+use crate::will_need::Advised;
 
 /// What a mapping of a page allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -247,6 +248,14 @@ impl Rmap {
         id
     }
 
+    /// Whether nobody maps the file. Looked at below the lock of the file's memory, too.
+    pub(crate) fn is_empty(&self) -> bool {
+        let mappers = self.0.read();
+        mappers
+            .as_ref()
+            .is_none_or(|mappers| mappers.list.is_empty())
+    }
+
     fn remove(&self, id: u64) {
         let removed = {
             let mut mappers = self.0.write();
@@ -352,6 +361,7 @@ pub struct MappedRange<B: WriteBacking> {
     pub(crate) target: Arc<dyn MapTarget>,
     /// How loads go through it.
     pub(crate) readahead: Readahead,
+    pub(crate) advised: Advised,
     id: u64,
 }
 
@@ -369,6 +379,7 @@ impl<B: WriteBacking> Mapping<B> {
             pages,
             target,
             readahead: Readahead::new(),
+            advised: Advised::default(),
             id,
         }
     }
@@ -400,6 +411,7 @@ impl<B: WriteBacking> Drop for MappedRange<B> {
         // not told of pages that go.
         self.target.unmap(self.pages.clone(), Unmap::EvenPrivate);
         self.mapping.pages().rmap().remove(self.id);
+        self.mapping.note_unmapped();
     }
 }
 

@@ -39,7 +39,7 @@ use crate::backing::{PAGE_SIZE, WriteBacking};
 use crate::cache::Shared;
 use crate::flusher::Flush;
 use crate::folio::{Folio, PageLockGuard};
-use crate::mapping::{Filler, LARGEST, Looker, Mapping, PAGE_BYTES};
+use crate::mapping::{Filler, Looker, Mapping, PAGE_BYTES};
 use crate::write_batch::{Mask, blocks_touched};
 
 /// Pages written under one hold of the locks, at most: 1 MiB.
@@ -72,7 +72,8 @@ enum Failed<E> {
 
 impl<B: WriteBacking> Mapping<B> {
     /// Writes `data` at byte `offset`: into the cache, with space reserved for it. Says how many
-    /// bytes, which is less than asked for only before an error, or where files end (2^63 - 1).
+    /// bytes, which is less than asked for only before an error, or where files end (2^63 - 1, or
+    /// the last page of a memory that can be mapped).
     /// A write past the end raises the size by [`WriteBacking::grow`]; what lies between reads as
     /// zeros, and a hole stays one.
     ///
@@ -94,7 +95,7 @@ impl<B: WriteBacking> Mapping<B> {
         offset: u64,
         data: &[u8],
     ) -> Result<usize, B::Error> {
-        let room = LARGEST.saturating_sub(offset);
+        let room = self.pages().largest().saturating_sub(offset);
         let len = u64::try_from(data.len()).unwrap_or(room).min(room);
         let done = self.write_chunks(held, offset..offset.saturating_add(len), Some(data))?;
         Ok(usize::try_from(done).expect("at most all of it"))

@@ -72,8 +72,6 @@ fn answer<B: WriteBacking, S: FaultSource>(
 ) {
     match ask {
         Ask::Populate(pages) => populate_for_program(shared, in_service, service, pages),
-        // A hint like any other, and each takes memory.
-        Ask::WillNeed(_) if in_service.count() >= MOST_IN_SERVICE => {}
         Ask::WillNeed(pages) => {
             let pages = pages.start..pages.end.min(shared.pages_of_file());
             will_need(shared, in_service, service, pages);

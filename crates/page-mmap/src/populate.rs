@@ -12,9 +12,14 @@ use crate::fault_source::FaultSource;
 use crate::region::{InService, Region, Shared};
 use crate::service::{Job, NoThread, Service};
 
+/// Pages in which one run of a hint looks for something to read: 4 GiB. A file may be a hole that is larger
+/// than any memory.
+const LOOK: u64 = 1 << 20;
+
 impl<B: WriteBacking, S: FaultSource> Region<B, S> {
     /// Brings those of `pages` that it maps into the cache, and maps them for loads, many at a time, as
-    /// if they were loaded from one after the other.
+    /// if they were loaded from one after the other: holes as well, as pages of zeros, each of which is a
+    /// page of the cache. Where that has not enough of them, the first have gone again when the last come.
     ///
     /// Takes what [`pagefence_page_cache::MappedRange::fault`] takes.
     ///
@@ -30,8 +35,23 @@ impl<B: WriteBacking, S: FaultSource> Region<B, S> {
 
     /// Has `pages` populated by the threads of its service, as far as they can be had: a hint, of which
     /// nobody hears how it went, and which the end of the region ends.
+    ///
+    /// Holes are left out, as there is nothing to read. It is not followed any further when half the cache
+    /// has gone to it, nor at all while four others are being followed for this region.
     pub fn will_need(&self, pages: Range<u64>) {
         will_need(&self.shared, &self.in_service, &self.service, pages);
+    }
+}
+
+/// As [`Region::will_need`].
+pub(crate) fn will_need<B: WriteBacking, S: FaultSource>(
+    shared: &Arc<Shared<B, S>>,
+    in_service: &Arc<InService>,
+    service: &Arc<Service>,
+    pages: Range<u64>,
+) {
+    if let Some(strand) = Strand::begin(shared, in_service) {
+        strand.go_on(service, pages);
     }
 }
 
@@ -49,32 +69,75 @@ impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
         }
         Ok(())
     }
+
+    /// Populates the first run of `pages` that has data; where to go on. `None` if that is not worth it,
+    /// or no use.
+    fn populate_data(&self, held: &mut Held<'_, Entry>, pages: Range<u64>) -> Option<u64> {
+        let look = pages.start..pages.end.min(pages.start.saturating_add(LOOK));
+        let Some(first) = self.range.next_data(held, look.clone()).ok()? else {
+            return Some(look.end);
+        };
+        let end = look.end.min(first.saturating_add(PageRun::MOST));
+        let mut at = first;
+        while let Some(page) = self.entries.next_unmapped(at..end) {
+            let data = self.range.next_data(held, page..end).ok()?;
+            if data != Some(page) {
+                at = data.unwrap_or(end);
+                continue;
+            }
+            if !self.range.may_follow_advice() {
+                return None;
+            }
+            self.range.fault(held, page, FaultKind::Read).ok()?;
+            at = page + 1;
+            let next = self.entries.next_unmapped(at..end).unwrap_or(end);
+            self.range.note_advised(next - page);
+        }
+        Some(end)
+    }
 }
 
-/// A run at a time, each behind what waits already: no fault waits for more than one.
-pub(crate) fn will_need<B: WriteBacking, S: FaultSource>(
-    shared: &Arc<Shared<B, S>>,
-    in_service: &Arc<InService>,
-    service: &Arc<Service>,
-    pages: Range<u64>,
-) {
-    let (shared, again) = (Arc::clone(shared), Arc::clone(in_service));
-    let next_service = Arc::downgrade(service);
-    let job: Job = Box::new(move || {
-        let end = pages.end.min(pages.start.saturating_add(PageRun::MOST));
-        if shared.bell.is_over() || pages.is_empty() {
-            return;
-        }
-        let populated = shared.populate(&mut Held::at_entry(), pages.start..end);
-        // The region, which waits for this job, has its service until then: this is not the last.
-        if populated.is_ok()
-            && let Some(service) = next_service.upgrade()
-        {
-            will_need(&shared, &again, &service, end..pages.end);
-        }
-    });
-    // Without a thread there is no hint.
-    let _ = service.submit(in_service.count_in(job));
+/// A hint that is being followed, a run at a time, each behind what waits already: no fault waits for more
+/// than one of it.
+struct Strand<B: WriteBacking, S: FaultSource> {
+    shared: Arc<Shared<B, S>>,
+    in_service: Arc<InService>,
+}
+
+impl<B: WriteBacking, S: FaultSource> Strand<B, S> {
+    fn begin(shared: &Arc<Shared<B, S>>, in_service: &Arc<InService>) -> Option<Self> {
+        shared.range.begin_advice().then(|| Self {
+            shared: Arc::clone(shared),
+            in_service: Arc::clone(in_service),
+        })
+    }
+
+    fn go_on(self, service: &Arc<Service>, pages: Range<u64>) {
+        let next_service = Arc::downgrade(service);
+        let in_service = Arc::clone(&self.in_service);
+        let job: Job = Box::new(move || {
+            if self.shared.bell.is_over() || pages.is_empty() {
+                return;
+            }
+            let next = self
+                .shared
+                .populate_data(&mut Held::at_entry(), pages.clone());
+            // The region, which waits for this job, has its service until then: this is not the last.
+            if let Some(next) = next
+                && let Some(service) = next_service.upgrade()
+            {
+                self.go_on(&service, next..pages.end);
+            }
+        });
+        // Without a thread there is no hint.
+        let _ = service.submit(in_service.count_in(job));
+    }
+}
+
+impl<B: WriteBacking, S: FaultSource> Drop for Strand<B, S> {
+    fn drop(&mut self) {
+        self.shared.range.end_advice();
+    }
 }
 
 /// Has `pages` read and mapped, and the program told how that went: a run at a time, each behind what waits

@@ -6,6 +6,7 @@ use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels;
 use pagefence_lock_order::primitives::Arc;
+use pagefence_page_cache::WaitFor;
 use pagefence_vfs::{Credentials, Error, FileKind, Fsxattr, InodeId, MapFormat, Result};
 
 use super::Attributes;
@@ -88,7 +89,8 @@ impl FileSystem {
     }
 
     /// [`Self::change_extra`], with the inode lock; a migration leaves `holder` to
-    /// [`Self::let_go`].
+    /// [`Self::let_go`]. What becomes immutable is written first, and so write-protected wherever it is
+    /// mapped.
     fn change_extra_locked(
         &self,
         held: &mut Held<'_, levels::Inode>,
@@ -134,7 +136,21 @@ impl FileSystem {
             project,
             ..Attributes::default()
         };
-        self.apply_attributes(held, inode, &attributes, xattrs, who.uid == 0)
+        let is_root = who.uid == 0;
+        let stops_stores = (changed & flags).contains(InodeFlags::IMMUTABLE);
+        match inode.existing_mapping().filter(|_| stops_stores) {
+            None => self.apply_attributes(held, inode, &attributes, xattrs, is_root),
+            Some(mapping) => {
+                // Most of it while others go on.
+                mapping.write_back(held, 0..u64::MAX, WaitFor::All)?;
+                // Who stores through a map asks for that (`FileData::reserve`) inside the lock, as long
+                // as its page is not dirty. What is written is stored to no longer: so nobody stores
+                // between this and the flag.
+                let (_fence, mut held) = mapping.fence(held, 0..0);
+                mapping.write_back(&mut held, 0..u64::MAX, WaitFor::All)?;
+                self.apply_attributes(&mut held, inode, &attributes, xattrs, is_root)
+            }
+        }
     }
 
     /// The project to be set, if it is another.

@@ -19,6 +19,8 @@ mod faults;
 #[cfg(not(shuttle))]
 mod fence_mutants;
 #[cfg(not(shuttle))]
+mod memories;
+#[cfg(not(shuttle))]
 mod model;
 #[cfg(not(shuttle))]
 mod mutants;
@@ -32,6 +34,8 @@ mod shuttle_direct;
 mod shuttle_exchange;
 #[cfg(shuttle)]
 mod shuttle_faults;
+#[cfg(shuttle)]
+mod shuttle_memories;
 #[cfg(shuttle)]
 mod shuttle_writes;
 #[cfg(not(shuttle))]

@@ -18,7 +18,7 @@ use crate::backing::PAGE_SIZE;
 use crate::mutants::Mutants;
 use crate::reclaim::Pressure;
 use crate::write_batch::WHOLE;
-use crate::{Config, Evict, PageCache, Readahead, WaitFor};
+use crate::{Config, Evict, FileMemory, PageCache, Readahead, WaitFor};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const PAGES: u64 = 2;
@@ -92,6 +92,13 @@ impl World {
             .collect();
         self.write_at(0, &data);
         self.floor.fetch_max(version, Ordering::SeqCst);
+    }
+
+    /// The file's pages lie in a memory that can be mapped: this one.
+    pub(super) fn share_memory(&self) -> Arc<FileMemory> {
+        let mut entry = Held::at_entry();
+        let (_lock, mut held) = self.inode.write(&mut entry);
+        self.mapping.share_memory(&mut held).expect("memory")
     }
 
     pub(super) fn write_back(&self, wait: WaitFor) {

@@ -4,7 +4,7 @@ use pagefence_lock_order::Held;
 use pagefence_page_cache::simulated::Entry;
 use pagefence_page_cache::{FaultError, PAGE_SIZE};
 
-use super::disk::{Failed, Stop};
+use super::disk::{Disk, Failed, Stop};
 use super::eyes::{Seen, look};
 use super::{Bench, NEVER, PAGE, Task, load, stamped, stamped_disk};
 use crate::Kind;
@@ -46,7 +46,7 @@ fn it_ends_where_a_page_can_not_be_had_and_poisons_nothing() {
 
 #[test]
 fn a_hint_is_followed_until_the_region_ends() {
-    let bench = Bench::with(stamped_disk(1200), 8 << 20, 0);
+    let bench = Bench::with(stamped_disk(1200), 16 << 20, 0);
     let region = bench.map(0..1200, Kind::Shared);
     region.will_need(0..1200);
     let start = std::time::Instant::now();
@@ -63,4 +63,56 @@ fn a_hint_is_followed_until_the_region_ends() {
     bench.disk().go_on();
     ending.finish();
     assert!(bench.mapping.nr_pages() < 1200, "and no longer");
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < NEVER, "{what}");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+/// Pages of zeros would be most of the cache.
+#[test]
+fn a_hint_takes_no_memory_for_holes() {
+    let bench = Bench::with(Disk::hole(4000 * PAGE, PAGE_SIZE), 1 << 20, 0);
+    let data = [10, 11, 2000, 3999];
+    for page in data {
+        bench.write(page * PAGE, &stamped(page)).expect("written");
+    }
+    let region = bench.map(0..5000, Kind::Shared);
+    assert_eq!(bench.mapping.nr_pages(), 0);
+    region.will_need(0..5000);
+    wait_until("the hint is forgotten", || {
+        data.iter().all(|&page| look(region.view(), page) == MAPPED)
+    });
+    assert_eq!(bench.mapping.nr_pages(), 4);
+    for hole in [0, 9, 12, 1999, 2001, 3998] {
+        assert_eq!(look(region.view(), hole), Seen::Nothing);
+    }
+    // A page of zeros that is there is mapped as others are; and populating is asking for them.
+    assert_eq!(load(&region, 500 * PAGE, 8), [0; 8]);
+    region
+        .populate(&mut Held::at_entry(), 1000..1010)
+        .expect("zeros");
+    assert!((1000..1010).all(|page| look(region.view(), page) == MAPPED));
+}
+
+/// Else what it reads last would take the place of what it has read first, and of everything else.
+#[test]
+fn hints_take_half_the_cache_at_most() {
+    // 15,087 pages. One fault may bring 512 pages, and a window of as many that follow.
+    let bench = Bench::with(stamped_disk(14_000), 64 << 20, 0);
+    let region = bench.map(0..14_000, Kind::Shared);
+    for hint in 0..8 {
+        region.will_need(hint * 1700..14_000);
+    }
+    wait_until("the hint is forgotten", || bench.mapping.nr_pages() >= 7000);
+    let mut before = 0;
+    wait_until("hints go on and on", || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::mem::replace(&mut before, bench.mapping.nr_pages()) == bench.mapping.nr_pages()
+    });
+    assert!(before < 12_000, "{before} of 14,000");
 }

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use pagefence::{Kind, MapOptions, Mkfs, Options, Volume};
 
@@ -12,22 +12,55 @@ use crate::kit::{FORMATS, file, pattern};
 /// Says to the test that is the child which image it has.
 const IMAGE: &str = "PAGEFENCE_MAP_TEST_IMAGE";
 const SIGBUS: i32 = 7;
+/// With what a child ends that came to its end; no test harness does.
+const DONE: i32 = 77;
 const KEPT: usize = 100_000;
+
+/// How a process ended that ran one test of this program, by itself.
+#[derive(Debug)]
+pub(crate) struct Child(Output);
+
+impl Child {
+    /// Runs the test `name` with `image`.
+    pub(crate) fn run(name: &str, image: &Path) -> Self {
+        let output = Command::new("timeout")
+            .arg("120")
+            .arg(std::env::current_exe().expect("this program"))
+            .args(["--exact", name, "--nocapture", "--test-threads=1"])
+            .env(IMAGE, image)
+            .output();
+        Self(output.expect("it runs"))
+    }
+
+    /// Whether a signal ended it. timeout(1) ends as its child did, or says so in its status.
+    pub(crate) fn is_ended_by(&self, signal: i32) -> bool {
+        let status = self.0.status;
+        status.signal() == Some(signal) || status.code() == Some(128 + signal)
+    }
+
+    /// All that it has said.
+    pub(crate) fn said(&self) -> String {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        text(&self.0.stdout) + &text(&self.0.stderr)
+    }
+}
 
 /// Runs the test `name` of this program, by itself, with `image`, and fails unless SIGBUS ends it.
 pub(crate) fn ends_by_sigbus(name: &str, image: &Path) {
-    let child = Command::new("timeout")
-        .arg("120")
-        .arg(std::env::current_exe().expect("this program"))
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(IMAGE, image)
-        .output()
-        .expect("it runs");
-    // timeout(1) ends as its child did, or says so in its status.
-    let status = child.status;
-    let is_sigbus = status.signal() == Some(SIGBUS) || status.code() == Some(128 + SIGBUS);
-    let said = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
-    assert!(is_sigbus, "{name}: {status}\n{said}");
+    let child = Child::run(name, image);
+    let (status, said) = (child.0.status, child.said());
+    assert!(child.is_ended_by(SIGBUS), "{name}: {status}\n{said}");
+}
+
+/// Runs `body` in a process of its own, which runs the test `name` alone, the caller.
+pub(crate) fn in_child(name: &str, body: impl FnOnce()) {
+    if image_of_child().is_some() {
+        body();
+        std::process::exit(DONE);
+    }
+    let child = Child::run(name, Path::new("none"));
+    let (status, said) = (child.0.status, child.said());
+    assert_eq!(status.code(), Some(DONE), "{name}: {status}\n{said}");
 }
 
 /// A file of the host that nobody has open, and that goes in the end.

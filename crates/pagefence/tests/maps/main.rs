@@ -1,7 +1,9 @@
 //! Files in memory: maps agree with everything else that is done to their files, keep POSIX's rules, and
 //! lose nothing. All with real page faults.
 
+mod children;
 mod coherence;
+mod descriptors;
 mod durable;
 #[path = "../common/e2fsck.rs"]
 mod e2fsck;

@@ -226,7 +226,25 @@ fn system_calls_meet_a_map() {
         thread::yield_now();
     }
     match file.map(.., MapOptions::shared().faults_of_system_calls(true)) {
-        Ok(served) => assert_eq!(write(&served), Ok(5 * PAGE)),
+        Ok(served) => {
+            assert_eq!(write(&served), Ok(5 * PAGE));
+            // What they read comes to lie in pages that are not mapped, some of them not even cached.
+            file.punch_hole(PAGE as u64, 2 * PAGE as u64)
+                .expect("a hole");
+            let read = |map: &Map| {
+                rustix::fs::seek(&host, rustix::fs::SeekFrom::Start(100)).expect("a place");
+                // SAFETY: inside the map and the file; nobody else touches these pages.
+                let target =
+                    unsafe { std::slice::from_raw_parts_mut(map.as_ptr().add(500), 3 * PAGE) };
+                rustix::io::read(&host, target)
+            };
+            assert_eq!(read(&served), Ok(3 * PAGE));
+            let mut bytes = vec![0; 3 * PAGE];
+            file.read_at(500, &mut bytes).expect("it reads");
+            assert!(bytes == pattern(1, 5 * PAGE)[100..][..3 * PAGE]);
+            let fresh = map(&file);
+            assert_eq!(read(&fresh), Err(rustix::io::Errno::FAULT));
+        }
         Err(error) => assert!(error.to_string().contains("userfaultfd"), "{error}"),
     }
 }
