@@ -39,8 +39,8 @@ pub(crate) struct Arguments {
     /// Block size.
     #[arg(long, default_value_t = 4096)]
     block_size: u32,
-    /// A protection to leave out of the server, by its name in the crate page-mmap: then something stale
-    /// must be seen.
+    /// A protection to leave out of the server (WriteProtection, LoadProtection or ProtectWait): then
+    /// something stale must be seen.
     #[arg(long)]
     mutant: Option<String>,
 }

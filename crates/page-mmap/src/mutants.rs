@@ -29,9 +29,22 @@ pub enum Mutant {
     Age,
 }
 
-/// Those that are left out of one region, or of one end of a connection: none at first.
-#[derive(Debug, Default)]
+/// Says by name what every region and every end of a connection of a process leaves out from the first.
+const VARIABLE: &str = "PAGEFENCE_LEAVE_OUT";
+
+/// Those that are left out of one region, or of one end of a connection.
+#[derive(Debug)]
 pub(crate) struct Mutants(AtomicU8);
+
+impl Default for Mutants {
+    fn default() -> Self {
+        let named = std::env::var(VARIABLE).unwrap_or_default();
+        let left_out = Mutant::ALL
+            .iter()
+            .filter(|mutant| format!("{mutant:?}") == named);
+        Self(AtomicU8::new(left_out.map(|mutant| mutant.bit()).sum()))
+    }
+}
 
 impl Mutants {
     pub(crate) fn has(&self, mutant: Mutant) -> bool {
@@ -44,6 +57,16 @@ impl Mutants {
 }
 
 impl Mutant {
+    const ALL: [Self; 7] = [
+        Self::WriteProtection,
+        Self::LoadProtection,
+        Self::Cure,
+        Self::ProtectWait,
+        Self::Freeze,
+        Self::Settle,
+        Self::Age,
+    ];
+
     fn bit(self) -> u8 {
         match self {
             Self::WriteProtection => 1,
