@@ -331,6 +331,16 @@ fn a_map_of_a_mount_is_written_to_a_volume_and_back() {
     assert!(std::fs::read(&path).expect("it is there") == contents);
 }
 
+#[test]
+fn child_that_is_not_let_in() {
+    let Some(mountpoint) = child_place() else {
+        return;
+    };
+    let error = Volume::connect(&mountpoint).expect_err("it is root's");
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+    assert!(error.to_string().contains("allow_other"), "{error}");
+}
+
 /// Everything about a map whose server has gone is an error.
 fn assert_is_over(map: &Map) {
     let is_over = |result: pagefence::Result<()>| {
@@ -541,6 +551,9 @@ fn what_cannot_be_mapped_says_why() {
         "pagefence mount IMAGE",
     );
     refused(&path, ErrorKind::NotADirectory, "Not a directory");
+    let child = Child::start("child_that_is_not_let_in", &served, NOBODY);
+    let end = child.end();
+    assert_eq!(end.code, Some(0), "{}", end.said);
     refused(
         &served.bench().join("none"),
         ErrorKind::NotFound,

@@ -70,6 +70,8 @@ struct Shared {
     bell: Bell,
     /// Bytes of the file.
     size: AtomicU64,
+    /// How often the file was said to have become shorter. A leaf, held while `size` is set.
+    cuts: Mutex<u64>,
     is_over: AtomicBool,
     /// Packets of the daemon that have taken effect. Set by the thread alone.
     done: AtomicU64,
@@ -122,6 +124,7 @@ impl Guard {
             wire,
             bell: Bell::new()?,
             size: AtomicU64::new(size),
+            cuts: Mutex::new(0),
             is_over: AtomicBool::new(false),
             done: AtomicU64::new(0),
             sending: Mutex::new(()),
@@ -154,9 +157,19 @@ impl Guard {
         self.shared.size.load(Ordering::SeqCst)
     }
 
-    /// The caller has learned that the file has `size` bytes or more.
-    pub fn has_grown(&self, size: u64) {
-        self.shared.size.fetch_max(size, Ordering::SeqCst);
+    /// Has `ask` say how many bytes the file has, as it may have grown since it was last heard. Whoever makes
+    /// it shorter meanwhile has the last word.
+    ///
+    /// # Errors
+    /// Those of `ask`.
+    pub fn ask_size<E>(&self, ask: impl FnOnce() -> Result<u64, E>) -> Result<(), E> {
+        let cuts_before = *self.shared.cuts.lock();
+        let size = ask()?;
+        let cuts = self.shared.cuts.lock();
+        if *cuts == cuts_before {
+            self.shared.size.fetch_max(size, Ordering::SeqCst);
+        }
+        Ok(())
     }
 
     /// Has those of `pages` that the file has read and mapped for loads; returns when they are. One caller
@@ -218,6 +231,13 @@ impl Drop for Guard {
 impl Shared {
     fn is_over(&self) -> bool {
         self.is_over.load(Ordering::SeqCst)
+    }
+
+    /// The file has become shorter.
+    fn was_cut(&self, size: u64) {
+        let mut cuts = self.cuts.lock();
+        *cuts += 1;
+        self.size.store(size, Ordering::SeqCst);
     }
 
     /// Sends `what`, with how much is done; waits for room.

@@ -143,7 +143,7 @@ impl OfMount {
     fn size(&self, end: u64) -> Result<u64, Problem> {
         self.check_served()?;
         if end > self.guard.size() {
-            self.guard.has_grown(size_of(&self.file)?);
+            self.guard.ask_size(|| size_of(&self.file))?;
         }
         Ok(self.guard.size())
     }

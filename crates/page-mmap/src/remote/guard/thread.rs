@@ -168,7 +168,7 @@ impl Thread<'_> {
             ToClient::Wake { .. } => self.entries.wake(pages),
             ToClient::Cure { .. } => self.entries.cure(pages),
             ToClient::Zap { .. } => self.entries.zap(pages),
-            ToClient::Size { bytes } => self.shared.size.store(bytes, Ordering::SeqCst),
+            ToClient::Size { bytes } => self.shared.was_cut(bytes),
             ToClient::Settle => {}
             ToClient::Populated { errno } => {
                 if !self.shared.populated(errno) {
