@@ -13,7 +13,7 @@ use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, thread};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 
 use crate::common::{Bench, said};
 
@@ -223,6 +223,17 @@ impl Child {
         let process = self.process.borrow();
         let id = Pid::from_child(process.as_ref().expect("it runs"));
         kill_process(id, signal).expect("it is there");
+    }
+
+    /// Stops it; returns when all its threads have.
+    pub(crate) fn stop(&self) {
+        self.signal(Signal::STOP);
+        let process = self.process.borrow();
+        let id = Pid::from_child(process.as_ref().expect("it runs"));
+        let (_, status) = waitpid(Some(id), WaitOptions::UNTRACED)
+            .expect("it is ours")
+            .expect("it was waited for");
+        assert!(status.stopped(), "{status:?}");
     }
 
     pub(crate) fn say(&self, what: &str) {

@@ -453,7 +453,7 @@ fn a_stopped_program_holds_up_nobody() {
     child.wait_for(child.name());
     let file = File::options().read(true).write(true).open(&path);
     let file = file.expect("it opens");
-    child.signal(Signal::STOP);
+    child.stop();
     let begin = Instant::now();
     let mut page = [1; PAGE];
     let look = |page: &mut [u8], at: usize| {
