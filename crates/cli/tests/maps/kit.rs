@@ -202,10 +202,6 @@ impl Child {
         }
     }
 
-    pub(crate) fn name(&self) -> &'static str {
-        self.name
-    }
-
     /// Waits until it says `what`.
     pub(crate) fn wait_for(&self, what: &str) {
         while !sign(&self.place, what).exists() {
