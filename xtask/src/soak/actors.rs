@@ -116,7 +116,7 @@ impl Actor {
     fn collapse(&mut self) -> Result<()> {
         let world = Arc::clone(&self.world);
         world.alone(MOVE_GATE, || {
-            let mode = if world.phase() % 4 == 0 {
+            let mode = if world.phase().is_multiple_of(4) {
                 COLLAPSE_RANGE
             } else {
                 INSERT_RANGE

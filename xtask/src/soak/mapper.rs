@@ -179,7 +179,7 @@ impl Mapper {
             let phase = self.world.phase();
             let expect = self.world.moved.expect(cell);
             let bytes = read(&self.maps.moved, moved_to(cell, phase))?;
-            if self.world.phase() != phase || phase % 2 != 0 {
+            if self.world.phase() != phase || !phase.is_multiple_of(2) {
                 return Ok(());
             }
             match self.world.moved.check(cell, &bytes, expect) {

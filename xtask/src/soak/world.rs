@@ -9,6 +9,7 @@ use pagefence_fs_model::ledger::{CELL, Ledger, WORDS_OF_CELL, Words, Wrong};
 use pagefence_host_memory::{FileMemory, View, ViewKind};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::Ordering;
+use pagefence_lock_order::primitives::thread::yield_now;
 
 /// Bytes of a page.
 pub(super) const PAGE: usize = 4096;
@@ -210,7 +211,7 @@ impl World {
     pub(super) fn alone<R>(&self, gate: Gate, what: impl FnOnce() -> R) -> R {
         self.numbers.store(gate.0, 1);
         while self.numbers.load(gate.0 + 1) != 0 {
-            std::thread::yield_now();
+            yield_now();
         }
         let result = what();
         self.numbers.store(gate.0, 0);

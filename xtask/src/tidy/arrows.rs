@@ -44,7 +44,7 @@ const MODEL: &str = "fs-model";
 
 /// What tests of a crate may import that is not below it: they need the kernel's page faults for what
 /// they test, and whoever maps pages knows nothing of file systems.
-const ARROWS_OF_TESTS: &[(&str, &[&str])] = &[("ext4", &["page-mmap"])];
+const ARROWS_OF_TESTS: &[(&str, &[&str])] = &[("ext4", &["page-mmap"]), ("page-mmap", &[MODEL])];
 
 /// Features that leave protections out, or play the hardware: nothing but a test asks for them.
 const TEST_FEATURES: [&str; 2] = ["\"mutants\"", "\"simulated\""];

@@ -4,6 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_page_cache::PAGE_SIZE;
 
 use super::{Served, load, map, open_of, pair, source_of, store, wait_until};
@@ -318,10 +319,12 @@ fn who_waits_for_a_client_hears_it_while_the_fault_loop_is_busy() {
     let (guard, _served) = map(&bench, 0..8, RemoteKind::Shared);
     store(&guard, 0, &[1]);
     // A store's space is reserved by the fault loop itself.
-    let (stop, go_on) = std::sync::mpsc::channel::<()>();
-    bench
-        .disk()
-        .on_reserve(move || assert!(go_on.recv().is_err(), "let go"));
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock();
+    {
+        let gate = Arc::clone(&gate);
+        bench.disk().on_reserve(move || drop(gate.lock()));
+    }
     let storing = {
         let guard = guard.clone();
         Task::start(move || store(&guard, 5 * PAGE, &[1]))
@@ -340,7 +343,7 @@ fn who_waits_for_a_client_hears_it_while_the_fault_loop_is_busy() {
         Seen::Nothing,
         "protected, not frozen"
     );
-    drop(stop);
+    drop(closed);
     storing.finish();
     bench.sync().expect("synced");
     assert_eq!(bench.disk().contents()[5 * PAGE_SIZE], 1);
