@@ -17,7 +17,7 @@ const UNSAFE_CRATE: &str = "crates/host-memory/";
 const UNSAFE_TESTS: [&str; 3] = [
     "crates/pagefence/tests/maps/pointers.rs",
     "crates/pagefence/tests/maps/children.rs",
-    "crates/cli/tests/maps/main.rs",
+    "crates/cli/tests/maps/pointers.rs",
 ];
 
 /// Programs as users write them, with the threads that they have.

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use crate::common::can_mount;
 use crate::kit::{self, Child, PAGE, Served, Watchdog, child_place};
-use crate::{SIGBUS, bytes, load_by_pointer};
+use crate::{SIGBUS, bytes, pointers};
 
 #[test]
 fn a_mount_whose_files_are_mapped_is_in_use_and_ends_with_its_maps() {
@@ -117,7 +117,7 @@ fn child_that_loads_for_ever() {
     let map = mounted.map("f", .., options).expect("it maps");
     for round in 0_u64.. {
         for page in 0..64 {
-            let byte = load_by_pointer(&map, page * PAGE + 9);
+            let byte = pointers::load(&map, page * PAGE + 9);
             assert!(byte != 0, "zeros in page {page}");
         }
         if round == 2 {
@@ -135,18 +135,12 @@ fn child_that_stores_for_ever() {
     let map = mounted.map("f", .., MapOptions::shared()).expect("it maps");
     for round in 0_u64.. {
         for page in 1..64 {
-            store_by_pointer(&map, page * PAGE + 9, 1 | round as u8);
+            pointers::store(&map, page * PAGE + 9, 1 | round as u8);
         }
         if round == 2 {
             kit::tell(&mountpoint, "stores");
         }
     }
-}
-
-#[expect(unsafe_code, reason = "what is tested is what a pointer meets")]
-fn store_by_pointer(map: &Map, at: usize, value: u8) {
-    // SAFETY: as in `load_by_pointer`, of a map for stores.
-    unsafe { map.as_ptr().add(at).write_volatile(value) }
 }
 
 #[test]

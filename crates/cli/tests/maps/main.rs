@@ -4,6 +4,7 @@
 mod common;
 mod ends;
 mod kit;
+mod pointers;
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -150,13 +151,6 @@ fn the_end_of_a_file_is_that_of_its_maps() {
     assert_eq!(child.end().signal, Some(SIGBUS));
 }
 
-/// Loads by its address what may not be there.
-#[expect(unsafe_code, reason = "what is tested is what a pointer meets")]
-pub(crate) fn load_by_pointer(map: &Map, at: usize) -> u8 {
-    // SAFETY: mapped, and volatile: others may change it, and SIGBUS ends this process if it is not there.
-    unsafe { map.as_ptr().add(at).read_volatile() }
-}
-
 #[test]
 fn child_that_loads_past_the_end() {
     let Some(mountpoint) = child_place() else {
@@ -167,8 +161,8 @@ fn child_that_loads_past_the_end() {
     let map = mounted
         .map("f", ..8 * PAGE as u64, options)
         .expect("it maps");
-    assert_eq!(load_by_pointer(&map, 5 * PAGE), b's');
-    eprintln!("{}", load_by_pointer(&map, 6 * PAGE));
+    assert_eq!(pointers::load(&map, 5 * PAGE), b's');
+    eprintln!("{}", pointers::load(&map, 6 * PAGE));
 }
 
 #[test]
@@ -260,7 +254,6 @@ fn child_that_is_another_user() {
 }
 
 #[test]
-#[expect(unsafe_code, reason = "a map's memory is given to calls as a slice")]
 fn a_map_of_a_mount_is_written_to_a_volume_and_back() {
     if !can_mount() {
         return;
@@ -280,17 +273,15 @@ fn a_map_of_a_mount_is_written_to_a_volume_and_back() {
         let options = pagefence::OpenOptions::new().read(true).write(true);
         let options = options.create(true).direct(direct);
         let file = options.open(&volume, "/g").expect("it opens");
-        // SAFETY: inside the file, to which nobody writes meanwhile.
-        let bytes = unsafe { map.raw().as_bytes() };
+        let bytes = pointers::as_slice(&map);
         file.write_all_at(0, bytes).expect("it is written");
         let copy = file.map(.., MapOptions::shared()).expect("it maps");
         assert!(copy.slice(..).expect("inside") == contents[..]);
         copy.write_at(PAGE, &[77; PAGE]).expect("inside");
-        let private = mounted
+        let mut private = mounted
             .map("f", .., MapOptions::private())
             .expect("it maps");
-        // SAFETY: this map's own from here on, inside the file, and nobody else looks at it.
-        let target = unsafe { std::slice::from_raw_parts_mut(private.as_ptr(), private.len()) };
+        let target = pointers::as_mut_slice(&mut private);
         assert_eq!(file.read_at(0, target).expect("it is read"), contents.len());
         assert!(private.slice(PAGE..2 * PAGE).expect("inside") == [77; PAGE]);
         assert!(private.slice(2 * PAGE..).expect("inside") == contents[2 * PAGE..]);
