@@ -21,10 +21,6 @@ const PAGE_BYTES: u64 = pagefence_page_cache::PAGE_SIZE as u64;
 /// Turns of a loop that always has faults to serve, after which it looks for pages to cure.
 const CURE_TURNS: u64 = 64;
 
-/// Faults of a region that threads of its service may have at a time; more wait in line, so that a program
-/// that tells of ever more faults fills no memory with them.
-const MOST_IN_SERVICE: usize = 1024;
-
 /// Serves faults of the region of `shared` until its bell, or its source, says that it is over: at once what
 /// is cached; what has to wait is handed to `service`, or else waits in line.
 pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
@@ -85,10 +81,11 @@ impl InService {
     /// Has `job` done by a thread of `service`, or by this one if there are too many already, or no
     /// thread.
     fn do_later(self: &Arc<Self>, service: &Service, job: impl FnOnce() + Send + 'static) {
-        if self.count() >= MOST_IN_SERVICE {
+        if self.is_full() {
             return job();
         }
-        if let Err(NoThread { error, job }) = service.submit(self.count_in(Box::new(job))) {
+        let job = self.count_in(Box::new(job));
+        if let Err(NoThread { error, job }) = self.submit(service, job) {
             tracing::warn!(%error, "no thread for a fault: the others wait for it");
             job();
         }

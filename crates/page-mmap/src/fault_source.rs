@@ -83,6 +83,11 @@ pub trait FaultSource: Send + Sync + 'static {
     /// Whether stores go to the file.
     fn is_shared(&self) -> bool;
 
+    /// Whether the view is in another process, whose faults are to leave threads to those of others.
+    fn is_client(&self) -> bool {
+        false
+    }
+
     /// Appends the threads that have stopped since the last call, some of them at least if there are
     /// any.
     ///
@@ -158,6 +163,10 @@ impl<S: FaultSource> FaultSource for Arc<S> {
 
     fn is_shared(&self) -> bool {
         (**self).is_shared()
+    }
+
+    fn is_client(&self) -> bool {
+        (**self).is_client()
     }
 
     fn read(&self, stopped: &mut Vec<Cause>) -> io::Result<()> {

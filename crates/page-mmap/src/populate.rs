@@ -130,7 +130,7 @@ impl<B: WriteBacking, S: FaultSource> Strand<B, S> {
             }
         });
         // Without a thread there is no hint.
-        let _ = service.submit(in_service.count_in(job));
+        let _ = in_service.submit(service, in_service.count_in(job));
     }
 }
 
@@ -166,7 +166,7 @@ pub(crate) fn populate_for_program<B: WriteBacking, S: FaultSource>(
             _ => shared.entries.source.populated(outcome),
         }
     });
-    if let Err(NoThread { job, .. }) = service.submit(in_service.count_in(job)) {
+    if let Err(NoThread { job, .. }) = in_service.submit(service, in_service.count_in(job)) {
         job();
     }
 }

@@ -11,11 +11,18 @@ use pagefence_page_cache::{FileMemory, MapTarget, MappedRange, Mapping, WaitFor,
 use crate::bell::Bell;
 use crate::fault_loop::serve_faults;
 use crate::fault_source::{FaultSource, RealSource};
-use crate::service::{Job, Service};
+use crate::service::{Job, Line, NoThread, Service};
 use crate::shootdown::Entries;
 
 /// Bytes of a page.
 const PAGE_BYTES: u64 = pagefence_page_cache::PAGE_SIZE as u64;
+
+/// Faults of a region that threads of its service may have at a time; more wait in line, so that a program
+/// that tells of ever more faults fills no memory with them.
+const MOST_IN_SERVICE: usize = 1024;
+
+/// As many of a client in another process: more of them wait on its own thread, and hold up nobody else.
+pub(crate) const MOST_OF_CLIENT: usize = 32;
 
 /// What stores to a region do.
 pub type Kind = ViewKind;
@@ -69,8 +76,12 @@ pub(crate) struct Shared<B: WriteBacking, S: FaultSource> {
 }
 
 /// Faults of a region that its service has.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct InService {
+    /// Where they stand.
+    line: Arc<Line>,
+    /// How many there may be before more are served by the fault loop itself.
+    most: usize,
     count: Mutex<usize>,
     fewer: Condvar,
 }
@@ -116,7 +127,7 @@ impl<B: WriteBacking, S: FaultSource> Region<B, S> {
         service: &Arc<Service>,
     ) -> io::Result<Self> {
         let shared = Shared::new(mapping, source)?;
-        let in_service = Arc::new(InService::default());
+        let in_service = InService::of(service, &shared.entries.source);
         let thread = {
             let (shared, in_service) = (Arc::clone(&shared), Arc::clone(&in_service));
             let service = Arc::clone(service);
@@ -161,7 +172,7 @@ pub fn serve_until_over<B: WriteBacking, S: FaultSource>(
     service: &Arc<Service>,
 ) -> io::Result<()> {
     let shared = Shared::new(mapping, source)?;
-    let in_service = Arc::new(InService::default());
+    let in_service = InService::of(service, &shared.entries.source);
     serve_faults(&shared, &in_service, service);
     // For what they have begun to prepare.
     shared.bell.end();
@@ -197,7 +208,35 @@ impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
 }
 
 impl InService {
-    pub(crate) fn count(&self) -> usize {
+    /// None of those of `source`.
+    fn of(service: &Service, source: &impl FaultSource) -> Arc<Self> {
+        let is_client = source.is_client();
+        Arc::new(Self {
+            line: service.line(is_client),
+            most: if is_client {
+                MOST_OF_CLIENT
+            } else {
+                MOST_IN_SERVICE
+            },
+            count: Mutex::new(0),
+            fewer: Condvar::new(),
+        })
+    }
+
+    /// Has `job`, which is one of [`Self::count_in`], done by a thread of `service` when it is its turn.
+    ///
+    /// # Errors
+    /// Those of [`Service::submit`].
+    pub(crate) fn submit(&self, service: &Service, job: Job) -> Result<(), NoThread> {
+        service.submit(&self.line, job)
+    }
+
+    /// Whether there are as many as there may be.
+    pub(crate) fn is_full(&self) -> bool {
+        self.count() >= self.most
+    }
+
+    fn count(&self) -> usize {
         *self.count.lock()
     }
 

@@ -239,6 +239,10 @@ impl FaultSource for RemoteSource {
         self.kind != RemoteKind::Private
     }
 
+    fn is_client(&self) -> bool {
+        true
+    }
+
     fn read(&self, stopped: &mut Vec<Cause>) -> io::Result<()> {
         let this = Some(std::thread::current().id());
         let before = std::mem::replace(&mut self.heard.lock().listener, this);

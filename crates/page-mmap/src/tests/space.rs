@@ -227,6 +227,10 @@ impl<S: FaultSource> FaultSource for Gated<S> {
         self.inner.is_shared()
     }
 
+    fn is_client(&self) -> bool {
+        self.inner.is_client()
+    }
+
     fn read(&self, stopped: &mut Vec<Cause>) -> io::Result<()> {
         self.inner.read(stopped)
     }

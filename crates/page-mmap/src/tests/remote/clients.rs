@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_page_cache::PAGE_SIZE;
 
-use super::{Served, load, map, open_of, pair, source_of, store, wait_until};
+use super::{Served, connect, load, map, open_of, pair, source_of, store, wait_until};
 use crate::fault_source::FaultSource;
 use crate::remote::wire::{Asked, Found, FromClient, FromDaemon, ToClient};
 use crate::remote::{Opened, PATIENCE, RemoteKind, RemoteSource, Wire};
 use crate::tests::disk::{Disk, Stop};
 use crate::tests::eyes::{Seen, look};
-use crate::tests::{Bench, NEVER, PAGE, Task, stamped_disk};
+use crate::tests::{Bench, NEVER, PAGE, Task, stamped, stamped_disk};
 use crate::{Kind, Region, View, serve_until_over};
 
 /// A client by hand. Its view is registered nowhere: what the memory has is mapped by touching it.
@@ -268,6 +268,43 @@ fn who_makes_no_sense_is_cut_off() {
     assert!(!is_cut_off_for(Shared, &[(0, Asked::Clock)]));
 }
 
+/// Its faults take all that they may of the threads, and its own; another file's client finds one.
+#[test]
+fn a_client_with_many_slow_faults_leaves_threads_to_others() {
+    const FAULTS: u64 = 200;
+    const PAGES: u64 = 40;
+    let (slow, other) = (Bench::new(stamped_disk(PAGES)), Bench::new(stamped_disk(8)));
+    slow.disk().stop_at(Stop::BeforeRead);
+    let (here, there) = pair();
+    let open = open_of(0..PAGES, RemoteKind::ReadOnly);
+    let source = source_of(&slow, here, &open);
+    let served = Region::of_source(&slow.mapping, source, &slow.service).expect("a region");
+    let fake = Fake::welcomed(there, RemoteKind::ReadOnly);
+    for nr in 0..FAULTS {
+        let fault = Asked::Fault {
+            page: nr % PAGES,
+            is_store: false,
+            met_hole: false,
+        };
+        fake.say(0, fault);
+    }
+    slow.disk().wait_stopped(1);
+    wait_until(|| served.in_service.is_full());
+    let (guard, source) = connect(&other, 0..8, RemoteKind::Shared);
+    let _others = Region::of_source(&other.mapping, source, &slow.service).expect("a region");
+    let guard = guard.finish();
+    let load = Task::start(move || load(&guard, 3 * PAGE, PAGE_SIZE));
+    assert_eq!(load.finish(), stamped(3));
+    assert!(served.in_service.is_full(), "nothing moved there");
+    slow.disk().go_on();
+    // Each is served in the end.
+    for _ in 0..FAULTS {
+        let what = fake.hear().what;
+        assert!(matches!(what, ToClient::Map { .. }), "{what:?}");
+    }
+    assert!(!served.source().is_cut_off());
+}
+
 /// It has what it asks for mapped, and costs what its faults cost.
 #[test]
 fn who_says_that_there_is_a_hole_is_not_believed() {
@@ -441,7 +478,8 @@ fn faults_that_wait_for_the_disk_hold_up_nobody_else() {
             Task::start(move || load(&guard, page * PAGE, 8) == page.to_le_bytes())
         })
         .collect();
-    bench.disk().wait_stopped(2);
+    // A client gets half of two threads; the others stand in line.
+    bench.disk().wait_stopped(1);
     assert_eq!(load(&guard, 0, 8), [0; 8]);
     bench.disk().go_on();
     assert!(waiting.into_iter().all(Task::finish));
