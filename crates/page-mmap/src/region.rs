@@ -22,7 +22,7 @@ const PAGE_BYTES: u64 = pagefence_page_cache::PAGE_SIZE as u64;
 const MOST_IN_SERVICE: usize = 1024;
 
 /// As many of a client in another process: more of them wait on its own thread, and hold up nobody else.
-pub(crate) const MOST_OF_CLIENT: usize = 32;
+const MOST_OF_CLIENT: usize = 32;
 
 /// What stores to a region do.
 pub type Kind = ViewKind;
