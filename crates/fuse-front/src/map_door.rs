@@ -9,9 +9,10 @@
 //! # `MAP_TICKET`: asks for a ticket
 //!
 //! `_IOR(0xF7, 5, 64 bytes)`, on a regular file. The answer is made by the door, and means nothing
-//! here. Errors: EBADF if it is no regular file; ENOTTY if the file system has no maps; EOPNOTSUPP on
-//! a mount whose kernel keeps dirty pages (`writeback`), which would write them over what was stored
-//! since; EAGAIN if the door gives no ticket now.
+//! here. Errors, the first that applies: ENOTTY if the file system has no maps; EOPNOTSUPP on a mount
+//! whose kernel keeps dirty pages (`writeback`), which would write them over what was stored since;
+//! EBADF if it is no regular file; EAGAIN if the door gives no ticket now. So who asks for one of a
+//! directory learns whether there are maps at all.
 //!
 //! # What the kernel has of a mapped file
 //!
@@ -86,12 +87,13 @@ impl<F: FileSystem> Dispatch<F> {
     /// Answers [`MAP_TICKET`].
     pub(crate) fn map_ticket(&self, node: INodeNo, handle: FileHandle) -> Result<Vec<u8>, Errno> {
         let door = self.door.as_ref().ok_or(Errno::ENOTTY)?;
-        let id = self.nodes.inode(node)?;
-        self.check_regular(id)?;
-        let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
+        // What is so of the whole mount is said of its directories, too.
         if self.agreed.writeback {
             return Err(Errno::EOPNOTSUPP);
         }
+        let id = self.nodes.inode(node)?;
+        self.check_regular(id)?;
+        let file = self.files.get(handle.0).ok_or(Errno::EBADF)?;
         let marks = self.fs.attr(id).map_err(|error| errno(&error))?.flags;
         let rights = MapRights {
             reads: file.reads,

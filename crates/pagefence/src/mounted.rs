@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use pagefence_page_mmap::fuse_ioctl;
-use pagefence_page_mmap::remote::{Guard, Open, Ticket, Wire};
+use pagefence_page_mmap::remote::{Guard, GuardError, Open, Ticket, Wire};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fgetxattr, fstat, fstatfs, openat2};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -201,12 +201,36 @@ impl Mounted {
     }
 }
 
+/// What the server of a mount answers, and the user whom it belongs to if it says no.
+type Answer<T> = std::result::Result<T, (GuardError, Option<u32>)>;
+
 /// A guard of `place` of `file`.
 fn guard(
     file: &std::fs::File,
     place: &Place,
     options: MapOptions,
 ) -> std::result::Result<Guard, Problem> {
+    once_more_if_late(|| ask(file, place, options))
+}
+
+/// What `ask` gets with a ticket; with another one if the server does not know the first any more, and only
+/// then, as the program may have been held up on its way: a file that is gone has no ticket the next time.
+fn once_more_if_late<T>(
+    mut ask: impl FnMut() -> std::result::Result<Answer<T>, Problem>,
+) -> std::result::Result<T, Problem> {
+    let answer = match ask()? {
+        Err((GuardError::Refused(Errno::STALE), _)) => ask()?,
+        answer => answer,
+    };
+    answer.map_err(|(error, server)| Problem::of_guard(error, server))
+}
+
+/// Shows a ticket for a map of `file`, once.
+fn ask(
+    file: &std::fs::File,
+    place: &Place,
+    options: MapOptions,
+) -> std::result::Result<Answer<Guard>, Problem> {
     let (ticket, name) = ticket(file)?;
     let (socket, server) = call(&name).map_err(|errno| Problem::Unreachable(errno.into()))?;
     let open = Open {
@@ -215,8 +239,8 @@ fn guard(
         end: place.pages.end,
         kind: options.remote_kind(),
     };
-    Guard::open(Wire::from(socket), &open, place.view_len, options.faults())
-        .map_err(|error| Problem::of_guard(error, server))
+    let guard = Guard::open(Wire::from(socket), &open, place.view_len, options.faults());
+    Ok(guard.map_err(|error| (error, server)))
 }
 
 /// A ticket for a map of `file`, and the name of the socket where it is shown.
@@ -292,4 +316,40 @@ fn of_open(errno: Errno) -> Problem {
 fn path_of(file: &std::fs::File) -> Option<PathBuf> {
     use std::os::fd::AsRawFd;
     std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a map comes of it that the server refuses by `answers`, one after the other; and how often it
+    /// was asked.
+    fn ask_of(answers: &[Option<Errno>]) -> (std::result::Result<(), std::io::ErrorKind>, usize) {
+        let mut asked = 0;
+        let answered = once_more_if_late(|| {
+            let answer = answers[asked];
+            asked += 1;
+            Ok(answer.map_or(Ok(()), |errno| Err((GuardError::Refused(errno), None))))
+        });
+        (answered.map_err(|problem| problem.kind()), asked)
+    }
+
+    #[test]
+    fn a_ticket_that_comes_too_late_is_asked_for_again_once() {
+        let (late, full) = (Some(Errno::STALE), Some(Errno::AGAIN));
+        assert_eq!(ask_of(&[None]), (Ok(()), 1));
+        assert_eq!(ask_of(&[late, None]), (Ok(()), 2));
+        let busy = Err(std::io::ErrorKind::ResourceBusy);
+        assert_eq!(ask_of(&[late, full]), (busy, 2));
+        assert_eq!(ask_of(&[full, None]), (busy, 1), "it was not late");
+        let stale = Err(std::io::ErrorKind::StaleNetworkFileHandle);
+        assert_eq!(ask_of(&[late, late, None]), (stale, 2));
+        let mut asked = 0;
+        let without = once_more_if_late::<()>(|| {
+            asked += 1;
+            Err(Problem::NoMaps)
+        });
+        assert!(matches!(without, Err(Problem::NoMaps)));
+        assert_eq!(asked, 1, "there is no ticket");
+    }
 }

@@ -151,7 +151,9 @@ fn without_maps_or_with_dirty_pages_in_the_kernel_there_are_no_tickets() {
     };
     let file = open(&mounted.join("file"), true, true);
     assert_eq!(ask(&file), Err(25), "ENOTTY");
-    drop((file, mounted));
+    let directory = File::open(mounted.path()).expect("it opens");
+    assert_eq!(ask(&directory), Err(25), "ENOTTY");
+    drop((file, directory, mounted));
 
     let writeback = ServeOptions {
         writeback: true,
@@ -163,6 +165,8 @@ fn without_maps_or_with_dirty_pages_in_the_kernel_there_are_no_tickets() {
     maps.mounted.counters.plant("file", b"x");
     let file = open(&maps.mounted.join("file"), true, true);
     assert_eq!(ask(&file), Err(95), "EOPNOTSUPP");
+    let directory = File::open(maps.mounted.path()).expect("it opens");
+    assert_eq!(ask(&directory), Err(95), "EOPNOTSUPP, not EBADF");
     assert!(maps.door.mapped.lock().is_empty(), "nobody asked the door");
 }
 
