@@ -311,7 +311,7 @@ impl FaultSource for RealSource {
 /// `None` if the program has taken some of it away, which needs nothing more than that nobody sleeps there.
 /// Memory for page tables that the kernel refuses leaves stores that nobody would know of, or a thread that
 /// nobody wakes: as where memory is refused elsewhere, the process can't go on.
-fn must_end<T>(done: Result<T, RangeError>) -> Option<T> {
+pub(crate) fn must_end<T>(done: Result<T, RangeError>) -> Option<T> {
     match done {
         Ok(done) => Some(done),
         Err(RangeError::Gone) => None,
