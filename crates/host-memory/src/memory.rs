@@ -15,7 +15,9 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use pagefence_lock_order::primitives::Arc;
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fstat, ftruncate};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, SeekFrom, fallocate, fstat, ftruncate, seek,
+};
 use rustix::io::{Errno, pread, pwrite, pwritev, retry_on_intr};
 use rustix::process::{Resource, getrlimit};
 
@@ -35,7 +37,8 @@ const STAT_BLOCK: u64 = 512;
 /// The memory of one file: pages of [`FRAME_SIZE`] bytes, each at its offset in the file.
 ///
 /// A page that was never written, or was punched since, is a hole: it reads as zeros, and reading it
-/// allocates nothing. Whether there is a page is never asked: that is the page cache's knowledge.
+/// allocates nothing. Whether there is a page is the page cache's knowledge, and asked here only where that
+/// may be wrong: where somebody else has punched a hole ([`FileMemory::has_page`]).
 ///
 /// Writing and punching wait for the memfd's inode lock and for the kernel's page locks, reading for
 /// neither but while a page is swapped in; none of them waits for a lock of a process that maps it.
@@ -177,6 +180,25 @@ impl FileMemory {
         let (start, len) = (pages.start * PAGE, (end - pages.start) * PAGE);
         if let Err(errno) = retry_on_intr(|| fallocate(&self.fd, mode, start, len)) {
             end_process("the memory of a mapped file can't be given back", errno);
+        }
+    }
+
+    /// Whether there is memory at `page`, also one that is swapped out, and no hole. The answer may be old when
+    /// it is given, unless nobody fills the page or makes a hole there meanwhile.
+    ///
+    /// Waits for the memfd's inode lock.
+    ///
+    /// # Panics
+    /// The page lies past the last one, or the operating system can't say.
+    #[must_use]
+    pub fn has_page(&self, page: u64) -> bool {
+        let start = place(page, 0, FRAME_SIZE);
+        // Moves the place of a descriptor by which nothing is read or written there.
+        match seek(&self.fd, SeekFrom::Data(start)) {
+            Ok(data) => data == start,
+            // There is none from there on.
+            Err(Errno::NXIO) => false,
+            Err(errno) => panic!("memory of a mapped file can't be looked at: {errno}"),
         }
     }
 

@@ -101,6 +101,7 @@ mod folio;
 mod folio_state;
 mod mapping;
 mod memory;
+mod mend;
 #[cfg(test)]
 mod mutants;
 mod pages;

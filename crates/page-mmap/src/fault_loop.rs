@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use pagefence_lock_order::Held;
+use pagefence_lock_order::levels::Entry;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{FaultError, FaultKind, WriteBacking};
 use rustix::io::Errno;
@@ -103,20 +104,50 @@ impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
         }
     }
 
-    /// False if it would have to wait.
+    /// False if it would have to wait, as for a page that may have lost its memory.
     fn serve_at_once(&self, cause: Cause) -> bool {
+        if cause.met_hole {
+            return false;
+        }
         let (page, kind) = (cause.page, self.kind_of(cause));
-        let served = self.range.try_fault(&mut Held::at_entry(), page, kind);
-        served.is_some_and(|served| {
-            self.finish(page, served);
-            true
-        })
+        match self.range.try_fault(&mut Held::at_entry(), page, kind) {
+            None | Some(Err(FaultError::CannotMap(_))) => false,
+            Some(served) => {
+                self.finish(page, served);
+                true
+            }
+        }
     }
 
     fn serve(&self, cause: Cause) {
         let (page, kind) = (cause.page, self.kind_of(cause));
-        let served = self.range.fault(&mut Held::at_entry(), page, kind);
-        self.finish(page, served);
+        let mut held = Held::at_entry();
+        if cause.met_hole {
+            // It need not be true, and if so the cache may have done it itself.
+            self.range.mend_hole(&mut held, page);
+        }
+        match self.range.fault(&mut held, page, kind) {
+            Err(FaultError::CannotMap(_)) if self.range.mend_hole(&mut held, page) => {
+                self.entries.wake(page);
+            }
+            served => self.finish(page, served),
+        }
+    }
+
+    /// Brings `page` in and maps it, as a fault there would; a second time if its memory was punched by
+    /// hand, and no more often, should that go on.
+    pub(crate) fn fault(
+        &self,
+        held: &mut Held<'_, Entry>,
+        page: u64,
+        kind: FaultKind,
+    ) -> Result<(), FaultError<B::Error>> {
+        match self.range.fault(held, page, kind) {
+            Err(FaultError::CannotMap(_)) if self.range.mend_hole(held, page) => {
+                self.range.fault(held, page, kind)
+            }
+            served => served,
+        }
     }
 
     /// Pages that the file has now.

@@ -21,6 +21,8 @@ pub struct Cause {
     pub page: u64,
     /// It is about to store.
     pub is_store: bool,
+    /// It stopped there before, and the page could not be mapped for it: there was no memory.
+    pub met_hole: bool,
 }
 
 /// Why a wait for faults is over.
@@ -63,7 +65,8 @@ pub struct Obstacle {
 pub enum Why {
     /// It had been before. Whoever stopped there stands still.
     MappedBefore,
-    /// It has no memory, or is broken, or the kernel has no memory for its entry.
+    /// It has no memory (as somebody has punched it by hand), or is broken, or the kernel has no memory for
+    /// its entry.
     Failed,
     /// The program has taken this part of the view away.
     Gone,
@@ -262,6 +265,8 @@ impl FaultSource for RealSource {
         stopped.extend(events.iter().map(|event| Cause {
             page: event.page,
             is_store: event.write,
+            // Known when the page is mapped ([`Why::Failed`]).
+            met_hole: false,
         }));
         Ok(())
     }
@@ -286,7 +291,12 @@ impl FaultSource for RealSource {
                 page,
                 why: Why::Gone,
             },
-            Continue::Hole { page } | Continue::Refused { page, .. } => {
+            // Somebody has punched it by hand.
+            Continue::Hole { page } => Obstacle {
+                page,
+                why: Why::Failed,
+            },
+            Continue::Refused { page, .. } => {
                 tracing::error!(?error, "a page of a mapped file can't be mapped");
                 Obstacle {
                     page,

@@ -64,7 +64,7 @@ impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
         let mut at = pages.start;
         while let Some(page) = self.entries.next_unmapped(at..pages.end) {
             self.entries.source.breathe();
-            self.range.fault(held, page, FaultKind::Read)?;
+            self.fault(held, page, FaultKind::Read)?;
             // Even if it has been unmapped again since: this ends.
             at = page + 1;
         }
@@ -90,7 +90,7 @@ impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
                 return None;
             }
             self.entries.source.breathe();
-            self.range.fault(held, page, FaultKind::Read).ok()?;
+            self.fault(held, page, FaultKind::Read).ok()?;
             at = page + 1;
             let next = self.entries.next_unmapped(at..end).unwrap_or(end);
             self.range.note_advised(next - page);

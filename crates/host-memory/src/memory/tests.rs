@@ -48,6 +48,26 @@ fn a_punched_page_reads_as_zeros_and_its_neighbours_stay() {
 }
 
 #[test]
+fn holes_are_told_from_pages_also_of_zeros() {
+    let memory = FileMemory::new().expect("memory");
+    memory.write(3, 0, &[0; FRAME_SIZE]);
+    memory.write(5, 7, &[1]);
+    memory.write(LAST, 0, &[1]);
+    let pages = [0, 2, 3, 4, 5, 6, LAST - 1, LAST];
+    let has = |page: &u64| memory.has_page(*page);
+    assert_eq!(
+        pages.iter().copied().filter(has).collect::<Vec<_>>(),
+        [3, 5, LAST]
+    );
+    memory.punch(3..4);
+    memory.punch(LAST..LAST + 1);
+    assert_eq!(pages.iter().copied().filter(has).collect::<Vec<_>>(), [5]);
+    let mut found = [1; 1];
+    memory.read(3, 0, &mut found);
+    assert!(!memory.has_page(3), "reading fills nothing");
+}
+
+#[test]
 fn the_last_page_is_one_like_others_and_punches_are_clipped() {
     let memory = FileMemory::new().expect("memory");
     for page in [0, 1 << 32, LAST] {

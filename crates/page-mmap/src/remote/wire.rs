@@ -83,8 +83,13 @@ pub(crate) struct FromClient {
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// A thread stands at this page.
-    Fault { page: u64, is_store: bool },
+    /// A thread stands at this page; if it `met_hole`, after it stood there before and was told that the page
+    /// may be mapped, which had no memory.
+    Fault {
+        page: u64,
+        is_store: bool,
+        met_hole: bool,
+    },
     /// Nothing: it says what it has done.
     Nothing,
     /// These pages are to be read and mapped for loads; one [`ToClient::Populated`] is the answer, before
@@ -314,7 +319,11 @@ impl Packet for FromClient {
     fn encode(&self) -> Words {
         let (what, a, b) = match self.what {
             Asked::Nothing => (1, 0, 0),
-            Asked::Fault { page, is_store } => (2, page, u64::from(is_store)),
+            Asked::Fault {
+                page,
+                is_store,
+                met_hole,
+            } => (2, page, u64::from(is_store) | u64::from(met_hole) << 1),
             Asked::Populate { first, end } => (3, first, end),
             Asked::Advise(advised) => {
                 let advised = match advised {
@@ -337,9 +346,10 @@ impl Packet for FromClient {
         };
         let what = match (what, a, b) {
             (1, 0, 0) => Asked::Nothing,
-            (2, page, 0 | 1) => Asked::Fault {
+            (2, page, 0..4) => Asked::Fault {
                 page,
-                is_store: b == 1,
+                is_store: b & 1 != 0,
+                met_hole: b & 2 != 0,
             },
             (3, first, end) if first < end => Asked::Populate { first, end },
             (4, 1, 0) => Asked::Advise(Advised::Normal),
@@ -450,6 +460,12 @@ mod tests {
             Asked::Fault {
                 page: 9,
                 is_store: true,
+                met_hole: false,
+            },
+            Asked::Fault {
+                page: 9,
+                is_store: false,
+                met_hole: true,
             },
             Asked::Populate { first, end },
             Asked::Advise(Advised::Random),
@@ -488,7 +504,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        assert_eq!(FromClient::decode(&[2, 0, 1, 2, 0, 0, 0, 0]), Err(Nonsense));
+        assert_eq!(FromClient::decode(&[2, 0, 1, 4, 0, 0, 0, 0]), Err(Nonsense));
         assert_eq!(FromClient::decode(&[9, 0, 0, 0, 0, 0, 0, 0]), Err(Nonsense));
         assert_eq!(FromClient::decode(&[3, 0, 5, 5, 0, 0, 0, 0]), Err(Nonsense));
         assert_eq!(FromDaemon::decode(&[1, 0, 9, 3, 0, 0, 0, 0]), Err(Nonsense));

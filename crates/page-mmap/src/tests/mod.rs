@@ -2,6 +2,7 @@
 
 mod disk;
 mod eyes;
+mod holes;
 mod mutants;
 mod poison;
 mod populate;

@@ -18,6 +18,9 @@ pub(super) struct Entries<'a> {
     userfault: &'a Userfault,
     /// Where threads stand, as far as was read and not answered yet.
     standing: BTreeSet<u64>,
+    /// Where somebody stood whose page was to be mapped and had no memory: what the daemon is told of when
+    /// he stops there again. It was taken by the daemon meanwhile, or by hand.
+    holes: BTreeSet<u64>,
     /// What is poisoned here; until when, if the daemon does not know.
     poisoned: BTreeMap<u64, Option<Instant>>,
 }
@@ -28,6 +31,7 @@ impl<'a> Entries<'a> {
             view,
             userfault,
             standing: BTreeSet::new(),
+            holes: BTreeSet::new(),
             poisoned: BTreeMap::new(),
         }
     }
@@ -35,6 +39,11 @@ impl<'a> Entries<'a> {
     /// A thread has stopped at `page`.
     pub(super) fn stands_at(&mut self, page: u64) {
         self.standing.insert(page);
+    }
+
+    /// Whether somebody stood at `page` who met a hole; he is forgotten.
+    pub(super) fn take_hole(&mut self, page: u64) -> bool {
+        self.holes.remove(&page)
     }
 
     /// Maps what of `pages` there is memory for, and wakes who stopped there. False if the right is too
@@ -73,8 +82,15 @@ impl<'a> Entries<'a> {
                     }
                     page
                 }
-                // It was taken, or the program does not look there any more. Who stopped there asks again.
-                Err(Continue::Hole { page } | Continue::Gone { page }) => page,
+                // It was taken. Who stopped there asks again, and says so; its neighbours were extra.
+                Err(Continue::Hole { page }) => {
+                    if self.standing.contains(&page) {
+                        self.holes.insert(page);
+                    }
+                    page
+                }
+                // The program does not look there any more. Who stopped there asks again.
+                Err(Continue::Gone { page }) => page,
                 Err(Continue::Refused { page, source }) => {
                     self.could_not_map(page, &source);
                     page

@@ -204,9 +204,11 @@ impl Thread<'_> {
             self.entries.stands_at(event.page);
         }
         for event in &events {
+            let met_hole = self.entries.take_hole(event.page);
             self.say(Asked::Fault {
                 page: event.page,
                 is_store: event.write,
+                met_hole,
             })?;
         }
         Ok(u64::try_from(events.len()).expect("few"))

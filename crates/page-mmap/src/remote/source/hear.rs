@@ -110,11 +110,19 @@ impl RemoteSource {
         let mut heard = self.heard.lock();
         match packet.what {
             Asked::Nothing | Asked::Clock | Asked::Size => return Some(()),
-            Asked::Fault { page, is_store } => {
+            Asked::Fault {
+                page,
+                is_store,
+                met_hole,
+            } => {
                 if !self.pages.contains(&page) || (is_store && self.kind == RemoteKind::ReadOnly) {
                     return None;
                 }
-                heard.faults.push(Cause { page, is_store });
+                heard.faults.push(Cause {
+                    page,
+                    is_store,
+                    met_hole,
+                });
             }
             Asked::Populate { first, end } => {
                 inside(&(first..end)).then_some(())?;

@@ -57,7 +57,14 @@ impl Fake {
 
     /// Asks for `page` and is given a right to it.
     fn get(&self, page: u64, is_store: bool) {
-        self.say(0, Asked::Fault { page, is_store });
+        self.say(
+            0,
+            Asked::Fault {
+                page,
+                is_store,
+                met_hole: false,
+            },
+        );
         let what = self.hear().what;
         let writable = is_store;
         assert!(
@@ -237,7 +244,16 @@ fn is_cut_off_by(bench: &Bench, kind: RemoteKind, packets: &[(u64, Asked)]) -> b
 
 #[test]
 fn who_makes_no_sense_is_cut_off() {
-    let fault = |page, is_store| (0, Asked::Fault { page, is_store });
+    let fault = |page, is_store| {
+        (
+            0,
+            Asked::Fault {
+                page,
+                is_store,
+                met_hole: false,
+            },
+        )
+    };
     use RemoteKind::{Private, ReadOnly, Shared};
     assert!(!is_cut_off_for(Shared, &[fault(7, true)]));
     assert!(!is_cut_off_for(Private, &[fault(7, true)]));
@@ -252,6 +268,40 @@ fn who_makes_no_sense_is_cut_off() {
     assert!(is_cut_off, "one at a time");
     assert!(is_cut_off_for(Shared, &[(1, Asked::Nothing)]), "not said");
     assert!(!is_cut_off_for(Shared, &[(0, Asked::Clock)]));
+}
+
+/// It has what it asks for mapped, and costs what its faults cost.
+#[test]
+fn who_says_that_there_is_a_hole_is_not_believed() {
+    let bench = Bench::new(stamped_disk(8));
+    let (fake, served) = Fake::new(&bench, RemoteKind::ReadOnly);
+    bench.read(0, 8 * PAGE_SIZE).expect("read");
+    bench.write(2 * PAGE, &[9; 10]).expect("written");
+    bench.disk().take_reads();
+    let mut heard = 0;
+    for _ in 0..50 {
+        for page in 0..8 {
+            fake.say(
+                heard,
+                Asked::Fault {
+                    page,
+                    is_store: false,
+                    met_hole: true,
+                },
+            );
+            let what = fake.hear().what;
+            assert!(
+                matches!(what, ToClient::Map { first, end, .. } if first <= page && page < end),
+                "{what:?}"
+            );
+            heard += 1;
+        }
+    }
+    assert!(!served.source().is_cut_off());
+    assert_eq!(bench.mapping.nr_pages(), 8, "nothing was dropped");
+    assert_eq!(bench.disk().take_reads(), []);
+    assert_eq!(bench.mapping.dirty_pages(), 1);
+    assert_eq!(bench.read(2 * PAGE, 10), Ok(vec![9; 10]), "nor undone");
 }
 
 #[test]
@@ -382,6 +432,7 @@ fn a_descriptor_that_a_client_sends_is_not_taken_in() {
     let what = Asked::Fault {
         page: 3,
         is_store: false,
+        met_hole: false,
     };
     let packet = FromClient { done: 0, what };
     let sent = fake.wire.send(&packet, Some(writer.as_fd()), true);
@@ -402,7 +453,15 @@ fn however_much_was_poisoned_is_cured_by_one_packet() {
     let (fake, served) = Fake::new(&bench, RemoteKind::Shared);
     for page in 1..8 {
         let is_store = page % 2 == 0;
-        fake.say(page - 1, Asked::Fault { page, is_store });
+        let met_hole = false;
+        fake.say(
+            page - 1,
+            Asked::Fault {
+                page,
+                is_store,
+                met_hole,
+            },
+        );
         assert_eq!(fake.hear().what, ToClient::Poison { page });
     }
     let grow = {

@@ -94,6 +94,7 @@ impl Daemon {
         let fault = Asked::Fault {
             page: 3,
             is_store: false,
+            met_hole: false,
         };
         assert_eq!(self.hear().what, fault);
     }
@@ -122,7 +123,8 @@ fn a_right_that_is_too_old_is_asked_for_again() {
             assert!(
                 asked.contains(&Asked::Fault {
                     page: 3,
-                    is_store: false
+                    is_store: false,
+                    met_hole: false,
                 }),
                 "{asked:?}"
             );
@@ -228,16 +230,18 @@ fn what_is_mapped_in_part_is_mapped_the_rest_of_the_way() {
         daemon.hear().what,
         Asked::Fault {
             page: 5,
-            is_store: false
+            is_store: false,
+            met_hole: false,
         }
     );
-    // Given before there is memory: it is asked for again.
+    // Given before there is memory: it is asked for again, and why.
     map(5, 6, false);
     assert_eq!(
         daemon.hear().what,
         Asked::Fault {
             page: 5,
-            is_store: false
+            is_store: false,
+            met_hole: true,
         }
     );
     daemon.memory.write(5, 0, &[9]);
