@@ -133,7 +133,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let mut is_reached = true;
     if is_wanted(Only::Maps) {
         let rounds = scale.read_rounds;
-        is_reached = maps::measure(&scratch, rounds, scale.data_mib).context("mapping")?;
+        is_reached = maps::measure(&server, &scratch, rounds, scale.data_mib).context("mapping")?;
     }
     println!("{}", table.render());
     println!("load at the end {}", load());

@@ -51,6 +51,37 @@ pub fn try_receive(
     }
 }
 
+/// Receives a message of `buffer.len()` bytes at most, if `waits` after waiting for one; its length, 0 if the
+/// other side is gone; `None` if none is there. A descriptor that came with it is given up by the kernel: to close
+/// one that a stranger made may wait for him without end (a file of his FUSE mount).
+///
+/// # Errors
+/// `InvalidData` for a packet that is longer; whatever recvmsg says.
+pub fn receive_bytes(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    waits: bool,
+) -> io::Result<Option<usize>> {
+    let flags = if waits {
+        RecvFlags::empty()
+    } else {
+        RecvFlags::DONTWAIT
+    };
+    let mut parts = [IoSliceMut::new(buffer)];
+    let received = rustix::io::retry_on_intr(|| {
+        let mut nothing = RecvAncillaryBuffer::default();
+        rustix::net::recvmsg(socket.as_fd(), &mut parts, &mut nothing, flags)
+    });
+    match received {
+        Err(rustix::io::Errno::AGAIN) => Ok(None),
+        Err(errno) => Err(errno.into()),
+        Ok(received) if received.flags.contains(ReturnFlags::TRUNC) => {
+            Err(io::ErrorKind::InvalidData.into())
+        }
+        Ok(received) => Ok(Some(received.bytes)),
+    }
+}
+
 fn send_by(
     socket: BorrowedFd<'_>,
     message: &[u8],
@@ -122,6 +153,26 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).expect("the writer wrote");
         assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn a_descriptor_that_nobody_wants_does_not_arrive() {
+        let (here, there) = UnixStream::pair().expect("sockets can be made");
+        let (mut reader, writer) = UnixStream::pair().expect("sockets can be made");
+        let mut buffer = [0; 8];
+        assert!(matches!(
+            receive_bytes(&there, &mut buffer, false),
+            Ok(None)
+        ));
+        send(&here, b"F", Some(writer.as_fd())).expect("there is room for a message");
+        drop(writer);
+        let length = receive_bytes(&there, &mut buffer, true).expect("a message is there");
+        assert_eq!(length, Some(1));
+        // The last one is gone.
+        assert_eq!(reader.read(&mut buffer).expect("an end"), 0);
+        drop(here);
+        let length = receive_bytes(&there, &mut buffer, true).expect("the end is no error");
+        assert_eq!(length, Some(0));
     }
 
     #[test]

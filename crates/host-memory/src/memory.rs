@@ -14,7 +14,7 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use pagefence_lock_order::primitives::{Arc, Mutex};
+use pagefence_lock_order::primitives::Arc;
 use rustix::fs::{
     FallocateFlags, MemfdFlags, SealFlags, SeekFrom, fallocate, fstat, ftruncate, seek,
 };
@@ -46,8 +46,6 @@ const STAT_BLOCK: u64 = 512;
 pub struct FileMemory {
     fd: OwnedFd,
     freezes: Freezes,
-    /// The memfd open for reading, once it was handed out.
-    for_reading: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 impl FileMemory {
@@ -80,7 +78,6 @@ impl FileMemory {
         let memory = Self {
             fd,
             freezes: Freezes::default(),
-            for_reading: Mutex::new(None),
         };
         memory.probe()?;
         Ok(Arc::new(memory))

@@ -73,7 +73,8 @@ impl Clock {
 
     /// Takes `want` pages or more out of the cache, if it can, and says how many went.
     ///
-    /// Waits for nothing. A page that somebody still copies from gives its frame back when that
+    /// Waits for nothing but who maps a page ([`MapTarget::unmap`](crate::MapTarget::unmap)): a second at most
+    /// for each, if that is another process. A page that somebody still copies from gives its frame back when that
     /// is done.
     pub(crate) fn reclaim(&self, want: usize) -> usize {
         let sparing = SPARING.div_ceil(GROUP).min(4 * self.groups.len());

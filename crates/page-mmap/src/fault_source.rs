@@ -129,13 +129,21 @@ pub trait FaultSource: Send + Sync + 'static {
         let _ = pages;
     }
 
-    /// Forgets the poison of `pages`; a page that is mapped there by now stays.
-    fn cure(&self, pages: Range<u64>) {
-        self.zap(pages);
+    /// Forgets the poison of `pages`, of which those between the first and the last that are not among them may
+    /// be poisoned or not; a page that is mapped there by now stays.
+    fn cure(&self, pages: &[u64]) {
+        pages.iter().for_each(|&page| self.zap(page..page + 1));
     }
 
-    /// The file may have another size than before, for a program that is told.
-    fn resized(&self) {}
+    /// The file may have another size than before, for a program that is told; whether it was told of a
+    /// smaller one, which is so when its pages are settled.
+    fn resized(&self) -> bool {
+        false
+    }
+
+    /// Waits a little if the program has much to do that it was told already. For who tells it what nobody
+    /// waits for, with nothing held.
+    fn breathe(&self) {}
 
     /// Whether the program may go on to store to what it has mapped when this is over ([`Woken::Over`]): what
     /// it may store to is then taken from it by writing it back.
@@ -201,12 +209,16 @@ impl<S: FaultSource> FaultSource for Arc<S> {
         (**self).settle(pages);
     }
 
-    fn cure(&self, pages: Range<u64>) {
+    fn cure(&self, pages: &[u64]) {
         (**self).cure(pages);
     }
 
-    fn resized(&self) {
-        (**self).resized();
+    fn resized(&self) -> bool {
+        (**self).resized()
+    }
+
+    fn breathe(&self) {
+        (**self).breathe();
     }
 
     fn next_ask(&self) -> Option<Ask> {
@@ -330,7 +342,7 @@ impl FaultSource for RealSource {
 /// `None` if the program has taken some of it away, which needs nothing more than that nobody sleeps there.
 /// Memory for page tables that the kernel refuses leaves stores that nobody would know of, or a thread that
 /// nobody wakes: as where memory is refused elsewhere, the process can't go on.
-fn must_end<T>(done: Result<T, RangeError>) -> Option<T> {
+pub(crate) fn must_end<T>(done: Result<T, RangeError>) -> Option<T> {
     match done {
         Ok(done) => Some(done),
         Err(RangeError::Gone) => None,

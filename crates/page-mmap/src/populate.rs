@@ -63,6 +63,7 @@ impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
     ) -> Result<(), FaultError<B::Error>> {
         let mut at = pages.start;
         while let Some(page) = self.entries.next_unmapped(at..pages.end) {
+            self.entries.source.breathe();
             self.fault(held, page, FaultKind::Read)?;
             // Even if it has been unmapped again since: this ends.
             at = page + 1;
@@ -88,6 +89,7 @@ impl<B: WriteBacking, S: FaultSource> Shared<B, S> {
             if !self.range.may_follow_advice() {
                 return None;
             }
+            self.entries.source.breathe();
             self.fault(held, page, FaultKind::Read).ok()?;
             at = page + 1;
             let next = self.entries.next_unmapped(at..end).unwrap_or(end);
@@ -148,25 +150,27 @@ pub(crate) fn populate_for_program<B: WriteBacking, S: FaultSource>(
     service: &Arc<Service>,
     pages: Range<u64>,
 ) {
-    let (shared, again) = (Arc::clone(shared), Arc::clone(in_service));
+    let (own, again) = (Arc::clone(shared), Arc::clone(in_service));
     let next_service = Arc::downgrade(service);
     let job: Job = Box::new(move || {
         let end = pages.end.min(pages.start.saturating_add(PageRun::MOST));
-        let outcome = if shared.bell.is_over() {
+        let outcome = if own.bell.is_over() {
             Err(Errno::NOTCONN)
         } else {
-            shared.populate_file(pages.start..end)
+            own.populate_file(pages.start..end)
         };
-        let rest = end..pages.end.min(shared.pages_of_file());
+        let rest = end..pages.end.min(own.pages_of_file());
         // The region, which waits for this job, has its service until then: this is not the last.
         match next_service.upgrade() {
             Some(service) if outcome.is_ok() && !rest.is_empty() => {
-                populate_for_program(&shared, &again, &service, rest);
+                populate_for_program(&own, &again, &service, rest);
             }
-            _ => shared.entries.source.populated(outcome),
+            _ => own.entries.source.populated(outcome),
         }
     });
-    if let Err(NoThread { job, .. }) = in_service.submit(service, in_service.count_in(job)) {
-        job();
+    if let Err(NoThread { error, job }) = in_service.submit(service, in_service.count_in(job)) {
+        drop(job);
+        tracing::warn!(%error, "no thread to populate a map");
+        shared.entries.source.populated(Err(Errno::AGAIN));
     }
 }

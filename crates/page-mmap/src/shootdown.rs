@@ -109,13 +109,14 @@ impl<S: FaultSource> Entries<S> {
     /// The pages that were cured lie in what it gives, if any were.
     fn cure(&self, pages: Range<u64>, which: impl Fn(&Poison) -> bool) -> Option<Range<u64>> {
         let mut poisoned = self.poisoned.write();
-        let mut cured: Option<Range<u64>> = None;
-        for (page, _) in poisoned.extract_if(pages, |_, why| which(why)) {
-            self.source.cure(page..page + 1);
-            let first = cured.map_or(page, |cured| cured.start);
-            cured = Some(first..page + 1);
+        let cured = poisoned.extract_if(pages, |_, why| which(why));
+        let cured: Vec<u64> = cured.map(|(page, _)| page).collect();
+        let ends = cured.first().zip(cured.last());
+        let ends = ends.map(|(&first, &last)| first..last + 1);
+        if ends.is_some() {
+            self.source.cure(&cured);
         }
-        cured
+        ends
     }
 
     /// Maps a page that has been mapped before for what `writable` says, or only wakes who stopped.
@@ -240,7 +241,9 @@ impl<S: FaultSource> MapTarget for Entries<S> {
             // Who learns of the growth may load there at once.
             self.source.settle(cured);
         }
-        self.source.resized();
+        if self.source.resized() {
+            self.source.settle(0..u64::MAX);
+        }
     }
 }
 

@@ -14,7 +14,8 @@ use pagefence_vfs::{Error, FileSystem as _, InodeId, WriteMode};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, shutdown,
-    socket_with, sockopt::socket_peercred,
+    socket_with,
+    sockopt::{set_socket_send_buffer_size, socket_peercred},
 };
 use uuid::Uuid;
 
@@ -34,6 +35,13 @@ const TICKETS: usize = 1024;
 
 /// Who is served at a time: each is one map, and takes a thread.
 const CLIENTS: usize = 512;
+
+/// Of these, who are of one user, but for this process's own.
+const CLIENTS_OF_USER: usize = 128;
+
+/// Bytes that are kept of a client's packets, which are answers to its faults, mostly: as much as anybody may
+/// ask for.
+const SEND_BUFFER: usize = 208 << 10;
 
 /// Who may wait to be served.
 const BACKLOG: i32 = 128;
@@ -74,8 +82,13 @@ struct State {
     tickets: HashMap<Ticket, Issued>,
     /// How many tickets and maps there are of a file that is open for writing.
     stored_to: HashMap<InodeId, usize>,
-    /// Who is served, or is about to be.
-    clients: HashMap<u64, Option<Arc<RemoteSource>>>,
+    /// When the first of them is too late, or before.
+    first_late: Option<Instant>,
+    /// Who is served.
+    clients: HashMap<u64, Arc<RemoteSource>>,
+    /// How many are, or are about to be; and of which users.
+    present: usize,
+    of_users: HashMap<u32, usize>,
     last_client: u64,
     is_closed: bool,
 }
@@ -84,6 +97,8 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 struct Issued {
     id: InodeId,
+    /// Which of those that had this number it is.
+    generation: u32,
     reads: bool,
     writes: bool,
     until: Instant,
@@ -132,6 +147,8 @@ impl MapServer {
     /// With `writes` the file counts as one that maps store to ([`Self::is_stored_to`]) from now on.
     #[must_use]
     pub fn ticket(&self, id: InodeId, reads: bool, writes: bool) -> Option<[u8; 64]> {
+        // It is open, so the number is its own.
+        let generation = self.shared.fs.attr(id).ok()?.generation;
         let ticket = Ticket(*Uuid::new_v4().as_bytes());
         {
             let mut state = self.shared.state.lock();
@@ -142,11 +159,13 @@ impl MapServer {
             let until = Instant::now() + TICKET_LASTS;
             let issued = Issued {
                 id,
+                generation,
                 reads,
                 writes,
                 until,
             };
             state.tickets.insert(ticket, issued);
+            state.first_late.get_or_insert(until);
             self.shared.count_in(&mut state, issued);
         }
         let mut bytes = [0; TICKET_BYTES];
@@ -174,8 +193,10 @@ impl MapServer {
         let clients: Vec<_> = {
             let mut state = self.shared.state.lock();
             state.is_closed = true;
-            state.tickets.clear();
-            state.clients.values().flatten().cloned().collect()
+            for (_, issued) in std::mem::take(&mut state.tickets) {
+                self.shared.count_out(&mut state, issued);
+            }
+            state.clients.values().cloned().collect()
         };
         for client in clients {
             client.cut_off();
@@ -187,7 +208,7 @@ impl MapServer {
             let _ = thread.join();
         }
         let mut state = self.shared.state.lock();
-        while !state.clients.is_empty() {
+        while state.present > 0 {
             self.shared.fewer.wait(&mut state);
         }
     }
@@ -220,20 +241,29 @@ impl Shared {
 
     /// Serves who is at the other end of `socket`, on a thread of its own.
     fn take_in(self: &Arc<Self>, socket: OwnedFd) {
+        // Without it there is less room.
+        let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
         let wire = Wire::from(socket);
+        let Ok(peer) = socket_peercred(&wire) else {
+            return;
+        };
+        let user = peer.uid.as_raw();
         let number = {
             let mut state = self.state.lock();
-            if state.clients.len() >= CLIENTS {
+            let of_user = state.of_users.get(&user).copied().unwrap_or(0);
+            let is_own = peer.uid == rustix::process::geteuid();
+            if state.present >= CLIENTS || (of_user >= CLIENTS_OF_USER && !is_own) {
                 return wire.refuse(Errno::AGAIN);
             }
+            state.present += 1;
+            *state.of_users.entry(user).or_default() += 1;
             state.last_client += 1;
-            let number = state.last_client;
-            state.clients.insert(number, None);
-            number
+            state.last_client
         };
         let present = Present {
             shared: Arc::clone(self),
             number,
+            user,
         };
         let serve = move || {
             let served = present.serve(wire);
@@ -270,6 +300,9 @@ impl Shared {
     /// Takes back the tickets that nobody came with in time.
     fn forget_late(&self, state: &mut State) {
         let now = Instant::now();
+        if state.first_late.is_none_or(|first| now < first) {
+            return;
+        }
         let late: Vec<_> = state
             .tickets
             .extract_if(|_, issued| issued.until <= now)
@@ -277,6 +310,7 @@ impl Shared {
         for (_, issued) in late {
             self.count_out(state, issued);
         }
+        state.first_late = state.tickets.values().map(|issued| issued.until).min();
     }
 
     /// What `ticket` is good for: from now on for nothing. The file stays counted.
@@ -291,6 +325,7 @@ impl Shared {
 struct Present {
     shared: Arc<Shared>,
     number: u64,
+    user: u32,
 }
 
 /// What was issued, counted until this is dropped.
@@ -323,6 +358,11 @@ impl Present {
                 return Ok(());
             }
         };
+        // The file that the ticket was for may be gone, and its number another one's, which is open now.
+        if fs.attr(issued.id).ok().map(|attr| attr.generation) != Some(issued.generation) {
+            wire.refuse(Errno::STALE);
+            return Ok(());
+        }
         let is_root = socket_peercred(&wire)?.uid.is_root();
         let mode = if is_root {
             WriteMode::USE_RESERVE
@@ -342,7 +382,13 @@ impl Present {
         };
         // It keeps the file open as long as it is served.
         let size = move || file.size();
-        let source = Arc::new(RemoteSource::new(wire, &open, shared.memory, size)?);
+        let source = match RemoteSource::new(wire, &open, shared.memory, size) {
+            Ok(source) => Arc::new(source),
+            Err((wire, error)) => {
+                wire.refuse(Errno::from_io_error(&error).unwrap_or(Errno::INVAL));
+                return Err(error);
+            }
+        };
         if !self.is_known_as(&source) {
             return Ok(());
         }
@@ -353,14 +399,25 @@ impl Present {
     /// False if nobody is served any more.
     fn is_known_as(&self, source: &Arc<RemoteSource>) -> bool {
         let mut state = self.shared.state.lock();
-        state.clients.insert(self.number, Some(Arc::clone(source)));
+        state.clients.insert(self.number, Arc::clone(source));
         !state.is_closed
     }
 }
 
 impl Drop for Present {
     fn drop(&mut self) {
-        self.shared.state.lock().clients.remove(&self.number);
+        let gone = self.shared.state.lock().clients.remove(&self.number);
+        // Perhaps the last that has the file open: closing it may take long, and nobody is to wait for it.
+        drop(gone);
+        let mut state = self.shared.state.lock();
+        state.present -= 1;
+        if let Some(count) = state.of_users.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                state.of_users.remove(&self.user);
+            }
+        }
+        drop(state);
         self.shared.fewer.notify_all();
     }
 }

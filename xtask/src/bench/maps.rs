@@ -1,11 +1,12 @@
 //! Files in memory: what a fault costs, and a scan, beside the kernel's own maps.
 //!
-//! The library maps a file of an image. Beside it, in turn: a userfaultfd whose handler does nothing
+//! The library maps a file of an image, and one of a mount. Beside it, in turn: a userfaultfd whose handler does nothing
 //! but map pages that are there, under which nobody gets; the kernel's mmap of the same file on a loop
 //! mount; its mmap of a file on tmpfs; and read(2) through fuse2fs.
 
 use std::fs::File;
 use std::hint::black_box;
+use std::ops::Bound;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::Instant;
@@ -36,6 +37,7 @@ const STORES: u64 = 20_000;
 const SLACK: u64 = 512 << 20;
 
 const OURS: &str = "map";
+const MOUNTED: &str = "map of a mount";
 const FLOOR: &str = "bare userfaultfd";
 const KERNEL: &str = "kernel mmap";
 const TMPFS: &str = "tmpfs mmap";
@@ -140,16 +142,23 @@ impl<'a> Column<'a> {
 }
 
 /// Measures, and says whether what is to be reached was: see the end.
-pub(super) fn measure(scratch: &Scratch, rounds: usize, mib: u64) -> Result<bool> {
+pub(super) fn measure(server: &Server, scratch: &Scratch, rounds: usize, mib: u64) -> Result<bool> {
     let image = scratch.join("maps.img");
     prepare::filled(&image, scratch, 0, mib)?;
     let len = usize::try_from(mib << 20)?;
-    let mut table = Table::new(vec![OURS, FLOOR, KERNEL, TMPFS, FUSE2FS]);
+    let mut table = Table::new(vec![OURS, MOUNTED, FLOOR, KERNEL, TMPFS, FUSE2FS]);
     let memory = FileMemory::new()?;
     fill(&memory, len);
     for round in 0..rounds {
         let size = (len, round);
         library(&image, Column::of(&mut table, OURS, size)).context("the library")?;
+        mounted(
+            &image,
+            scratch,
+            server,
+            Column::of(&mut table, MOUNTED, size),
+        )
+        .context("maps of a mount")?;
         floor(&memory, Column::of(&mut table, FLOOR, size)).context("the bare userfaultfd")?;
         kernel(&image, scratch, Column::of(&mut table, KERNEL, size)).context("the kernel")?;
         tmpfs(Column::of(&mut table, TMPFS, size)).context("tmpfs")?;
@@ -195,64 +204,84 @@ fn many_faults(threads: usize, maps: usize) -> String {
     format!("faults on cached pages a second, {threads} threads on {maps} maps")
 }
 
-fn library(image: &Path, mut column: Column<'_>) -> Result<()> {
-    let (len, round) = (column.len, column.round);
-    let open = || -> Result<(Volume, pagefence::File)> {
-        let options = Options::new().write(true).cache(len as u64 * 2 + SLACK);
-        let volume = Volume::open(image, options)?;
+/// Maps a file from its front: so many bytes, or all.
+type MapIt<'a> = dyn Fn(Option<u64>) -> Result<Map> + 'a;
+
+/// Of the library, in the process that has the volume.
+fn library(image: &Path, column: Column<'_>) -> Result<()> {
+    let cache = column.len as u64 * 2 + SLACK;
+    maps(column, |measured| {
+        let volume = Volume::open(image, Options::new().write(true).cache(cache))?;
         let options = OpenOptions::new().read(true).write(true);
         let file = options.open(&volume, Path::new("/").join(DATA_FILE))?;
-        Ok((volume, file))
-    };
+        measured(&|len| {
+            let end = len.map_or(Bound::Unbounded, Bound::Excluded);
+            Ok(file.map((Bound::Unbounded, end), MapOptions::shared())?)
+        })?;
+        drop(file);
+        Ok(volume.close()?)
+    })
+}
+
+/// Of a mount that another process serves.
+fn mounted(image: &Path, scratch: &Scratch, server: &Server, column: Column<'_>) -> Result<()> {
+    let directory = scratch.directory(&format!("mounted-{}", column.round))?;
+    let options = format!("cache={}", column.len as u64 * 2 + SLACK);
+    maps(column, |measured| {
+        let mount = ServedMount::new(server, image, &directory, &options)?;
+        let volume = Volume::connect(&directory)?;
+        let done = measured(&|len| {
+            let end = len.map_or(Bound::Unbounded, Bound::Excluded);
+            let range = (Bound::Unbounded, end);
+            Ok(volume.map(DATA_FILE, range, MapOptions::shared())?)
+        });
+        drop(volume);
+        mount.unmount()?;
+        done
+    })
+}
+
+/// Measures maps; `session` opens the volume and calls what it is given.
+fn maps(
+    mut column: Column<'_>,
+    session: impl Fn(&mut dyn FnMut(&MapIt<'_>) -> Result<()>) -> Result<()>,
+) -> Result<()> {
     drop_caches()?;
-    let (volume, file) = open()?;
-    let map = file.map(.., MapOptions::shared())?;
-    column.cold_loads(&map)?;
-    drop((map, file));
-    volume.close()?;
-
+    session(&mut |map| column.cold_loads(&map(None)?))?;
     drop_caches()?;
-    let (volume, file) = open()?;
-    let map = file.map(.., MapOptions::shared())?;
-    column.cold_scan(&map)?;
-    drop(map);
-    column.warm_scans(|| Ok(file.map(.., MapOptions::shared())?))?;
-
-    let fresh = || -> Result<Map> {
-        let map = file.map(.., MapOptions::shared())?;
-        map.advise(Advice::Random);
-        Ok(map)
-    };
-    let map = fresh()?;
-    column.one_fault(&map)?;
-    drop(map);
-    for threads in [1, 2, 4] {
-        let map = fresh()?;
-        let rate = fault_rate(&vec![&map; threads], len, round)?;
-        let row = many_faults(threads, 1);
-        column.table.record(&row, Better::More, OURS, rate);
-    }
-    let maps = [fresh()?, fresh()?];
-    let rate = fault_rate(&[&maps[0], &maps[1]], len, round)?;
-    let row = many_faults(2, 2);
-    column.table.record(&row, Better::More, OURS, rate);
-    drop(maps);
-
-    let (from, to) = (
-        file.map(..1, MapOptions::shared())?,
-        file.map(..1, MapOptions::shared())?,
-    );
-    let micros = visible(
-        |value| Ok(from.write_at(0, &[value])?),
-        || {
-            let mut byte = [0];
-            to.read_at(0, &mut byte)?;
-            Ok(byte[0])
-        },
-    )?;
-    column.table.record(VISIBLE, Better::Less, OURS, micros);
-    drop((from, to, file));
-    Ok(volume.close()?)
+    session(&mut |map| {
+        column.cold_scan(&map(None)?)?;
+        column.warm_scans(|| map(None))?;
+        let fresh = || -> Result<Map> {
+            let map = map(None)?;
+            map.advise(Advice::Random);
+            Ok(map)
+        };
+        column.one_fault(&fresh()?)?;
+        let (len, round, system) = (column.len, column.round, column.system);
+        for threads in [1, 2, 4] {
+            let map = fresh()?;
+            let rate = fault_rate(&vec![&map; threads], len, round)?;
+            let row = many_faults(threads, 1);
+            column.table.record(&row, Better::More, system, rate);
+        }
+        let maps = [fresh()?, fresh()?];
+        let rate = fault_rate(&[&maps[0], &maps[1]], len, round)?;
+        let row = many_faults(2, 2);
+        column.table.record(&row, Better::More, system, rate);
+        drop(maps);
+        let (from, to) = (map(Some(1))?, map(Some(1))?);
+        let micros = visible(
+            |value| Ok(from.write_at(0, &[value])?),
+            || {
+                let mut byte = [0];
+                to.read_at(0, &mut byte)?;
+                Ok(byte[0])
+            },
+        )?;
+        column.table.record(VISIBLE, Better::Less, system, micros);
+        Ok(())
+    })
 }
 
 /// A memory all of whose pages are there.

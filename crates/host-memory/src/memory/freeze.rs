@@ -15,6 +15,9 @@ use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use super::{FileMemory, PAGE, end_process};
 use crate::FRAME_SIZE;
 
+/// How often somebody reads while pages are frozen, before he has that wait for him.
+const TRIES: usize = 16;
+
 /// Where a page waits to be frozen: room for one.
 #[derive(Debug)]
 pub struct Pipe(Mutex<Ends>);
@@ -46,9 +49,9 @@ pub(super) struct Freezes {
 }
 
 impl Freezes {
-    /// Calls `read` until no page was being frozen meanwhile.
+    /// Calls `read` until no page was being frozen meanwhile; if one is each time, when none is.
     pub(super) fn read(&self, mut read: impl FnMut()) {
-        loop {
+        for _ in 0..TRIES {
             let before = self.count.load(Ordering::Acquire);
             if before.is_multiple_of(2) {
                 read();
@@ -59,6 +62,8 @@ impl Freezes {
             }
             thread::yield_now();
         }
+        let _none = self.one.lock();
+        read();
     }
 
     fn begin(&self) -> Freezing<'_> {

@@ -2,6 +2,7 @@
 //! that process says.
 
 mod entries;
+mod question;
 mod thread;
 
 use std::io;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use pagefence_host_memory::{Userfault, UserfaultError, View, ViewKind};
 use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
-use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, thread as threads};
+use pagefence_lock_order::primitives::{Arc, Mutex, thread as threads};
 use rustix::io::Errno;
 
 use super::source::poll_in;
@@ -19,6 +20,7 @@ use super::wire::{Asked, Found, FromClient};
 use super::{Advised, Open, Opened, RemoteKind, Wire, clock};
 use crate::bell::Bell;
 use crate::region::Faults;
+use question::Question;
 
 /// How long the daemon may take to answer that a file is to be mapped: it writes back what is dirty first.
 const OPEN_PATIENCE: Duration = Duration::from_secs(10);
@@ -60,7 +62,7 @@ pub struct Guard {
 /// What the thread shares with those who call.
 ///
 /// `sending` is held while a packet is sent, so that what is said to be done never becomes less from one
-/// packet to the next; `populates` is a leaf.
+/// packet to the next; below it is none.
 #[derive(Debug)]
 struct Shared {
     /// Dropped before its userfaultfd: without that a view fills holes with zeros.
@@ -70,27 +72,15 @@ struct Shared {
     bell: Bell,
     /// Bytes of the file.
     size: AtomicU64,
-    /// How often the file was said to have become shorter. A leaf, held while `size` is set.
-    cuts: Mutex<u64>,
     is_over: AtomicBool,
     /// Packets of the daemon that have taken effect. Set by the thread alone.
     done: AtomicU64,
     sending: Mutex<()>,
-    /// Held by who has pages populated: one at a time, so that each hears his own answer.
-    one_populate: Mutex<()>,
-    populates: Mutex<Populate>,
-    populated: Condvar,
+    /// With an error's number, or 0.
+    populates: Question<i32>,
+    sizes: Question<u64>,
     #[cfg(any(test, feature = "mutants"))]
     mutants: crate::mutants::Mutants,
-}
-
-/// How far the one who has pages populated is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Populate {
-    Idle,
-    Asked,
-    /// With an error's number, or 0.
-    Answered(i32),
 }
 
 impl Guard {
@@ -109,7 +99,11 @@ impl Guard {
             Faults::OfSystemCalls => Userfault::open_for_kernel_faults()?,
         };
         let asked = clock();
-        wire.send(open, None, true).map_err(gone_or)?;
+        match wire.send(open, None, true) {
+            // It may have said why, before it heard this.
+            Err(error) if super::is_end(&error) => {}
+            sent => sent?,
+        }
         let (size, now, memory) = welcome(&wire)?;
         let kind = match open.kind {
             RemoteKind::Shared => ViewKind::Shared,
@@ -124,13 +118,11 @@ impl Guard {
             wire,
             bell: Bell::new()?,
             size: AtomicU64::new(size),
-            cuts: Mutex::new(0),
             is_over: AtomicBool::new(false),
             done: AtomicU64::new(0),
             sending: Mutex::new(()),
-            one_populate: Mutex::new(()),
-            populates: Mutex::new(Populate::Idle),
-            populated: Condvar::new(),
+            populates: Question::default(),
+            sizes: Question::default(),
             #[cfg(any(test, feature = "mutants"))]
             mutants: crate::mutants::Mutants::default(),
         });
@@ -157,19 +149,17 @@ impl Guard {
         self.shared.size.load(Ordering::SeqCst)
     }
 
-    /// Has `ask` say how many bytes the file has, as it may have grown since it was last heard. Whoever makes
-    /// it shorter meanwhile has the last word.
+    /// Bytes of the file now, which may have grown since that was last heard. As long as it is not asked for
+    /// again, the daemon says when there are fewer.
     ///
     /// # Errors
-    /// Those of `ask`.
-    pub fn ask_size<E>(&self, ask: impl FnOnce() -> Result<u64, E>) -> Result<(), E> {
-        let cuts_before = *self.shared.cuts.lock();
-        let size = ask()?;
-        let cuts = self.shared.cuts.lock();
-        if *cuts == cuts_before {
-            self.shared.size.fetch_max(size, Ordering::SeqCst);
-        }
-        Ok(())
+    /// `NotConnected` if the daemon has ended.
+    pub fn ask_size(&self) -> io::Result<u64> {
+        let shared = &self.shared;
+        let size = shared
+            .sizes
+            .ask(|| shared.send(Asked::Size), || shared.is_over());
+        size.ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     /// Has those of `pages` that the file has read and mapped for loads; returns when they are. One caller
@@ -233,13 +223,6 @@ impl Shared {
         self.is_over.load(Ordering::SeqCst)
     }
 
-    /// The file has become shorter.
-    fn was_cut(&self, size: u64) {
-        let mut cuts = self.cuts.lock();
-        *cuts += 1;
-        self.size.store(size, Ordering::SeqCst);
-    }
-
     /// Sends `what`, with how much is done; waits for room.
     fn send(&self, what: Asked) -> io::Result<()> {
         let _one = self.sending.lock();
@@ -248,51 +231,27 @@ impl Shared {
     }
 
     fn populate(&self, pages: Range<u64>) -> io::Result<()> {
-        let _one = self.one_populate.lock();
-        let mut state = self.populates.lock();
-        *state = Populate::Asked;
-        drop(state);
         let (first, end) = (pages.start, pages.end);
-        let sent = self.send(Asked::Populate { first, end });
-        let mut state = self.populates.lock();
-        let answer = loop {
-            match *state {
-                Populate::Answered(errno) => break Some(errno),
-                // Who ends it takes the lock afterwards.
-                _ if sent.is_err() || self.is_over() => break None,
-                _ => self.populated.wait(&mut state),
-            }
-        };
-        *state = Populate::Idle;
-        match answer {
+        let ask = || self.send(Asked::Populate { first, end });
+        match self.populates.ask(ask, || self.is_over()) {
             Some(0) => Ok(()),
             Some(errno) => Err(io::Error::from_raw_os_error(errno)),
             None => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
-    /// False if nobody had asked.
-    fn populated(&self, errno: i32) -> bool {
-        let mut state = self.populates.lock();
-        if *state != Populate::Asked {
-            return false;
-        }
-        *state = Populate::Answered(errno);
-        self.populated.notify_all();
-        true
-    }
-
     /// From now on nobody waits for an answer.
     fn nobody_answers(&self) {
         self.is_over.store(true, Ordering::SeqCst);
-        drop(self.populates.lock());
-        self.populated.notify_all();
+        self.populates.nobody_answers();
+        self.sizes.nobody_answers();
     }
 }
 
 /// The daemon's answer: bytes of the file, its clock, the memory.
 fn welcome(wire: &Wire) -> Result<(u64, u64, OwnedFd), GuardError> {
     let deadline = Instant::now() + OPEN_PATIENCE;
+    let mut is_looked_behind = false;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -301,6 +260,8 @@ fn welcome(wire: &Wire) -> Result<(u64, u64, OwnedFd), GuardError> {
         poll_in(&[wire.as_fd()], Some(left))?;
         match wire.receive::<Opened>(false).map_err(gone_or)? {
             Found::Nothing => {}
+            // Who closes without having heard all resets the connection, which is found first.
+            Found::Over if !is_looked_behind => is_looked_behind = true,
             Found::Over => return Err(GuardError::Gone),
             Found::Packet(Opened::Refused { errno }, _) => {
                 return Err(GuardError::Refused(errno_of(errno)));

@@ -32,9 +32,13 @@ const POISONED_PAGES: usize = 1 << 16;
 /// some hundreds.
 const UNACKNOWLEDGED: u64 = 1 << 12;
 
-/// The longest view, in pages: 16 TiB, which no file of ext4 exceeds by much. What is known of its pages takes
-/// memory here before any is touched.
-const VIEW_PAGES: u64 = 1 << 32;
+/// Packets without acknowledgement, beyond which who says things that nobody waits for takes a breath. A guard
+/// acknowledges every 32nd.
+const BREATH: u64 = 64;
+
+/// The longest view, in pages: 1 TiB. What is known of its pages takes memory here: 32 MiB, if all of it is
+/// touched.
+const VIEW_PAGES: u64 = 1 << 28;
 
 /// Bytes of the file that a view is of.
 type Size = Box<dyn Fn() -> u64 + Send + Sync>;
@@ -84,31 +88,35 @@ impl RemoteSource {
     /// or taken away.
     ///
     /// # Errors
-    /// `InvalidInput` for pages that no view has; no descriptors are left.
+    /// `InvalidInput` for pages that no view has; no descriptors are left. The connection comes back.
     pub fn new(
         wire: Wire,
         open: &Open,
         memory: Arc<FileMemory>,
         size: impl Fn() -> u64 + Send + Sync + 'static,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, (Wire, io::Error)> {
         let pages = open.first..open.end;
         let count = pages.end.checked_sub(pages.start);
         let is_view = count.is_some_and(|count| count > 0 && count <= VIEW_PAGES);
         if !is_view || pages.end > FileMemory::PAGES {
-            return Err(io::ErrorKind::InvalidInput.into());
+            return Err((wire, io::ErrorKind::InvalidInput.into()));
         }
+        let (pipe, heard_more) = match Pipe::new().and_then(|pipe| Ok((pipe, Bell::new()?))) {
+            Ok(made) => made,
+            Err(error) => return Err((wire, error)),
+        };
         Ok(Self {
             wire,
             pages,
             kind: open.kind,
             memory,
-            pipe: Pipe::new()?,
+            pipe,
             size: Box::new(size),
             said: Mutex::default(),
             heard_of: Condvar::new(),
             hearing: Mutex::new(()),
             heard: Mutex::default(),
-            heard_more: Bell::new()?,
+            heard_more,
             is_gone: AtomicBool::new(false),
             is_cut_off: AtomicBool::new(false),
             #[cfg(any(test, feature = "mutants"))]
@@ -157,7 +165,7 @@ impl RemoteSource {
     /// Hands the memory out. From here on the client hears of the file's size.
     fn welcome(&self) {
         let mut said = self.said.lock();
-        said.size = (self.size)();
+        said.size = self.bytes_of_file();
         let packet = Opened::Welcome {
             size: said.size,
             now: clock(),
@@ -224,6 +232,10 @@ impl RemoteSource {
         }
     }
 
+    fn bytes_of_file(&self) -> u64 {
+        (self.size)()
+    }
+
     /// Takes `pages` out of every mapping, with what was stored to them.
     fn freeze(&self, pages: Range<u64>) {
         pages.for_each(|page| self.memory.freeze(&self.pipe, page));
@@ -280,6 +292,10 @@ impl FaultSource for RemoteSource {
     /// ask again, by which it answers.
     fn map(&self, pages: Range<u64>, writable: bool) -> Result<(), Obstacle> {
         let mut said = self.said.lock();
+        if self.is_over() {
+            // It would not hear of a right that others then wait for.
+            return Ok(());
+        }
         said.forget_old_rights(Instant::now());
         if !said.gets_rights() {
             let (first, end) = (pages.start, pages.end);
@@ -368,7 +384,12 @@ impl FaultSource for RemoteSource {
         self.say_of(&mut said, pages, ToClient::Zap { first, end }, false);
     }
 
-    fn cure(&self, pages: Range<u64>) {
+    /// In one packet, however many there are: what else is poisoned between them faults again, and is again.
+    fn cure(&self, pages: &[u64]) {
+        let (Some(&first), Some(&last)) = (pages.first(), pages.last()) else {
+            return;
+        };
+        let pages = first..last + 1;
         let mut said = self.said.lock();
         said.poisoned
             .extract_if(pages.clone(), |_| true)
@@ -396,20 +417,36 @@ impl FaultSource for RemoteSource {
         self.wait_for_rights(&mut said, &pages);
     }
 
-    fn resized(&self) {
+    fn resized(&self) -> bool {
         let mut said = self.said.lock();
-        // Asked with the lock: what is told last is what is so.
-        let bytes = (self.size)();
-        if bytes < said.size {
-            // Who is silent hears it when he answers again.
-            if said.is_silent() {
-                said.owes_size = true;
-                return;
-            }
-            let what = ToClient::Size { bytes };
-            self.say_of(&mut said, self.pages.clone(), what, false);
+        // Asked with the lock: what is told last is what is so. A client that asks is told, too: it never
+        // knows of more than was told here.
+        let bytes = self.bytes_of_file();
+        if bytes >= said.size {
+            return false;
         }
+        // Who is silent hears it when he answers again.
+        if said.is_silent() {
+            said.owes_size = true;
+            return false;
+        }
+        let what = ToClient::Size {
+            bytes,
+            is_answer: false,
+        };
+        self.say_of(&mut said, self.pages.clone(), what, false);
         said.size = bytes;
+        true
+    }
+
+    fn breathe(&self) {
+        let mut said = self.said.lock();
+        let Some(number) = said.packets.checked_sub(BREATH) else {
+            return;
+        };
+        if number > said.acknowledged && !said.is_silent() && !self.is_cut_off() {
+            self.wait_for(&mut said, number, Instant::now() + PATIENCE);
+        }
     }
 
     fn may_still_store(&self) -> bool {

@@ -14,6 +14,9 @@ pub(crate) type Words = [u64; WORDS];
 
 /// What is said in one packet.
 pub(crate) trait Packet: Sized {
+    /// Whether a descriptor may come with it. One that comes with another one is never taken in.
+    const HAS_FD: bool = false;
+
     fn encode(&self) -> Words;
 
     /// # Errors
@@ -94,6 +97,8 @@ pub(crate) enum Asked {
     Populate { first: u64, end: u64 },
     /// How it will load.
     Advise(Advised),
+    /// How many bytes the file has; one [`ToClient::Size`] is the answer.
+    Size,
     /// What the daemon's clock says; one [`ToClient::Clock`] is the answer.
     Clock,
 }
@@ -140,8 +145,8 @@ pub(crate) enum ToClient {
     Cure { first: u64, end: u64 },
     /// What is mapped of the pages goes, private copies and poison as well.
     Zap { first: u64, end: u64 },
-    /// The file has so many bytes: fewer than it was last said to have.
-    Size { bytes: u64 },
+    /// The file has so many bytes: fewer than it was last said to have, or as was asked.
+    Size { bytes: u64, is_answer: bool },
     /// Nothing; what was said before is to be acknowledged.
     Settle,
     /// The [`Asked::Populate`] is done; 0, or an error's number.
@@ -220,10 +225,13 @@ impl Wire {
     /// The operating system's; `InvalidData` for one that means nothing.
     pub(crate) fn receive<P: Packet>(&self, waits: bool) -> io::Result<Found<P>> {
         let mut bytes = [0; BYTES];
-        let received = if waits {
-            fd_passing::receive(&self.0, &mut bytes).map(Some)
-        } else {
-            fd_passing::try_receive(&self.0, &mut bytes)
+        let received = match (P::HAS_FD, waits) {
+            (false, _) => {
+                let count = fd_passing::receive_bytes(&self.0, &mut bytes, waits);
+                count.map(|count| count.map(|count| (count, None)))
+            }
+            (true, true) => fd_passing::receive(&self.0, &mut bytes).map(Some),
+            (true, false) => fd_passing::try_receive(&self.0, &mut bytes),
         };
         match received {
             Ok(None) => Ok(Found::Nothing),
@@ -287,6 +295,8 @@ impl Packet for Open {
 }
 
 impl Packet for Opened {
+    const HAS_FD: bool = true;
+
     fn encode(&self) -> Words {
         match *self {
             Self::Welcome { size, now } => [1, VERSION, size, now, 0, 0, 0, 0],
@@ -325,6 +335,7 @@ impl Packet for FromClient {
                 (4, advised, 0)
             }
             Asked::Clock => (5, 0, 0),
+            Asked::Size => (6, 0, 0),
         };
         [what, self.done, a, b, 0, 0, 0, 0]
     }
@@ -346,6 +357,7 @@ impl Packet for FromClient {
             (4, 3, 0) => Asked::Advise(Advised::Random),
             (4, 4, 0) => Asked::Advise(Advised::WillNeed),
             (5, 0, 0) => Asked::Clock,
+            (6, 0, 0) => Asked::Size,
             _ => return Err(Nonsense),
         };
         Ok(Self { done, what })
@@ -365,7 +377,7 @@ impl Packet for FromDaemon {
             ToClient::Poison { page } => (3, page, 0, 0, 0),
             ToClient::Wake { first, end } => (4, first, end, 0, 0),
             ToClient::Zap { first, end } => (5, first, end, 0, 0),
-            ToClient::Size { bytes } => (6, bytes, 0, 0, 0),
+            ToClient::Size { bytes, is_answer } => (6, bytes, 0, u64::from(is_answer), 0),
             ToClient::Settle => (7, 0, 0, 0, 0),
             ToClient::Populated { errno } => (8, number(errno), 0, 0, 0),
             ToClient::Cure { first, end } => (9, first, end, 0, 0),
@@ -390,7 +402,10 @@ impl Packet for FromDaemon {
             (3, 0) => ToClient::Poison { page: a },
             (4, 0) if first < end => ToClient::Wake { first, end },
             (5, 0) if first < end => ToClient::Zap { first, end },
-            (6, 0) => ToClient::Size { bytes: a },
+            (6, 0 | 1) => ToClient::Size {
+                bytes: a,
+                is_answer: c == 1,
+            },
             (7, 0) => ToClient::Settle,
             (8, 0) => ToClient::Populated {
                 errno: errno_of(a)?,
@@ -455,6 +470,7 @@ mod tests {
             Asked::Populate { first, end },
             Asked::Advise(Advised::Random),
             Asked::Clock,
+            Asked::Size,
         ] {
             survives(FromClient { done: 77, what });
         }
@@ -470,7 +486,10 @@ mod tests {
             ToClient::Poison { page: 4 },
             ToClient::Wake { first, end },
             ToClient::Zap { first, end },
-            ToClient::Size { bytes: 4097 },
+            ToClient::Size {
+                bytes: 4097,
+                is_answer: true,
+            },
             ToClient::Settle,
             ToClient::Populated { errno: 5 },
             ToClient::Clock { now: 6 },

@@ -268,12 +268,16 @@ impl<S: FaultSource> FaultSource for Gated<S> {
         self.inner.settle(pages);
     }
 
-    fn cure(&self, pages: Range<u64>) {
+    fn cure(&self, pages: &[u64]) {
         self.inner.cure(pages);
     }
 
-    fn resized(&self) {
-        self.inner.resized();
+    fn resized(&self) -> bool {
+        self.inner.resized()
+    }
+
+    fn breathe(&self) {
+        self.inner.breathe();
     }
 
     fn may_still_store(&self) -> bool {

@@ -143,7 +143,7 @@ impl OfMount {
     fn size(&self, end: u64) -> Result<u64, Problem> {
         self.check_served()?;
         if end > self.guard.size() {
-            self.guard.ask_size(|| size_of(&self.file))?;
+            return self.guard.ask_size().map_err(|_| Problem::NotConnected);
         }
         Ok(self.guard.size())
     }

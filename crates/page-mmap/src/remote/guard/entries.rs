@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use pagefence_host_memory::{Continue, RangeError, Userfault, View, ViewKind};
+use pagefence_host_memory::{Continue, Userfault, View, ViewKind};
+
+use crate::fault_source::must_end;
 
 /// How long a page stays poisoned that the kernel did not map.
 const POISONED_FOR: Duration = Duration::from_secs(1);
@@ -183,19 +185,5 @@ impl<'a> Entries<'a> {
 fn forget(poisoned: &mut BTreeMap<u64, Option<Instant>>, pages: Range<u64>) {
     if !pages.is_empty() {
         poisoned.extract_if(pages, |_, _| true).for_each(drop);
-    }
-}
-
-/// `None` if the program has taken some of it away. Else memory for page tables is refused, which leaves
-/// stores that nobody would know of, or a thread that nobody wakes: as where memory is refused
-/// elsewhere, the process can't go on.
-fn must_end<T>(done: Result<T, RangeError>) -> Option<T> {
-    match done {
-        Ok(done) => Some(done),
-        Err(RangeError::Gone) => None,
-        Err(error) => {
-            tracing::error!(?error, "the memory of a mapped file can't be changed");
-            std::process::abort();
-        }
     }
 }

@@ -168,10 +168,15 @@ impl Thread<'_> {
             ToClient::Wake { .. } => self.entries.wake(pages),
             ToClient::Cure { .. } => self.entries.cure(pages),
             ToClient::Zap { .. } => self.entries.zap(pages),
-            ToClient::Size { bytes } => self.shared.was_cut(bytes),
+            ToClient::Size { bytes, is_answer } => {
+                self.shared.size.store(bytes, Ordering::SeqCst);
+                if is_answer && !self.shared.sizes.answer(bytes) {
+                    return Err(Over);
+                }
+            }
             ToClient::Settle => {}
             ToClient::Populated { errno } => {
-                if !self.shared.populated(errno) {
+                if !self.shared.populates.answer(errno) {
                     return Err(Over);
                 }
             }

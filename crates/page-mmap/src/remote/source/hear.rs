@@ -90,15 +90,26 @@ impl RemoteSource {
             if said.acknowledged > before {
                 self.heard_of.notify_all();
             }
-            if packet.what == Asked::Clock {
-                self.say(&mut said, ToClient::Clock { now: clock() }, false);
+            match packet.what {
+                Asked::Clock => {
+                    self.say(&mut said, ToClient::Clock { now: clock() }, false);
+                }
+                Asked::Size => {
+                    said.size = self.bytes_of_file();
+                    let what = ToClient::Size {
+                        bytes: said.size,
+                        is_answer: true,
+                    };
+                    self.say(&mut said, what, false);
+                }
+                _ => {}
             }
         }
         let inside =
             |pages: &Range<u64>| pages.start >= self.pages.start && pages.end <= self.pages.end;
         let mut heard = self.heard.lock();
         match packet.what {
-            Asked::Nothing | Asked::Clock => return Some(()),
+            Asked::Nothing | Asked::Clock | Asked::Size => return Some(()),
             Asked::Fault {
                 page,
                 is_store,

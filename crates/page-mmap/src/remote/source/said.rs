@@ -21,7 +21,7 @@ pub(super) struct Said {
     /// A right of this packet became too old while somebody waited: until it is acknowledged there are no
     /// others, for which somebody would have to wait again.
     pub(super) late_since: Option<u64>,
-    /// Bytes of the file, as it was last told, or more that nobody need tell.
+    /// Bytes of the file, as it was last told.
     pub(super) size: u64,
     /// No page from here on may be mapped or have a private copy.
     pub(super) mapped_end: u64,
