@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pagefence::device::MemoryDevice;
 use pagefence::{Kind, MapServer, Mkfs, OpenOptions, Options, Volume};
+use pagefence_lock_order::primitives::thread::yield_now;
 use pagefence_page_mmap::Faults;
 use pagefence_page_mmap::remote::{Guard, GuardError, Open, RemoteKind, Ticket, Wire};
 use pagefence_vfs::InodeId;
@@ -88,7 +89,7 @@ fn a_ticket_is_good_for_one_map_with_its_rights() {
     );
     drop(guard);
     while server.is_stored_to(id) {
-        std::thread::yield_now();
+        yield_now();
     }
 }
 
@@ -126,7 +127,7 @@ fn no_map_is_left_when_it_is_closed() {
     assert!(!server.is_stored_to(id));
     assert!(server.ticket(id, true, true).is_none());
     while !guard.is_over() {
-        std::thread::yield_now();
+        yield_now();
     }
     assert_eq!(volume.read("/f").expect("it is read"), [5]);
     let flags = SocketFlags::CLOEXEC;
