@@ -1,11 +1,12 @@
 //! The thread that serves a region's faults.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels::Entry;
 use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::thread::yield_now;
 use pagefence_page_cache::{FaultError, FaultKind, WriteBacking};
 use rustix::io::Errno;
 
@@ -21,6 +22,10 @@ const PAGE_BYTES: u64 = pagefence_page_cache::PAGE_SIZE as u64;
 /// Turns of a loop that always has faults to serve, after which it looks for pages to cure.
 const CURE_TURNS: u64 = 64;
 
+/// How long the loop looks out for the next fault before it sleeps: who has faulted goes on to the next page,
+/// most often, and to wake a thread on an idle processor takes longer than all else that a fault does.
+const LOOKOUT: Duration = Duration::from_micros(100);
+
 /// Serves faults of the region of `shared` until its bell, or its source, says that it is over: at once what
 /// is cached; what has to wait is handed to `service`, or else waits in line.
 pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
@@ -32,6 +37,8 @@ pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
     let source = &shared.entries.source;
     let mut stopped = Vec::new();
     let mut next_cure = None;
+    let mut last_fault: Option<Instant> = None;
+    let mut lookout = None;
     for turn in 1_u64.. {
         stopped.clear();
         if let Err(error) = source.read(&mut stopped) {
@@ -46,7 +53,18 @@ pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
         while let Some(ask) = source.next_ask() {
             answer(shared, in_service, service, ask);
         }
+        if !stopped.is_empty() {
+            last_fault = Some(Instant::now());
+        } else if last_fault.is_some_and(|at| at.elapsed() < LOOKOUT) {
+            lookout = lookout.or_else(|| service.look_out());
+            if lookout.is_some() {
+                // Whoever has something to run here goes first.
+                yield_now();
+                continue;
+            }
+        }
         if stopped.is_empty() {
+            lookout = None;
             match source.wait(shared.bell.fd(), next_cure) {
                 Ok(Woken::Rung) if shared.bell.hear() => return,
                 Ok(Woken::Rung | Woken::Faults | Woken::Late) => {}

@@ -20,6 +20,9 @@ pub(crate) type Job = Box<dyn FnOnce() + Send>;
 #[derive(Debug)]
 pub struct Service {
     shared: Arc<Shared>,
+    /// Fault loops that look out for faults, and how many may.
+    looking_out: AtomicUsize,
+    most_looking_out: usize,
     most: usize,
 }
 
@@ -37,6 +40,15 @@ pub(crate) struct Line {
 pub(crate) struct NoThread {
     pub(crate) error: io::Error,
     pub(crate) job: Job,
+}
+
+/// A fault loop that looks out for faults.
+pub(crate) struct Lookout<'a>(&'a AtomicUsize);
+
+impl Drop for Lookout<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -69,13 +81,27 @@ impl Service {
     /// A pool of up to `most` threads, 1 at least, of which none runs yet.
     #[must_use]
     pub fn new(most: usize) -> Arc<Self> {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             shared: Arc::new(Shared {
                 state: Mutex::new(State::default()),
                 changed: Condvar::new(),
             }),
             most: most.max(1),
+            looking_out: AtomicUsize::new(0),
+            most_looking_out: (cpus / 2).max(1),
         })
+    }
+
+    /// Has the caller look out for faults, until what it gives is dropped; `None` if so many do that no
+    /// processors would be left for those who fault.
+    pub(crate) fn look_out(&self) -> Option<Lookout<'_>> {
+        let most = self.most_looking_out;
+        let one_more = |count: usize| (count < most).then_some(count + 1);
+        self.looking_out
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .is_ok()
+            .then(|| Lookout(&self.looking_out))
     }
 
     /// A line of this pool's, for a region of this process, or of a client in another one.
@@ -255,5 +281,15 @@ mod tests {
         gate.open();
         drop(service);
         assert_eq!(*gate.done.lock(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn as_many_look_out_as_leave_processors_to_others() {
+        let service = Service::new(1);
+        let all: Vec<_> = std::iter::from_fn(|| service.look_out()).collect();
+        assert_eq!(all.len(), service.most_looking_out);
+        assert!(service.look_out().is_none() && service.look_out().is_none());
+        drop(all);
+        assert!(service.look_out().is_some());
     }
 }
