@@ -17,7 +17,7 @@ use crate::service::{AbortOnPanic, NoThread, Service};
 use crate::shootdown::Poison;
 
 /// Bytes of a page.
-const PAGE_BYTES: u64 = pagefence_page_cache::PAGE_SIZE as u64;
+pub(crate) const PAGE_BYTES: u64 = pagefence_page_cache::PAGE_SIZE as u64;
 
 /// Turns of a loop that always has faults to serve, after which it looks for pages to cure.
 const CURE_TURNS: u64 = 64;
@@ -55,24 +55,27 @@ pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
         }
         if !stopped.is_empty() {
             last_fault = Some(Instant::now());
-        } else if last_fault.is_some_and(|at| at.elapsed() < LOOKOUT) {
-            lookout = lookout.or_else(|| service.look_out());
+            if turn % CURE_TURNS != 0 {
+                continue;
+            }
+        } else {
+            let is_early = last_fault.is_some_and(|at| at.elapsed() < LOOKOUT);
+            lookout = if is_early {
+                lookout.or_else(|| service.look_out())
+            } else {
+                None
+            };
             if lookout.is_some() {
                 // Whoever has something to run here goes first.
                 yield_now();
                 continue;
             }
-        }
-        if stopped.is_empty() {
-            lookout = None;
             match source.wait(shared.bell.fd(), next_cure) {
                 Ok(Woken::Rung) if shared.bell.hear() => return,
                 Ok(Woken::Rung | Woken::Faults | Woken::Late) => {}
                 Ok(Woken::Over) => return,
                 Err(error) => panic!("faults of a mapped file can't be waited for: {error}"),
             }
-        } else if turn % CURE_TURNS != 0 {
-            continue;
         }
         next_cure = shared.entries.cure_failed(Instant::now());
     }

@@ -9,13 +9,10 @@ use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, thread};
 use pagefence_page_cache::{FileMemory, MapTarget, MappedRange, Mapping, WaitFor, WriteBacking};
 
 use crate::bell::Bell;
-use crate::fault_loop::serve_faults;
+use crate::fault_loop::{PAGE_BYTES, serve_faults};
 use crate::fault_source::{FaultSource, RealSource};
 use crate::service::{Job, Line, NoThread, Service};
 use crate::shootdown::Entries;
-
-/// Bytes of a page.
-const PAGE_BYTES: u64 = pagefence_page_cache::PAGE_SIZE as u64;
 
 /// Faults of a region that threads of its service may have at a time; more wait in line, so that a program
 /// that tells of ever more faults fills no memory with them.

@@ -21,9 +21,6 @@ use uuid::Uuid;
 
 use crate::map::FaultService;
 
-/// Bytes of a ticket, and where to go with it.
-const TICKET_BYTES: usize = 64;
-
 /// How long a ticket is good for.
 const TICKET_LASTS: Duration = Duration::from_secs(10);
 
@@ -105,6 +102,9 @@ struct Issued {
 }
 
 impl MapServer {
+    /// Bytes of a ticket, with where to go with it.
+    pub const TICKET_BYTES: usize = 64;
+
     /// # Errors
     /// No socket or thread can be had.
     pub(crate) fn start(
@@ -146,7 +146,12 @@ impl MapServer {
     ///
     /// With `writes` the file counts as one that maps store to ([`Self::is_stored_to`]) from now on.
     #[must_use]
-    pub fn ticket(&self, id: InodeId, reads: bool, writes: bool) -> Option<[u8; 64]> {
+    pub fn ticket(
+        &self,
+        id: InodeId,
+        reads: bool,
+        writes: bool,
+    ) -> Option<[u8; Self::TICKET_BYTES]> {
         // It is open, so the number is its own.
         let generation = self.shared.fs.attr(id).ok()?.generation;
         let ticket = Ticket(*Uuid::new_v4().as_bytes());
@@ -168,7 +173,7 @@ impl MapServer {
             state.first_late.get_or_insert(until);
             self.shared.count_in(&mut state, issued);
         }
-        let mut bytes = [0; TICKET_BYTES];
+        let mut bytes = [0; Self::TICKET_BYTES];
         let name = self.shared.name.as_bytes();
         bytes[..16].copy_from_slice(&ticket.0);
         bytes[16] = u8::try_from(name.len()).expect("a short name");

@@ -24,13 +24,14 @@ use crate::map::options::MapOptions;
 use crate::map::pages::{OfMount, Pages, size_of};
 use crate::map::problem::Problem;
 use crate::map::{Map, Place};
+use crate::map_server::MapServer;
 use crate::volume::Volume;
 
 /// What fstatfs(2) says of a file system in user space.
 const FUSE_MAGIC: u64 = 0x6573_5546;
 
 /// Bytes of a ticket as the server answers it: the ticket, the length of a name, a socket's name.
-const ANSWER_BYTES: usize = 64;
+const ANSWER_BYTES: usize = MapServer::TICKET_BYTES;
 const TICKET_BYTES: usize = 16;
 
 /// The ioctl that asks for a ticket: `_IOR(0xF7, 5, 64 bytes)`.
