@@ -40,6 +40,9 @@ pub(crate) struct Arguments {
     /// The latest moment of a kill, in milliseconds after the writers began.
     #[arg(long, default_value_t = 1500)]
     latest_ms: u64,
+    /// Leave the server no more memory than it has a second before it is killed.
+    #[arg(long)]
+    starve: bool,
 }
 
 /// Arguments of a process that writes.
@@ -50,6 +53,8 @@ pub(crate) struct WriterArguments {
     seed: u64,
 }
 
+/// How long a server goes on that gets no more memory.
+const STARVED_FOR: Duration = Duration::from_secs(1);
 /// Bytes of the image.
 const IMAGE_BYTES: u64 = 512 << 20;
 /// Bytes of a record: its number, its length, its checksum, and what it says.
@@ -175,9 +180,12 @@ fn write_until_it_fails(arguments: &WriterArguments) -> Result<()> {
 
 /// What was found of what was promised.
 #[derive(Clone, Copy, Debug, Default)]
-struct Found {
-    promises: u64,
+pub(crate) struct Found {
+    /// What was promised, and was there.
+    pub(crate) promises: u64,
     bytes: u64,
+    /// Servers that ended for want of memory.
+    pub(crate) starved: u64,
 }
 
 /// Holds a writer's directory against its log.
@@ -283,6 +291,45 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     Ok(all_kept)
 }
 
+/// Rounds with what the chore's arguments are unless given.
+pub(crate) struct Kills {
+    arguments: Arguments,
+    server: Server,
+}
+
+impl Kills {
+    /// Of the binary of the release profile.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            arguments: Arguments {
+                binary: None,
+                rounds: 1,
+                writers: 4,
+                types: Vec::new(),
+                block_size: 4096,
+                seed: 1,
+                latest_ms: 1500,
+                starve: false,
+            },
+            server: Server::Pagefence(pagefence_binary(None)?),
+        })
+    }
+
+    /// As [`Self::new`], of servers that get no more memory.
+    pub(crate) fn starving() -> Result<Self> {
+        let mut kills = Self::new()?;
+        kills.arguments.starve = true;
+        Ok(kills)
+    }
+
+    /// One round, and what was found of what was promised.
+    pub(crate) fn round(&self, kind: &str, seed: u64) -> Result<Found> {
+        let mut found = Found::default();
+        one_round(&self.arguments, &self.server, kind, seed, &mut found)?;
+        Ok(found)
+    }
+}
+
 fn one_round(
     arguments: &Arguments,
     server: &Server,
@@ -299,7 +346,7 @@ fn one_round(
     let options = options.into_iter().map(AsRef::as_ref);
     run_program("mke2fs", options.chain([image.as_os_str()]))?;
 
-    let mount = ServedMount::new(server, &image, &directory, "rw")?;
+    let mut mount = ServedMount::new(server, &image, &directory, "rw")?;
     let mut writers = Vec::new();
     for number in 0..arguments.writers {
         let writer = Writer {
@@ -318,6 +365,11 @@ fn one_round(
         .map(|writer| writer.start(&directory))
         .collect::<Result<_>>()?;
     std::thread::sleep(Duration::from_millis(random.below(arguments.latest_ms)));
+    if arguments.starve {
+        mount.take_memory()?;
+        std::thread::sleep(STARVED_FOR);
+        found.starved += u64::from(mount.is_dead()?);
+    }
     mount.kill()?;
     for mut child in children {
         child.wait()?;

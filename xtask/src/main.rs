@@ -10,6 +10,7 @@ mod kill;
 mod memory;
 mod mounts;
 mod mutants;
+mod prove;
 mod random;
 mod ranges;
 mod scratch;
@@ -66,6 +67,9 @@ enum Chore {
     Workloads(workloads::Arguments),
     /// Leave each protection out in turn, and see a test notice (docs/MUTANTS.md).
     Mutants(mutants::Arguments),
+    /// Try what is promised: power cuts, failing devices, hostile images and more; a table of what was
+    /// tried.
+    Prove(prove::Arguments),
     /// Show that the server's memory stays within its budget (root, loop devices, /dev/fuse).
     ProveMemory(memory::Arguments),
 }
@@ -102,6 +106,7 @@ fn main() -> ExitCode {
         Chore::KillWriter(arguments) => kill::writer(&arguments),
         Chore::Workloads(arguments) => workloads::run(&arguments),
         Chore::Mutants(arguments) => mutants::run(&arguments),
+        Chore::Prove(arguments) => prove::run(&arguments),
         Chore::ProveMemory(arguments) => memory::run(&arguments),
     };
     match outcome {

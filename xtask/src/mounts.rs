@@ -8,6 +8,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::command::{command, output, run};
 
@@ -242,6 +243,31 @@ impl ServedMount {
     /// The server's process number.
     pub(crate) fn process(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Leaves the server the address space that it has, and no byte more.
+    pub(crate) fn take_memory(&self) -> Result<()> {
+        let process = self.process();
+        let statm = std::fs::read_to_string(format!("/proc/{process}/statm"))
+            .context("the server is gone")?;
+        let pages: u64 = statm
+            .split(' ')
+            .next()
+            .and_then(|pages| pages.parse().ok())
+            .context("/proc has no size of the server")?;
+        let bytes = pages * u64::try_from(rustix::param::page_size())?;
+        let limit = Rlimit {
+            current: Some(bytes),
+            maximum: Some(bytes),
+        };
+        let process = Pid::from_raw(i32::try_from(process)?);
+        prlimit(process, Resource::As, limit).context("its memory can't be limited")?;
+        Ok(())
+    }
+
+    /// Whether the server ended by itself.
+    pub(crate) fn is_dead(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
     }
 
     /// Kills the server, which has no time to do anything about it, and detaches what is left of

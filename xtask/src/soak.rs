@@ -86,6 +86,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     Ok(wrong == 0)
 }
 
+/// As the chore, with the binary of the release profile and for `time`; how many operations there were,
+/// and how many stale bytes were seen.
+pub(crate) fn prove(seed: u64, time: Duration) -> Result<(u64, u64)> {
+    let arguments = Arguments {
+        binary: None,
+        minutes: 0.0,
+        seed,
+        block_size: 4096,
+        mutant: None,
+    };
+    let binary = pagefence_binary(None)?;
+    let (stale, operations) = soak(&arguments, &binary, time)?;
+    Ok((operations, stale))
+}
+
 /// The binary, built so that protections can be left out.
 fn mutable_binary() -> Result<PathBuf> {
     let root = workspace_root()?;

@@ -106,6 +106,28 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     Ok(mismatches == 0)
 }
 
+/// A storm of four threads on one type of file system, for `time`; how many operations were done, and
+/// whether all of them were right.
+pub(crate) fn prove(
+    name: &str,
+    block_size: u32,
+    seed: u64,
+    time: Duration,
+) -> Result<(u64, Result<()>)> {
+    let storm = Storm {
+        kind: kind(name)?,
+        block_size,
+        seed,
+        threads: 4,
+        length: time,
+        round: ROUND,
+    };
+    let scratch = Scratch::new()?;
+    let watch = Watch::new(storm.threads);
+    let outcome = storm.rage(&scratch.join("storm.img"), &watch);
+    Ok((watch.table().1, outcome))
+}
+
 fn kind(name: &str) -> Result<Kind> {
     match name {
         "ext2" => Ok(Kind::Ext2),

@@ -11,16 +11,20 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use memory_fs::{MemoryFs, ROOT};
-use pagefence_cli::{Opened, VolumeOptions};
+use pagefence_cli::{Confinement, Opened, VolumeOptions};
 
 fn main() -> ExitCode {
     pagefence_cli::run(std::env::args_os().collect(), open)
 }
 
-fn open(options: &VolumeOptions) -> anyhow::Result<Opened<MemoryFs>> {
+fn open(
+    options: &VolumeOptions,
+    confinement: &mut Confinement,
+) -> anyhow::Result<Opened<MemoryFs>> {
     let image = options.image.display();
     let content = std::fs::read(&options.image)
         .with_context(|| format!("the image {image} can't be read"))?;
+    confinement.enter()?;
     let from = usize::try_from(options.offset).unwrap_or(usize::MAX);
     match content.get(from..).map(<[u8]>::trim_ascii) {
         Some(b"sample") => Ok(Opened::without_maps(sample())),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
+use crate::check::CheckArguments;
 use crate::defrag::DefragArguments;
 use crate::demo::DemoArguments;
 use crate::fallocate::FallocateArguments;
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Mkfs(MkfsArguments),
     /// Tell what an image is: type, features, journal, usage
     Info(InfoArguments),
+    /// Tell whether an image or a mount in use is sound, all of it, and change nothing
+    Check(CheckArguments),
     /// Give a range of a file space, or take it away: punch, zero, collapse, insert
     Fallocate(FallocateArguments),
     /// Give a file another size
@@ -132,6 +135,7 @@ Mount options:
   noexec               run no programs
   noacl                do not apply ACLs
   nonempty             mount on a directory that is not empty
+  unconfined           let the server keep all rights of whoever mounts (for debugging)
   log=FILE             append the server's log to a file (else to syslog, with -f to stderr)
   fsname=, subtype=    what mount(8) shows";
 

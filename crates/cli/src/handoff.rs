@@ -13,8 +13,52 @@ use pagefence_fuse_front::fd_passing;
 use rustix::fs::FileType;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-/// Set to 1 in the environment of the server.
+/// Set in the environment of what is started to be a server or its keeper: which of both; and of what starts
+/// anew to serve in the foreground.
 pub(crate) const VARIABLE: &str = "PAGEFENCE_SERVER";
+
+/// What [`VARIABLE`] says to who serves in the foreground.
+pub(crate) const FOREGROUND: &str = "foreground";
+
+/// What a process is started to be, with a socket as its standard input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The server: see [`Channel`].
+    Server,
+    /// The server's keeper: see `keeper`.
+    Keeper,
+}
+
+impl Role {
+    /// What [`VARIABLE`] says.
+    pub(crate) fn value(self) -> &'static str {
+        match self {
+            Self::Server => "1",
+            Self::Keeper => "keeper",
+        }
+    }
+
+    /// The socket, if this process was started to be this. Its standard input becomes /dev/null.
+    ///
+    /// # Errors
+    /// No descriptors are left; there is no /dev/null.
+    pub(crate) fn socket(self) -> anyhow::Result<Option<OwnedFd>> {
+        let asked = std::env::var_os(VARIABLE).is_some_and(|value| value == self.value());
+        let input = rustix::stdio::stdin();
+        let socket = || {
+            rustix::fs::fstat(input)
+                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
+        };
+        if !asked || !socket() {
+            return Ok(None);
+        }
+        let own = input
+            .try_clone_to_owned()
+            .context("the socket can't be kept")?;
+        rustix::stdio::dup2_stdin(File::open("/dev/null").context("/dev/null can't be opened")?)?;
+        Ok(Some(own))
+    }
+}
 
 /// Longest message.
 const MESSAGE_BYTES: usize = 4096;
@@ -38,33 +82,25 @@ pub(crate) enum Said {
 
 /// A conversation: the side of the mounting process, and what will be the server's input.
 pub(crate) fn pair() -> io::Result<(Channel, OwnedFd)> {
-    let (here, there) = socketpair(
+    let (here, there) = sockets()?;
+    Ok((Channel(here), there))
+}
+
+/// Two ends of a conversation.
+pub(crate) fn sockets() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC,
         None,
-    )?;
-    Ok((Channel(here), there))
+    )?)
 }
 
 impl Channel {
     /// The server's side, if this process was started as a server. Its standard input becomes
     /// /dev/null.
     pub(crate) fn of_server() -> anyhow::Result<Option<Self>> {
-        let asked = std::env::var_os(VARIABLE).is_some_and(|value| value == "1");
-        let input = rustix::stdio::stdin();
-        let socket = || {
-            rustix::fs::fstat(input)
-                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
-        };
-        if !asked || !socket() {
-            return Ok(None);
-        }
-        let own = input
-            .try_clone_to_owned()
-            .context("the server's socket can't be kept")?;
-        rustix::stdio::dup2_stdin(File::open("/dev/null").context("/dev/null can't be opened")?)?;
-        Ok(Some(Self(own)))
+        Ok(Role::Server.socket()?.map(Self))
     }
 
     /// The server says something.

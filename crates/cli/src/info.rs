@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::confinement::Confinement;
 use crate::size::parse_size;
 
 /// `pagefence info`.
@@ -19,7 +20,9 @@ pub(crate) struct InfoArguments {
 
 /// Prints a line for each fact.
 pub(crate) fn run(arguments: &InfoArguments) -> anyhow::Result<()> {
-    let info = pagefence::info_at(&arguments.image, arguments.offset)?;
+    let look = pagefence::Look::at(&arguments.image, arguments.offset)?;
+    Confinement::of_command().enter()?;
+    let info = look.info()?;
     io::stdout().write_all(info.to_string().as_bytes())?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The command `pagefence`, but for the file system that it mounts.
 //!
-//! A file a command: `mount` and `umount` with what they are made of, `mkfs`, `info`, `fallocate`,
-//! `truncate`, `demo`, `completions` and `man`; `tmpfs` is the one file system that needs no image.
+//! A file a command: `mount` and `umount` with what they are made of, `mkfs`, `info`, `check`,
+//! `fallocate`, `truncate`, `demo`, `completions` and `man`; `tmpfs` is the one file system that needs no image.
 //! Which file system is behind a mount is the caller's: [`run`] takes a
 //! function that opens it, so that the command is tested with a file system in memory.
 //!
@@ -10,7 +10,8 @@
 //! ```text
 //! pagefence mount IMAGE DIR          the same program, same arguments, PAGEFENCE_SERVER=1
 //! ─────────────────────────          ─────────────────────────────────────────────────────
-//! check DIR, start the server ─────► own session, open IMAGE
+//! check DIR, start the server ─────► own session, start the keeper, open IMAGE,
+//!                                      confine itself, read IMAGE
 //!                             ◄───── ready, or one sentence that says why not
 //! mount on DIR, hand over    ─────►  answer the kernel
 //!   the /dev/fuse descriptor  ◄───── serving
@@ -18,15 +19,20 @@
 //! ```
 //!
 //! If either side dies, the other's socket ends and it gives up; if the server dies later, the
-//! kernel answers ENOTCONN in its place. With `-f` one process does all of it in turn.
+//! kernel answers ENOTCONN in its place. The keeper is the same program once more, for what the server
+//! gave up the right to: it unmounts when the server gets a signal, and ends with it. With `-f` one
+//! process does all of it in turn, but for the keeper, which then mounts, too.
 
 mod arguments;
+mod check;
 mod completions;
+mod confinement;
 mod defrag;
 mod demo;
 mod fallocate;
 mod handoff;
 mod info;
+mod keeper;
 mod log;
 mod man;
 mod migrate;
@@ -50,6 +56,7 @@ use pagefence_fuse_front::MapDoor;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::FileSystem;
 
+pub use confinement::Confinement;
 pub use mount_options::VolumeOptions;
 
 use arguments::Command;
@@ -75,14 +82,15 @@ impl<F: FileSystem> Opened<F> {
 
 /// Runs the command with arguments `argv`, the program's name first.
 ///
-/// `open` opens the image that the options name, and checks it: its error is what the user is
-/// told, one sentence that says what is wrong and what to do.
+/// `open` opens the image that the options name, enters the confinement ([`Confinement::enter`]), and
+/// checks the image: its error is what the user is told, one sentence that says what is wrong and
+/// what to do.
 ///
-/// The exit status is 0, or 1 after one sentence on stderr.
+/// The exit status is 0, or 1 after one sentence on stderr; that of `check` is e2fsck's.
 pub fn run<F, O>(argv: Vec<OsString>, open: O) -> ExitCode
 where
     F: FileSystem,
-    O: FnOnce(&VolumeOptions) -> anyhow::Result<Opened<F>>,
+    O: FnOnce(&VolumeOptions, &mut Confinement) -> anyhow::Result<Opened<F>>,
 {
     let command = match arguments::parse(&argv) {
         Ok(command) => command,
@@ -90,6 +98,9 @@ where
             // Also help and version, which are no failures and go to stdout.
             let failed = error.use_stderr();
             if error.print().is_err() || failed {
+                if argv.get(1).is_some_and(|command| command == "check") {
+                    return ExitCode::from(check::USAGE);
+                }
                 return ExitCode::FAILURE;
             }
             return ExitCode::SUCCESS;
@@ -97,12 +108,16 @@ where
     };
     let done = match command {
         Command::Mount(arguments) => match arguments.tmpfs {
-            Some(bytes) => mount::run(&argv, &arguments, |options| tmpfs::open(bytes, options)),
+            Some(bytes) => mount::run(&argv, &arguments, |options, confinement| {
+                confinement.enter()?;
+                tmpfs::open(bytes, options)
+            }),
             None => mount::run(&argv, &arguments, open),
         },
         Command::Umount { mountpoint } => umount::run(&mountpoint),
         Command::Mkfs(arguments) => mkfs::run(&arguments),
         Command::Info(arguments) => info::run(&arguments),
+        Command::Check(arguments) => return check::run(&arguments),
         Command::Fallocate(arguments) => fallocate::run(&arguments),
         Command::Truncate(arguments) => truncate::run(&arguments),
         Command::Migrate(arguments) => migrate::run(&arguments),

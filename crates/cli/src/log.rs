@@ -38,7 +38,7 @@ pub(crate) fn start(file: Option<&Path>, foreground: bool, debug: bool) -> anyho
             .try_init()
     } else if foreground {
         builder.with_writer(io::stderr).try_init()
-    } else if let Some(syslog) = Syslog::connect() {
+    } else if let Some(syslog) = Syslog::connect(Path::new(SYSLOG)) {
         // syslog has times and levels of its own.
         builder
             .without_time()
@@ -55,13 +55,18 @@ pub(crate) fn start(file: Option<&Path>, foreground: bool, debug: bool) -> anyho
     Ok(())
 }
 
-/// The system's log.
-struct Syslog(UnixDatagram);
+/// Where the system's log listens.
+const SYSLOG: &str = "/dev/log";
+
+/// The system's log. It is connected once, before the server gives up the right to: one that comes to listen
+/// at another socket later hears nothing.
+pub(crate) struct Syslog(UnixDatagram);
 
 impl Syslog {
-    fn connect() -> Option<Self> {
+    /// A connection to who listens at `path`.
+    pub(crate) fn connect(path: &Path) -> Option<Self> {
         let socket = UnixDatagram::unbound().ok()?;
-        socket.connect("/dev/log").ok()?;
+        socket.connect(path).ok()?;
         // A log that is not read must not hold up the file system.
         socket.set_nonblocking(true).ok()?;
         Some(Self(socket))
@@ -69,7 +74,7 @@ impl Syslog {
 }
 
 /// One event for syslog, with the priority of its level.
-struct SyslogLine<'a> {
+pub(crate) struct SyslogLine<'a> {
     socket: &'a UnixDatagram,
     priority: u8,
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pagefence::device::MemoryDevice;
-use pagefence::{Kind, MapServer, Mkfs, Options, Volume};
-use pagefence_cli::{Opened, VolumeOptions};
+use pagefence::{Image, Kind, MapServer, Mkfs, Options, Volume};
+use pagefence_cli::{Confinement, Opened, VolumeOptions};
 use pagefence_fuse_front::map_door::TICKET_BYTES;
 use pagefence_fuse_front::{MapDoor, MapRights};
 use pagefence_vfs::{FileSystem, InodeId};
@@ -15,7 +15,10 @@ fn main() -> ExitCode {
     pagefence_cli::run(std::env::args_os().collect(), open_volume)
 }
 
-fn open_volume(options: &VolumeOptions) -> anyhow::Result<Opened<impl FileSystem + use<>>> {
+fn open_volume(
+    options: &VolumeOptions,
+    confinement: &mut Confinement,
+) -> anyhow::Result<Opened<impl FileSystem + use<>>> {
     let write = !options.read_only && !options.no_load;
     let mut how = Options::new().write(write).offset(options.offset);
     if let Some(bytes) = options.cache_bytes {
@@ -32,11 +35,16 @@ fn open_volume(options: &VolumeOptions) -> anyhow::Result<Opened<impl FileSystem
         .access_times(!options.no_access_times);
     let volume = match options.memory_bytes {
         Some(bytes) => {
+            confinement.enter()?;
             let device = Arc::new(MemoryDevice::new(bytes));
             Mkfs::new(Kind::Ext4).format_device(&*device)?;
             Volume::open_device(device, how)?
         }
-        None => Volume::open(&options.image, how)?,
+        None => {
+            let image = Image::open(&options.image, how)?;
+            confinement.enter()?;
+            image.into_volume()?
+        }
     };
     for note in volume.notes() {
         tracing::warn!("{}: {note}", options.image.display());

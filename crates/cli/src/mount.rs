@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use anyhow::{Context as _, anyhow, bail};
-use pagefence_fuse_front::{MountRequest, ServeOptions, tune, unmount};
+use pagefence_fuse_front::{MountRequest, ServeOptions, close_on_exec_from, tune, unmount};
 use pagefence_vfs::FileSystem;
 
 use crate::arguments::MountArguments;
-use crate::handoff::{self, Channel, Said};
+use crate::confinement::Confinement;
+use crate::handoff::{self, Channel, Role, Said};
 use crate::mount_options::{MountOptions, VolumeOptions};
-use crate::{Opened, mountpoint, server};
+use crate::{Opened, keeper, mountpoint, server};
 
 /// The program's name, as ps and top show it.
 pub(crate) const NAME: &CStr = c"pagefence";
@@ -42,18 +43,25 @@ pub(crate) fn run<F, O>(
 ) -> anyhow::Result<()>
 where
     F: FileSystem,
-    O: FnOnce(&VolumeOptions) -> anyhow::Result<Opened<F>>,
+    O: FnOnce(&VolumeOptions, &mut Confinement) -> anyhow::Result<Opened<F>>,
 {
+    if let Some(socket) = Role::Keeper.socket()? {
+        return keeper::run(&socket, Plan::make(arguments)?);
+    }
     if let Some(channel) = Channel::of_server()? {
-        return server::detached(&channel, || Plan::make(arguments), open);
+        return server::detached(&channel, argv, || Plan::make(arguments), open);
     }
     let plan = Plan::make(arguments)?;
+    // What whoever called this left open is not for the server, nor for its keeper. A kernel that can't do it
+    // has no landlock either, and is served on all the same.
+    let _older_kernel = close_on_exec_from(3);
     if arguments.foreground || plan.debug {
-        if std::env::var_os(ARENAS).is_none() {
-            let error = same_program(argv).exec();
-            tracing::debug!(%error, "memory stays with the thread that had it first");
+        if std::env::var_os(handoff::VARIABLE).is_none_or(|role| role != handoff::FOREGROUND) {
+            let mut anew = same_program(argv);
+            let error = anew.env(handoff::VARIABLE, handoff::FOREGROUND).exec();
+            return Err(error).context("the server can't be started");
         }
-        return server::foreground(&plan, open);
+        return server::foreground(argv, &plan, open);
     }
     in_background(argv, &plan)
 }
@@ -141,7 +149,7 @@ fn in_background(argv: &[OsString], plan: &Plan) -> anyhow::Result<()> {
 const ARENAS: &str = "MALLOC_ARENA_MAX";
 
 /// The same program with the same arguments, so that ps shows what is mounted where.
-fn same_program(argv: &[OsString]) -> std::process::Command {
+pub(crate) fn same_program(argv: &[OsString]) -> std::process::Command {
     let (name, arguments) = match argv {
         [name, arguments @ ..] => (name.as_os_str(), arguments),
         [] => (OsStr::new("pagefence"), argv),
@@ -158,7 +166,7 @@ fn same_program(argv: &[OsString]) -> std::process::Command {
 
 fn start(argv: &[OsString], input: OwnedFd) -> std::io::Result<Child> {
     same_program(argv)
-        .env(handoff::VARIABLE, "1")
+        .env(handoff::VARIABLE, Role::Server.value())
         .stdin(Stdio::from(input))
         .stdout(Stdio::null())
         .spawn()

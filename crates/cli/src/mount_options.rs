@@ -63,6 +63,8 @@ pub(crate) struct MountOptions {
     pub(crate) no_exec: bool,
     /// `nonempty`.
     pub(crate) non_empty: bool,
+    /// `unconfined`.
+    pub(crate) unconfined: bool,
     /// `fuse2fs_debug`, `debug`.
     pub(crate) debug: bool,
     /// `log=`.
@@ -190,6 +192,7 @@ impl MountOptions {
             ("exec", None) => self.no_exec = false,
             ("noexec", None) => self.no_exec = true,
             ("nonempty", None) => self.non_empty = true,
+            ("unconfined", None) => self.unconfined = true,
             ("fuse2fs_debug" | "debug", None) => self.debug = true,
             // As fuse2fs: what a mount by the kernel would be like.
             ("kernel", None) => {

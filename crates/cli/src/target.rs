@@ -9,8 +9,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use pagefence::{Options, Volume};
+use pagefence::{Image, Options, Volume};
 
+use crate::confinement::Confinement;
 use crate::mountinfo::{self, Mount};
 
 /// What parts image and path.
@@ -56,12 +57,14 @@ impl Target {
         )
     }
 
-    /// Opens the image of [`Self::InImage`] for writing.
+    /// Opens the image of [`Self::InImage`] for writing. From then on this process has nothing else.
     ///
     /// # Errors
-    /// It can't be opened, or not be written.
+    /// It can't be opened, or not be written; the process can't confine itself.
     pub(crate) fn open_image(image: &Path) -> anyhow::Result<Volume> {
-        let volume = Volume::open(image, Options::new().write(true))?;
+        let opened = Image::open(image, Options::new().write(true))?;
+        Confinement::of_command().enter()?;
+        let volume = opened.into_volume()?;
         for note in volume.notes() {
             tracing::warn!("{}: {note}", image.display());
         }

@@ -49,7 +49,7 @@ use pagefence_block_io::BufferCache;
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::{BlockNo, GroupNo};
 use pagefence_lock_order::levels::Counters;
-#[cfg(test)]
+#[cfg(any(test, feature = "mutants"))]
 use pagefence_lock_order::primitives::atomic::AtomicBool;
 use pagefence_lock_order::primitives::atomic::{AtomicU32, AtomicU64, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex};
@@ -134,7 +134,7 @@ pub(crate) struct Allocator {
     /// device is told of the blocks under it; waited for with no group locked.
     lending: Mutex<()>,
     /// The mutant: what is freed can be had before the transaction that frees it is durable.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "mutants"))]
     pub(crate) reuses_at_once: AtomicBool,
 }
 
@@ -214,7 +214,9 @@ impl Allocator {
             generation: AtomicU32::new(RandomState::new().hash_one(0) as u32),
             averages: Averages::default(),
             lending: Mutex::new(()),
-            #[cfg(test)]
+            #[cfg(feature = "mutants")]
+            reuses_at_once: AtomicBool::new(crate::mutant::Mutant::EarlyReuse.is_named()),
+            #[cfg(all(test, not(feature = "mutants")))]
             reuses_at_once: AtomicBool::new(false),
         };
         allocator.renew_averages();

@@ -69,7 +69,7 @@ impl FileSystem {
             && !data.is_empty()
             && self.goes_direct(inode, offset, data.len())
             && has_rights(&mut held, inode, mode)
-            && !(mode.contains(WriteMode::KILL_PRIVILEGES) && self.has_privileges(inode));
+            && !self.loses_privileges(inode, mode);
         if !is_plain {
             return Ok(None);
         }

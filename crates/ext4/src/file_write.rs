@@ -59,8 +59,8 @@ impl FileSystem {
             if data.is_empty() {
                 return Ok(0);
             }
-            if mode.contains(WriteMode::KILL_PRIVILEGES) {
-                self.kill_privileges(&mut held, inode)?;
+            if self.loses_privileges(inode, mode) {
+                self.kill_privileges(&mut held, inode, mode)?;
             }
             note_rights(&mut held, inode, mode);
             let end = offset + data.len() as u64;
@@ -133,34 +133,35 @@ impl FileSystem {
         }
     }
 
-    /// Whether a file has set-uid, set-group-id or capabilities to lose. The caller holds the inode
-    /// lock.
-    pub(crate) fn has_privileges(&self, inode: &Inode) -> bool {
+    /// Whether a file has set-uid, set-group-id or capabilities that it loses by such a write. The caller
+    /// holds the inode lock.
+    pub(crate) fn loses_privileges(&self, inode: &Inode, mode: WriteMode) -> bool {
+        if !mode.intersects(WriteMode::KILL_PRIVILEGES | WriteMode::KILL_CAPABILITIES) {
+            return false;
+        }
         let disk = inode.disk();
-        let mode = disk.record.mode() & 0o7777;
-        without_privileges(mode) != mode || self.instance.xattr(&disk, CAPABILITY).is_ok()
+        let permissions = disk.record.mode() & 0o7777;
+        kept(permissions, mode) != permissions || self.instance.xattr(&disk, CAPABILITY).is_ok()
     }
 
-    /// Takes set-uid, set-group-id and capabilities off a file that somebody without the right to
-    /// keep them writes to. The caller holds the inode lock exclusively.
+    /// Takes off what [`FileSystem::loses_privileges`] tells of. The caller holds the inode lock
+    /// exclusively.
     fn kill_privileges(
         &self,
         held: &mut Held<'_, levels::Inode>,
         inode: &Arc<Inode>,
+        mode: WriteMode,
     ) -> Result<()> {
-        if !self.has_privileges(inode) {
-            return Ok(());
-        }
         let disk = inode.disk();
-        let mode = disk.record.mode() & 0o7777;
-        let kept = without_privileges(mode);
+        let permissions = disk.record.mode() & 0o7777;
+        let kept = kept(permissions, mode);
         let mut record = disk.record.clone();
         record.ensure_extra();
         let mut xattrs = XattrChange::of(&self.instance, &record)?;
         xattrs.remove(SECURITY, b"capability")?;
         let now = clock::now();
         let attributes = Attributes {
-            permissions: (kept != mode).then_some(kept),
+            permissions: (kept != permissions).then_some(kept),
             changed: Some(now),
             ..Attributes::default()
         };
@@ -188,6 +189,15 @@ impl FileSystem {
             |at, buffer| self.read(from, at, buffer),
             |at, data| self.write_file(to, at, data, mode),
         )
+    }
+}
+
+/// What a write leaves of a file's permissions.
+fn kept(permissions: u16, mode: WriteMode) -> u16 {
+    if mode.contains(WriteMode::KILL_PRIVILEGES) {
+        without_privileges(permissions)
+    } else {
+        permissions
     }
 }
 

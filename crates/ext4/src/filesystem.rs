@@ -1,5 +1,7 @@
 //! The file system as the interface sees it.
 
+use std::ops::ControlFlow;
+
 use pagefence_ext4_format::dir_entry::MAX_NAME_LEN;
 use pagefence_ext4_format::features::RoCompat;
 use pagefence_ext4_format::superblock::Superblock;
@@ -8,9 +10,9 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_page_cache::{ErrorCursor, Mapping, PageCache, ReadError, Readahead};
 use pagefence_vfs::{
-    Access, Attr, Cookie, Credentials, DirSink, Entry, Error, ExtentInfo, ExtentState,
-    FallocateMode, FileKind, FileSystemStat, Fsxattr, InodeId, MapFormat, New, RenameMode, Result,
-    SetAttr, Whence, WriteMode, XattrMode, XattrName,
+    Access, Attr, CheckEvent, CheckSummary, Cookie, Credentials, DirSink, Entry, Error, ExtentInfo,
+    ExtentState, FallocateMode, FileKind, FileSystemStat, Fsxattr, InodeId, MapFormat, New,
+    RenameMode, Result, SetAttr, Whence, WriteMode, XattrMode, XattrName,
 };
 
 use crate::backing::FileData;
@@ -533,6 +535,13 @@ impl pagefence_vfs::FileSystem for FileSystem {
 
     fn trim(&self, offset: u64, length: u64, least: u64) -> Result<u64> {
         self.trim_free_space(offset, length, least)
+    }
+
+    fn check(
+        &self,
+        event: &mut dyn FnMut(CheckEvent<'_>) -> ControlFlow<()>,
+    ) -> Result<CheckSummary> {
+        self.check_and_tell(event)
     }
 
     fn poisoned(&self) {

@@ -6,7 +6,7 @@ mod time;
 
 use std::path::Path;
 
-use pagefence_block_io::Device;
+use pagefence_block_io::{Device, FileDevice};
 use pagefence_ext4_format::features::{Compat, Features, Incompat, RoCompat};
 use pagefence_ext4_format::group_desc::GroupDesc;
 use pagefence_ext4_format::superblock::{State, Superblock};
@@ -162,12 +162,23 @@ impl Info {
     /// # Errors
     /// It can't be read, or holds no file system of these types: see [`MountError`].
     pub fn of_image(path: &Path, offset: u64) -> Result<Self, MountError> {
-        let options = MountOptions {
-            offset,
-            ..MountOptions::default()
-        };
-        let device = open_file(path, &options)?;
-        Self::examine(&device, &options)
+        Self::of_opened(&Self::open(path, offset)?, offset)
+    }
+
+    /// Opens what [`Info::of_image`] looks at, and reads nothing of it.
+    ///
+    /// # Errors
+    /// [`MountError::Image`].
+    pub fn open(path: &Path, offset: u64) -> Result<FileDevice, MountError> {
+        open_file(path, &at(offset))
+    }
+
+    /// Looks at what [`Info::open`] has opened, with the same `offset`.
+    ///
+    /// # Errors
+    /// As [`Info::of_image`].
+    pub fn of_opened(device: &FileDevice, offset: u64) -> Result<Self, MountError> {
+        Self::examine(device, &at(offset))
     }
 
     /// Looks at the file system that starts at byte 0 of `device`.
@@ -175,7 +186,7 @@ impl Info {
     /// # Errors
     /// As [`Info::of_image`].
     pub fn of_device(device: &dyn Device) -> Result<Self, MountError> {
-        Self::examine(device, &MountOptions::default())
+        Self::examine(device, &at(0))
     }
 
     fn examine(device: &dyn Device, options: &MountOptions) -> Result<Self, MountError> {
@@ -218,6 +229,13 @@ impl Info {
             mounts: raw.s_mnt_count.get(),
             lifetime_writes_kib: raw.s_kbytes_written.get(),
         })
+    }
+}
+
+fn at(offset: u64) -> MountOptions {
+    MountOptions {
+        offset,
+        ..MountOptions::default()
     }
 }
 

@@ -109,7 +109,7 @@ impl Instance {
 
     /// Makes sure that `len` blocks from `start` on may belong to `inode`.
     pub(crate) fn check_owned(&self, inode: InodeNo, start: BlockNo, len: u32) -> Result<()> {
-        if self.zones.overlap(start, len) {
+        if self.zones.overlap_of(inode, start, len) {
             return Err(self.damaged(
                 inode,
                 Some(start),

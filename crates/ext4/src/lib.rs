@@ -20,6 +20,7 @@
 //! change                               what changes metadata
 //! mount  support  recovery  orphan     opening: checks, features, the journal, orphans
 //! info  journal_location               what an image is, told without opening it
+//! check                                whether it is sound, all of it
 //! mkfs                                 making: needs none of the above
 //! ```
 //!
@@ -32,6 +33,7 @@ mod atime;
 mod backing;
 mod block_ranges;
 mod change;
+pub mod check;
 mod clock;
 mod collapse_range;
 mod cookie;
@@ -68,6 +70,8 @@ mod memory;
 mod migrate;
 pub mod mkfs;
 mod mount;
+#[cfg(feature = "mutants")]
+mod mutant;
 mod name_credits;
 mod name_index;
 mod namespace;
@@ -93,6 +97,7 @@ mod symlink;
 mod system_zones;
 mod trim;
 mod truncate;
+mod unlisted;
 mod writeback;
 mod xattr;
 

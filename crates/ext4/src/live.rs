@@ -28,6 +28,7 @@ use crate::instance::Instance;
 use crate::mount::MountError;
 use crate::orphans::Orphans;
 use crate::recovery::{blocks_of, mark_error, write_superblock};
+use crate::unlisted::Unlisted;
 
 /// How long a change waits until it is committed, unless told otherwise.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
@@ -35,6 +36,10 @@ const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes of metadata that wait to be brought home, between which the budget decides.
 const PINNED_MIN: u64 = 8 << 20;
 const PINNED_MAX: u64 = 64 << 20;
+
+/// Blocks that a log has at least (Linux: `JBD2_MIN_JOURNAL_BLOCKS`, the superblock included). In less,
+/// an operation might not fit.
+const LOG_BLOCKS_MIN: u32 = 1023;
 
 /// What an operation may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +70,8 @@ pub(crate) struct Live {
     /// Held while a directory moves into another one: nothing else changes then which directory
     /// lies in which.
     pub(crate) renames: OrderedRwLock<levels::Rename, ()>,
+    /// Where a commit is not always sound in itself.
+    pub(crate) unlisted: Arc<Unlisted>,
     keeper: Arc<Keeper>,
     closed: AtomicBool,
 }
@@ -173,11 +180,16 @@ impl Live {
         let keeping: Weak<Keeper> = Arc::downgrade(&keeper);
         let client: Weak<dyn Client> = keeping;
         let buffers = Arc::clone(&instance.buffers);
+        let has_log = journal.is_some();
         let journal = match journal {
             Some(location) => Journal::open(buffers, location, client, options),
             None => Journal::without_log(buffers, client, options),
         }
         .map_err(|error| MountError::Damaged(error.to_string()))?;
+        if has_log && journal.max_credits() < LOG_BLOCKS_MIN / 4 {
+            let reason = "its journal is shorter than the shortest that there may be";
+            return Err(MountError::ReadOnly(reason.to_owned()));
+        }
         // The journal writes nothing before it commits. One that can't be opened leaves the image as
         // it was: nobody could do the recovery that it would ask for.
         {
@@ -190,6 +202,7 @@ impl Live {
             allocator,
             orphans,
             renames: OrderedRwLock::new(0, ()),
+            unlisted: Arc::default(),
             keeper,
             closed: AtomicBool::new(false),
         })

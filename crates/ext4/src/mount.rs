@@ -173,6 +173,15 @@ impl FileSystem {
         Self::open(Arc::new(open_device(path, options)?), options)
     }
 
+    /// Opens the image file or block device at `path`, and makes sure that nobody writes to it meanwhile: what
+    /// [`FileSystem::open`] takes. Nothing of it is interpreted.
+    ///
+    /// # Errors
+    /// [`MountError::Image`], [`MountError::InUse`].
+    pub fn open_device(path: &Path, options: &MountOptions) -> Result<FileDevice, MountError> {
+        open_device(path, options)
+    }
+
     /// Opens the file system on `device`, whose first byte is the file system's
     /// ([`MountOptions::offset`] is the caller's matter).
     ///

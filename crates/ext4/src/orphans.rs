@@ -39,6 +39,9 @@ pub(crate) struct Orphans {
     /// any.
     count: AtomicUsize,
     due: AtomicUsize,
+    /// The mutant: they stand nowhere on the disk.
+    #[cfg(feature = "mutants")]
+    forgets: bool,
 }
 
 #[derive(Debug)]
@@ -68,6 +71,8 @@ enum Place {
         older: Option<InodeNo>,
     },
     File(OrphanEntry),
+    #[cfg(feature = "mutants")]
+    Nowhere,
 }
 
 #[derive(Debug)]
@@ -109,6 +114,8 @@ impl Orphans {
             }),
             count: AtomicUsize::new(0),
             due: AtomicUsize::new(0),
+            #[cfg(feature = "mutants")]
+            forgets: crate::mutant::Mutant::ForgottenOrphan.is_named(),
         })
     }
 
@@ -122,6 +129,12 @@ impl Orphans {
         {
             let mut state = self.state.lock();
             if !state.nodes.contains_key(&number) {
+                #[cfg(feature = "mutants")]
+                let place = match self.forgets {
+                    true => Place::Nowhere,
+                    false => state.place(transaction, inode)?,
+                };
+                #[cfg(not(feature = "mutants"))]
                 let place = state.place(transaction, inode)?;
                 let node = Node {
                     inode: Arc::clone(inode),
@@ -173,6 +186,8 @@ impl Orphans {
                 return Ok(());
             }
             Place::List { newer, older } => (newer, older),
+            #[cfg(feature = "mutants")]
+            Place::Nowhere => return Ok(()),
         };
         if let Some(Node {
             place: Place::List { newer: before, .. },

@@ -15,6 +15,7 @@ use pagefence_block_io::{Device, MemoryDevice};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::thread::{JoinHandle, spawn};
 use pagefence_lock_order::primitives::{Arc, Mutex};
+use pagefence_lock_order::schedules::{by_chance, by_priority};
 use pagefence_page_cache::simulated::AddressSpace;
 use pagefence_page_cache::{Config, FaultError, PageCache, WaitFor};
 use pagefence_vfs::{
@@ -411,8 +412,8 @@ fn check(column: Column) {
 
 fn check_without(column: Column, leave_out: fn(&World)) {
     let image = image();
-    ::shuttle::check_random(move || scenario(image, column, leave_out), SCHEDULES);
-    ::shuttle::check_pct(move || scenario(image, column, leave_out), SCHEDULES, 3);
+    by_chance(move || scenario(image, column, leave_out), SCHEDULES);
+    by_priority(move || scenario(image, column, leave_out), SCHEDULES);
 }
 
 #[test]

@@ -198,9 +198,21 @@ impl FileData {
     where
         BlockMap: After<P>,
     {
+        let live = self.instance.live()?;
         for piece in self.pieces(held, batch)? {
             let first = FileBlock(piece.first);
             let len = piece.len;
+            if let Target::Written(start) | Target::Unwritten(start) = piece.target {
+                // Blocks that are free by the bitmap are somebody else's soon. One that can't be read
+                // says nothing, and is no reason to lose the data.
+                match live
+                    .allocator
+                    .check_in_use(&self.instance, self.inode.number, start, len)
+                {
+                    Ok(()) | Err(Error::Io(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
             match piece.target {
                 Target::Written(start) => plan.io.push(Io { first, start, len }),
                 Target::Unwritten(start) => {

@@ -7,13 +7,13 @@ mod path;
 use std::collections::BTreeMap;
 
 use pagefence_vfs::{
-    Credentials, Error, FallocateMode, FileSystem, InodeId, New, NewKind, RenameMode, Result,
-    SetAttr, WriteMode, XattrMode,
+    Credentials, Error, FallocateMode, FileSystem, InodeId, MapFormat, New, NewKind, RenameMode,
+    Result, SetAttr, WriteMode, XattrMode,
 };
 
 pub use compare::Exactness;
 
-use crate::files::{Answer, Failure, Operation, RenameHow, contents};
+use crate::files::{Answer, Failure, Operation, RangeChange, RenameHow, contents};
 
 /// A file system and the files that are held open.
 pub struct Driven<'a, F: FileSystem> {
@@ -67,6 +67,20 @@ impl<'a, F: FileSystem> Driven<'a, F> {
                 let file = self.open(path)?;
                 self.write_all(&file, *offset, &contents(*tag, *offset, *length))?;
             }
+            O::WriteDirect {
+                path,
+                offset,
+                length,
+                tag,
+            } => {
+                let file = self.open(path)?;
+                let data = contents(*tag, *offset, *length);
+                let written = self.fs.write(&file, *offset, &data, WriteMode::DIRECT)?;
+                if written < data.len() {
+                    self.write_all(&file, *offset + written as u64, &data[written..])?;
+                }
+            }
+            O::Store { .. } => return Err(Error::Unsupported("a map of a file of this trait")),
             O::Append { path, length, tag } => {
                 let id = self.find(path, true)?;
                 let file = self.fs.open(id, true)?;
@@ -98,7 +112,40 @@ impl<'a, F: FileSystem> Driven<'a, F> {
                 let mode = FallocateMode::default();
                 self.fs.allocate(&file, *offset, *length, mode)?;
             }
+            O::ChangeRange {
+                path,
+                offset,
+                length,
+                how,
+            } => {
+                let file = self.open(path)?;
+                self.fs.allocate(&file, *offset, *length, mode(*how))?;
+            }
+            O::ExchangeRange {
+                path,
+                offset,
+                other,
+                other_offset,
+                length,
+            } => {
+                let (file, other) = (self.open(path)?, self.open(other)?);
+                self.fs
+                    .exchange_range(&file, *offset, &other, *other_offset, *length)?;
+            }
+            O::Migrate { path, to_extents } => {
+                let to = if *to_extents {
+                    MapFormat::Extents
+                } else {
+                    MapFormat::Blocks
+                };
+                self.fs.migrate(self.find(path, true)?, to, &self.who)?;
+            }
             O::Sync { path } => self.fs.sync_file(&self.open(path)?, false)?,
+            O::SyncData { path } => self.fs.sync_file(&self.open(path)?, true)?,
+            O::SyncDirectory { path } => {
+                let directory = self.fs.open_dir(self.find(path, true)?)?;
+                self.fs.sync_dir(&directory)?;
+            }
             O::SyncAll => self.fs.sync()?,
             O::RemoveDirectory { path } => {
                 let (parent, name) = self.parent_of(path)?;
@@ -231,6 +278,18 @@ impl<'a, F: FileSystem> Driven<'a, F> {
         let count = self.fs.read(file, offset, &mut bytes)?;
         bytes.truncate(count);
         Ok(Answer::Bytes(bytes))
+    }
+}
+
+fn mode(how: RangeChange) -> FallocateMode {
+    use FallocateMode as M;
+    match how {
+        RangeChange::Reserve => M::KEEP_SIZE,
+        RangeChange::Punch => M::PUNCH_HOLE | M::KEEP_SIZE,
+        RangeChange::Zero => M::ZERO_RANGE,
+        RangeChange::ZeroInside => M::ZERO_RANGE | M::KEEP_SIZE,
+        RangeChange::Collapse => M::COLLAPSE_RANGE,
+        RangeChange::Insert => M::INSERT_RANGE,
     }
 }
 

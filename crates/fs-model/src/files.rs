@@ -8,10 +8,11 @@ mod bytes;
 mod names;
 mod operation;
 mod path;
+mod ranges;
 mod tree;
 
 pub use bytes::{Bytes, RECORD_BYTES, contents};
-pub use operation::{Answer, Failure, Operation, RenameHow};
+pub use operation::{Answer, Failure, Operation, RangeChange, RenameHow};
 pub use tree::{Format, Kind, Node, NodeNo, Tree};
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use pagefence_vfs::{FileSystem, NewKind};
 
 use crate::attributes::{LIFETIME, Overrides};
 use crate::changes::{Asked, Wanted};
+use crate::check::Checks;
 use crate::files::{OpenFile, ReadBuffers};
 use crate::handles::Handles;
 use crate::invalidate::Notices;
@@ -56,6 +57,8 @@ pub(crate) struct Dispatch<F: FileSystem> {
     pub(crate) agreed: Agreed,
     /// What the kernel knows.
     pub(crate) lookups: Lookups,
+    /// The check that goes on.
+    pub(crate) checks: Checks,
     /// Where reads put their bytes.
     pub(crate) read_buffers: ReadBuffers,
     /// Where the kernel is told that attributes changed.
@@ -124,6 +127,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         if let Some(door) = &self.door {
             self.changing("the end of the maps", || door.close());
         }
+        self.reading("the end of a check", || self.checks.end());
         self.changing("destroy", || {
             // A connection that was cut closes nothing.
             self.files.clear();
@@ -299,6 +303,7 @@ impl<F: FileSystem> Filesystem for Dispatch<F> {
         reply: ReplyEmpty,
     ) {
         self.changing("releasedir", || {
+            self.checks.closed(handle);
             drop(self.directories.remove(handle.0));
             reply.ok();
         });

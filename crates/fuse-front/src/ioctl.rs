@@ -4,8 +4,8 @@
 //! Linux's GETFLAGS, SETFLAGS, GETVERSION, FSGETXATTR, FSSETXATTR and FITRIM, and some of our own:
 //! [`EXTENTS`], which stands for FIEMAP (FUSE never passes FIEMAP on), [`FALLOCATE`], which stands for
 //! fallocate(2), of which the kernel passes on some modes only, those of [`crate::move_extents`],
-//! which move a file's data to other blocks, and that of [`crate::map_door`], the way to a map. All
-//! numbers are in the byte order of the machine.
+//! which move a file's data to other blocks, those of [`mod@crate::check`], and that of
+//! [`crate::map_door`], the way to a map. All numbers are in the byte order of the machine.
 //!
 //! # `EXTENTS`: the extent map
 //!
@@ -54,6 +54,7 @@ use pagefence_vfs::{
     Credentials, Error, ExtentInfo, ExtentState, FileKind, FileSystem, Fsxattr, InodeId,
 };
 
+use crate::check::{CHECK_BEGIN, CHECK_NEWS};
 use crate::dispatch::Dispatch;
 use crate::errno::errno;
 use crate::map_door::MAP_TICKET;
@@ -232,6 +233,8 @@ impl<F: FileSystem> Dispatch<F> {
                 Vec::new()
             }
             DONATE => self.donate(node, handle)?,
+            CHECK_BEGIN => self.begin_check(request, node, handle)?,
+            CHECK_NEWS => self.check_news(node, handle)?,
             MAP_TICKET => self.map_ticket(node, handle)?,
             MOVE_EXTENTS => self.move_extents(node, handle, input)?,
             FITRIM => {

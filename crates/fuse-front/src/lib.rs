@@ -23,6 +23,7 @@
 
 mod attributes;
 mod changes;
+pub mod check;
 mod directories;
 mod dispatch;
 mod errno;
@@ -45,6 +46,6 @@ mod xattrs;
 
 pub use map_door::{MapDoor, MapRights};
 pub use mount::{MountError, MountRequest, UnmountError, mount, tune, unmount};
-pub use pagefence_host_memory::fd_passing;
+pub use pagefence_host_memory::{close_on_exec_from, fd_passing};
 pub use server_id::ServerId;
 pub use session::{ServeError, ServeOptions, Server};

@@ -34,7 +34,7 @@ pub struct MountRequest<'a> {
     pub dev: bool,
     /// Let programs be executed.
     pub exec: bool,
-    /// Let users other than the caller in.
+    /// Let users other than the caller in: with `default_permissions` only.
     pub allow_other: bool,
     /// Let the kernel check permissions.
     pub default_permissions: bool,
@@ -43,6 +43,11 @@ pub struct MountRequest<'a> {
 /// Why a file system could not be mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
+    /// Everybody is to be let in, and nobody checked.
+    #[error(
+        "allow_other without default_permissions would let every user read and change every file: ask for both"
+    )]
+    Unchecked,
     /// There is no /dev/fuse.
     #[error("there is no /dev/fuse: load the kernel's module with `modprobe fuse`")]
     NoDevice,
@@ -87,6 +92,9 @@ pub enum UnmountError {
 /// # Errors
 /// See [`MountError`]; nothing is mounted then.
 pub fn mount(request: &MountRequest<'_>) -> Result<OwnedFd, MountError> {
+    if request.allow_other && !request.default_permissions {
+        return Err(MountError::Unchecked);
+    }
     if rustix::process::geteuid().is_root() {
         match mount_directly(request) {
             // Root without CAP_SYS_ADMIN.
@@ -210,6 +218,23 @@ pub(crate) fn escape(source: &OsStr) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_is_let_in_unchecked() {
+        let request = MountRequest {
+            source: OsStr::new("image"),
+            subtype: "pagefence",
+            mountpoint: Path::new("/nowhere"),
+            read_only: true,
+            suid: false,
+            dev: false,
+            exec: false,
+            allow_other: true,
+            default_permissions: false,
+        };
+        let refused = mount(&request).expect_err("before anything is tried");
+        assert!(matches!(refused, MountError::Unchecked), "{refused}");
+    }
 
     #[test]
     fn commas_in_the_name_of_an_image_are_no_options() {

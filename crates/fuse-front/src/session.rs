@@ -10,6 +10,7 @@ use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::FileSystem;
 
 use crate::attributes::Overrides;
+use crate::check::Checks;
 use crate::dispatch::{Dispatch, Outcome};
 use crate::files::ReadBuffers;
 use crate::handles::Handles;
@@ -101,6 +102,7 @@ impl<F: FileSystem> Server<F> {
             lookups: Lookups::new(),
             files: Handles::new(),
             directories: Handles::new(),
+            checks: Checks::default(),
             read_buffers: ReadBuffers::default(),
             notices: Arc::clone(&notices),
             stale_pages: Arc::clone(&stale_pages),

@@ -9,7 +9,8 @@
 //! - [`memory`] is the memory of one mapped file, a memfd; [`view`] is a user's mapping of it, and
 //!   [`userfault`] tells of the faults in a view and answers them.
 //! - [`fuse_ioctl`] asks the server of a FUSE mount something that has no system call.
-//! - [`fd_passing`] hands descriptors from process to process.
+//! - [`fd_passing`] hands descriptors from process to process; [`close_on_exec_from`] keeps those that were
+//!   left open from the programs that come next.
 //!
 //! Invariant: no `&[u8]` of a published frame exists, anywhere. A reader of the page cache may
 //! copy a page out while another thread stores to it; with references that would be undefined
@@ -18,6 +19,7 @@
 
 pub mod arena;
 pub mod copy;
+mod descriptors;
 pub mod fd_passing;
 pub mod file_map;
 pub mod frame;
@@ -31,6 +33,7 @@ pub mod userfault;
 pub mod view;
 
 pub use arena::Arena;
+pub use descriptors::close_on_exec_from;
 pub use file_map::FileMap;
 pub use frame::{Frame, FrameCell, FrameMut};
 pub use fuse_ioctl::fuse_ioctl;

@@ -202,6 +202,33 @@ impl FileMemory {
         }
     }
 
+    /// The first pages from `page` on that are no holes, up to the next hole; `None` if there are none. The
+    /// answer may be old when it is given.
+    ///
+    /// Waits for the memfd's inode lock.
+    ///
+    /// # Panics
+    /// The operating system can't say.
+    #[must_use]
+    pub fn next_run(&self, page: u64) -> Option<Range<u64>> {
+        if page >= Self::PAGES {
+            return None;
+        }
+        loop {
+            let start = match seek(&self.fd, SeekFrom::Data(page * PAGE)) {
+                Ok(start) => start,
+                Err(Errno::NXIO) => return None,
+                Err(errno) => panic!("memory of a mapped file can't be looked at: {errno}"),
+            };
+            // There is one behind the last page at the latest. If what was found has gone, it may be that at once.
+            match seek(&self.fd, SeekFrom::Hole(start)) {
+                Ok(end) if end > start => return Some(start / PAGE..end.div_ceil(PAGE)),
+                Ok(_) => {}
+                Err(errno) => panic!("memory of a mapped file can't be looked at: {errno}"),
+            }
+        }
+    }
+
     /// Pages that are no holes, in memory or swapped out.
     ///
     /// # Panics

@@ -194,6 +194,11 @@ impl CheckpointList {
         })
     }
 
+    /// The blocks of the list, in no order.
+    pub(crate) fn buffers(&self) -> impl Iterator<Item = &Arc<Buffer>> {
+        self.pending.values().map(|pending| &pending.buffer)
+    }
+
     /// Whether no transaction is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.logged.is_empty()

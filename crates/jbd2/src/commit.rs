@@ -6,12 +6,15 @@
 
 use std::time::Instant;
 
+use pagefence_block_io::Buffer;
 use pagefence_lock_order::primitives::{Arc, Weak};
 
 use crate::error::{JournalError, Result};
 use crate::journal::Client;
+use crate::mutant::Mutant;
 use crate::running_log::RunningLog;
 use crate::shared::{Job, Shared, Stop};
+use crate::snapshot::Snapshot;
 use crate::transaction::{Frozen, Sealing, Transaction};
 use crate::without_log::WithoutLog;
 
@@ -44,6 +47,15 @@ impl Store {
             Self::Log(log) => log.checkpoint_idle(shared),
             Self::Home(_) => Ok(false),
         }
+    }
+
+    /// What is committed and may not be home.
+    fn not_home(&self, shared: &Shared) -> impl Iterator<Item = Arc<Buffer>> {
+        let log = match self {
+            Self::Log(log) if !shared.is_mutant(Mutant::NotHomeNotKept) => Some(log.not_home()),
+            Self::Log(_) | Self::Home(_) => None,
+        };
+        log.into_iter().flatten()
     }
 
     fn is_home(&self) -> bool {
@@ -165,6 +177,16 @@ impl Worker {
         if let Err(error) = outcome {
             self.lost.push(frozen);
             return Err(error);
+        }
+        // Nobody uses again what it freed before the client is told.
+        if !self.shared.is_mutant(Mutant::FreedNotKept) {
+            let freed = frozen.revokes.iter().map(|block| block.0);
+            self.shared.keep_for_snapshot(freed);
+        }
+        if let Some(bytes_max) = self.shared.snapshot_wanted(tid) {
+            let not_home = self.store.not_home(&self.shared);
+            let snapshot = Snapshot::new(&self.shared.buffers, not_home, bytes_max);
+            self.shared.hand_over(tid, Arc::new(snapshot));
         }
         for block in &frozen.revokes {
             next.unless_set(*block, || self.shared.buffers.invalidate(block.0));

@@ -57,6 +57,9 @@ pub enum JournalError {
     /// The journal's thread can't be started.
     #[error("the journal's thread can't be started: {0}")]
     Thread(#[source] std::io::Error),
+    /// There is a snapshot, and there can't be two.
+    #[error("there is a snapshot already")]
+    SnapshotInUse,
     /// The journal was aborted: nothing is written any more.
     #[error("the journal was aborted with error {errno}")]
     Aborted {

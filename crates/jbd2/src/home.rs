@@ -1,9 +1,12 @@
-//! Writes blocks to where they belong.
+//! Writes blocks to where they belong. What they held is kept before if a snapshot needs it.
 
 use std::io::IoSlice;
 
-use pagefence_block_io::{Buffer, BufferCache, DeviceError};
+use pagefence_block_io::{Buffer, DeviceError};
 use pagefence_lock_order::primitives::Arc;
+
+use crate::mutant::Mutant;
+use crate::shared::Shared;
 
 /// Bytes of one write, at most (but one block at least).
 const WRITE_BYTES_MAX: usize = 1 << 20;
@@ -11,7 +14,11 @@ const WRITE_BYTES_MAX: usize = 1 << 20;
 const WRITE_BLOCKS_MAX: usize = 1024;
 
 /// Writes `blocks`, ascending and each once; those that lie one after the other go together.
-pub(crate) fn write(buffers: &BufferCache, blocks: &[Arc<Buffer>]) -> Result<(), DeviceError> {
+pub(crate) fn write(shared: &Shared, blocks: &[Arc<Buffer>]) -> Result<(), DeviceError> {
+    if !shared.is_mutant(Mutant::HomeNotKept) {
+        shared.keep_for_snapshot(blocks.iter().map(|buffer| buffer.block()));
+    }
+    let buffers = &*shared.buffers;
     let size = buffers.block_size();
     let most = WRITE_BYTES_MAX
         .checked_div(size)

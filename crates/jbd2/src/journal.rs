@@ -18,6 +18,7 @@
 //! - The buffer cache can't evict a block whose newest contents are not home: the transaction or
 //!   the checkpoint list holds its buffer. At most [`Options::pinned_bytes_max`] are held so, or a
 //!   fourth of the log in each of two transactions.
+//! - What a [`Snapshot`] needs is kept before it is overwritten, or may be by others.
 //! - The journal's thread takes no lock but the journal's own, except in [`Client`]'s methods.
 
 use std::time::Duration;
@@ -38,6 +39,7 @@ use crate::log::to_usize;
 use crate::recovery::recover;
 use crate::running_log::RunningLog;
 use crate::shared::{Parts, Shared, Stop};
+use crate::snapshot::Snapshot;
 use crate::transaction::{Join, Sealing, Tid};
 use crate::without_log::WithoutLog;
 
@@ -251,6 +253,19 @@ impl Journal {
     /// Has the commit of `tid` started if it runs. Does not wait.
     pub fn request_commit(&self, tid: Tid) {
         self.shared.request_commit(tid);
+    }
+
+    /// The metadata as of the commit of `tid`, or of a later transaction, which is started; waits
+    /// for it. The snapshot keeps at most `bytes_max` bytes of what is overwritten from then on, and
+    /// is lost beyond that. Nobody else waits for anything but that commit. Called with no handle
+    /// and nothing below it held.
+    ///
+    /// # Errors
+    /// [`JournalError::SnapshotInUse`]: there is one, or somebody waits for one. The journal was
+    /// aborted or closed.
+    pub fn snapshot(&self, tid: Tid, bytes_max: u64) -> Result<Arc<Snapshot>> {
+        let _rank = rank::enter::<levels::Handle>(0);
+        self.shared.take_snapshot(tid, bytes_max)
     }
 
     /// Makes everything durable that was written to the device before the call, for an fsync that

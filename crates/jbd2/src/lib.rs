@@ -8,6 +8,7 @@
 //!   it changes blocks, [`transaction`] what the handles of a few seconds have in common;
 //!   `commit` makes a transaction durable in the log, `checkpoint` brings it home later, and
 //!   `without_log` does both at once for a file system that has no journal.
+//! - [`snapshot`]: the metadata as of one commit, readable while everything goes on.
 
 #![deny(
     clippy::arithmetic_side_effects,
@@ -42,6 +43,7 @@ pub mod recovery;
 mod revoke;
 mod running_log;
 mod shared;
+pub mod snapshot;
 pub mod transaction;
 mod without_log;
 pub mod write_back;
@@ -52,6 +54,7 @@ pub use handle::Handle;
 pub use journal::{Client, Journal, Options};
 pub use location::{JournalLocation, JournalRun, LocationError};
 pub use recovery::{FastCommits, Recovery, recover};
+pub use snapshot::{Snapshot, SnapshotLost};
 pub use transaction::{Sealing, Tid, Turn};
 pub use write_back::{Emptied, set_errno, write_back};
 

@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use pagefence_block_io::Buffer;
 use pagefence_block_io::aligned::AlignedBytes;
+use pagefence_ext4_format::BlockNo;
 use pagefence_ext4_format::journal::superblock::SuperblockUpdate;
 use pagefence_ext4_format::journal::{CommitBlock, JournalSuperblock, Sequence};
 use pagefence_lock_order::primitives::Arc;
@@ -144,10 +145,15 @@ impl RunningLog {
         };
         let format = &self.superblock.format;
         self.writer.seek(self.head.start);
-        for mut block in revoke::build(format, sequence, &frozen.revokes)? {
-            if shared.is_mutant(Mutant::NoRevokeRecords) {
-                block.fill(0);
-            }
+        let nobodys;
+        let revokes = if shared.is_mutant(Mutant::NoRevokeRecords) {
+            // As many, so that nothing else is missing.
+            nobodys = vec![BlockNo(u64::from(u32::MAX)); frozen.revokes.len()];
+            &nobodys
+        } else {
+            &frozen.revokes
+        };
+        for block in revoke::build(format, sequence, revokes)? {
             self.writer.push(target, &block)?;
         }
         let members: Vec<&Arc<Buffer>> = frozen.members().collect();
@@ -287,7 +293,7 @@ impl RunningLog {
         } else {
             batch
         };
-        home::write(&shared.buffers, &batch)?;
+        home::write(shared, &batch)?;
         Ok(!batch.is_empty())
     }
 
@@ -324,6 +330,11 @@ impl RunningLog {
         }
         self.settle(shared)?;
         Ok(false)
+    }
+
+    /// What is committed and may not be home, the latest of each block.
+    pub(crate) fn not_home(&self) -> impl Iterator<Item = Arc<Buffer>> {
+        self.list.buffers().cloned()
     }
 
     /// Whether something is in the log that is not home.

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use pagefence_block_io::BufferCache;
 use pagefence_ext4_format::BlockNo;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
-use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, MutexGuard, RwLock, Weak};
 
 use crate::error::{JournalError, Result};
 use crate::flush_group::FlushGroup;
 use crate::location::JournalLocation;
 use crate::mutant::Mutant;
+use crate::snapshot::{Keeper, Snapshot};
 use crate::transaction::{Tid, Transaction};
 
 /// Whether the journal's thread is asked to end.
@@ -40,6 +41,20 @@ pub(crate) struct Control {
     pub(crate) stop: Stop,
     /// The thread has ended.
     pub(crate) ended: bool,
+    pub(crate) wish: Wish,
+    /// The one that there is, if anybody has it: never taken, or it would outlive who has it.
+    snapshot: Weak<Snapshot>,
+    keeper: Weak<Keeper>,
+}
+
+/// A snapshot that somebody waits for.
+#[derive(Debug)]
+pub(crate) enum Wish {
+    None,
+    /// As of this transaction or a later one, to keep so many bytes.
+    Wanted(Tid, u64),
+    /// Here it is, as of this transaction.
+    Fulfilled(Tid, Arc<Snapshot>),
 }
 
 /// What the journal's thread does next.
@@ -78,7 +93,7 @@ pub(crate) struct Shared {
     /// For those who wait for a commit or for the thread's end.
     done: Condvar,
     flushes: FlushGroup,
-    #[cfg(test)]
+    #[cfg(any(test, feature = "mutants"))]
     mutant: Option<Mutant>,
 }
 
@@ -114,6 +129,9 @@ impl Shared {
                 aborted: None,
                 stop: Stop::No,
                 ended: false,
+                wish: Wish::None,
+                snapshot: Weak::new(),
+                keeper: Weak::new(),
             }),
             work: Condvar::new(),
             swapped: Condvar::new(),
@@ -121,14 +139,16 @@ impl Shared {
             flushes: FlushGroup::new(),
             #[cfg(test)]
             mutant: parts.options.mutant,
+            #[cfg(all(feature = "mutants", not(test)))]
+            mutant: Mutant::named(),
         }
     }
 
     /// Whether a test breaks this rule.
     pub(crate) fn is_mutant(&self, mutant: Mutant) -> bool {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "mutants"))]
         return self.mutant == Some(mutant);
-        #[cfg(not(test))]
+        #[cfg(not(any(test, feature = "mutants")))]
         {
             let _ = mutant;
             false
@@ -205,6 +225,40 @@ impl Shared {
             self.done.wait(&mut control);
         }
         Ok(())
+    }
+
+    /// Waits for a snapshot as of the commit of `tid`, or of a later transaction, and has that
+    /// committed.
+    pub(crate) fn take_snapshot(&self, tid: Tid, bytes_max: u64) -> Result<Arc<Snapshot>> {
+        let mut control = self.control.lock();
+        usable(&control)?;
+        let is_free = matches!(control.wish, Wish::None) && control.snapshot.strong_count() == 0;
+        if !is_free {
+            return Err(JournalError::SnapshotInUse);
+        }
+        // What is committed already can't be had any more as it was.
+        let due = if control.committed >= tid {
+            control.running
+        } else {
+            tid.min(control.running)
+        };
+        control.wish = Wish::Wanted(due, bytes_max);
+        control.requested = control.requested.max(due);
+        self.work.notify_all();
+        loop {
+            match std::mem::replace(&mut control.wish, Wish::None) {
+                Wish::Fulfilled(at, snapshot) if control.committed >= at => return Ok(snapshot),
+                wish => control.wish = wish,
+            }
+            if control.aborted.is_some() || control.ended {
+                control.wish = Wish::None;
+                return Err(control
+                    .aborted
+                    .as_deref()
+                    .map_or(JournalError::Closed, aborted));
+            }
+            self.done.wait(&mut control);
+        }
     }
 
     /// Makes what was written before the call durable; an error of the device aborts the journal.
@@ -358,10 +412,43 @@ impl Shared {
         next
     }
 
+    /// Bytes that a snapshot may keep which somebody wants as of `tid`.
+    pub(crate) fn snapshot_wanted(&self, tid: Tid) -> Option<u64> {
+        match self.control.lock().wish {
+            Wish::Wanted(due, bytes_max) if due <= tid => Some(bytes_max),
+            _ => None,
+        }
+    }
+
+    /// Gives the snapshot, as of `tid`, to who waits for it and will see it when that is finished.
+    pub(crate) fn hand_over(&self, tid: Tid, snapshot: Arc<Snapshot>) {
+        let mut control = self.control.lock();
+        // Or he was told of an abort.
+        if matches!(control.wish, Wish::Wanted(..)) {
+            control.snapshot = Arc::downgrade(&snapshot);
+            control.keeper = Arc::downgrade(snapshot.keeper());
+            control.wish = Wish::Fulfilled(tid, snapshot);
+        }
+    }
+
+    /// `blocks`, ascending, are about to be overwritten, by the journal or with its leave.
+    pub(crate) fn keep_for_snapshot(&self, blocks: impl Iterator<Item = u64>) {
+        let keeper = self.control.lock().keeper.upgrade();
+        if let Some(keeper) = keeper {
+            keeper.keep(blocks);
+        }
+    }
+
     /// `tid` is durable.
     pub(crate) fn finish(&self, tid: Tid) {
         self.committed.store(tid.0, Ordering::Release);
-        self.control.lock().committed = tid;
+        let mut control = self.control.lock();
+        control.committed = tid;
+        if matches!(control.wish, Wish::Wanted(due, _) if due <= tid) {
+            // It was wished for too late for this commit: the next one is for it.
+            control.requested = control.requested.max(control.running);
+        }
+        drop(control);
         self.done.notify_all();
     }
 

@@ -27,6 +27,7 @@ mod running;
 mod running_crash;
 #[cfg(shuttle)]
 mod shuttle;
+mod snapshots;
 mod turns;
 
 pub(super) const BLOCK: usize = 1024;

@@ -44,7 +44,7 @@ impl WithoutLog {
             let is_now = |block: u64| turn_of(block) == turn;
             let now = first.iter().filter(|buffer| is_now(buffer.block()));
             let now: Vec<_> = now.cloned().collect();
-            home::write(&shared.buffers, &now)?;
+            home::write(shared, &now)?;
             let must_be_durable = match turn {
                 // Nothing refers to a block, of a file or of its map, that is not there yet: a
                 // file would show what its new blocks held before, and e2fsck takes a file for
@@ -60,7 +60,7 @@ impl WithoutLog {
             }
         }
         if !last.is_empty() {
-            home::write(&shared.buffers, last)?;
+            home::write(shared, last)?;
             shared.flush()?;
         }
         Ok(())

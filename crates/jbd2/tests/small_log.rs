@@ -391,6 +391,8 @@ fn check_miniature(device: &MemoryDevice, data: &BTreeSet<u64>) -> usize {
 #[test]
 fn writers_punches_syncs_and_a_timer_share_a_small_log() {
     const LOG_BLOCKS: u32 = 1024;
+    const ROUNDS: u32 = 2500;
+    const ROUNDS_MAX: u32 = 100_000;
     let device = Arc::new(FaultDevice::new(&image(LOG_BLOCKS), 2));
     let buffers = Arc::new(BufferCache::new(device.clone(), BLOCK as u32, 64 << 10));
     let client = Arc::new(Miniature {
@@ -405,13 +407,19 @@ fn writers_punches_syncs_and_a_timer_share_a_small_log() {
     };
     let journal = Journal::open(buffers, location(LOG_BLOCKS), weak, options).unwrap();
     let running = Arc::new(AtomicU64::new(0));
+    // How much a crash finds is up to how threads meet: they go on until one found enough.
+    let is_enough = Arc::new(AtomicBool::new(false));
     let mut bodies: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
     for number in 0..6_u64 {
         let (client, journal, running) = (client.clone(), journal.clone(), running.clone());
+        let is_enough = is_enough.clone();
         running.fetch_add(1, Ordering::SeqCst);
         bodies.push(Box::new(move || {
             let mut random = Random::new(number);
-            for round in 0..2500 {
+            for round in 0..ROUNDS_MAX {
+                if round >= ROUNDS && is_enough.load(Ordering::SeqCst) {
+                    break;
+                }
                 let tid = if number < 4 {
                     client.grow(&journal, &mut random)
                 } else {
@@ -452,6 +460,7 @@ fn writers_punches_syncs_and_a_timer_share_a_small_log() {
             .collect();
         kept = kept.max(data.len());
         most = most.max(check_miniature(&recovered(crashed, LOG_BLOCKS), &data));
+        is_enough.store(most > 100 && kept > 10, Ordering::SeqCst);
     });
     assert!(!client.aborted.load(Ordering::SeqCst));
     assert_eq!(journal.overdrawn(), 0);

@@ -8,6 +8,7 @@
 //!   token from a level above. Code that takes locks in a forbidden order does not compile.
 //! - [`pair`] takes two locks of one level in the order of their numbers, and one lock once.
 //! - [`forbidden`] shows what does not compile.
+//! - `schedules` runs a scenario under that scheduler.
 //! - [`rank`] checks in debug builds what the types cannot carry: the order actually met at run
 //!   time, per thread.
 
@@ -17,6 +18,8 @@ pub mod levels;
 pub mod pair;
 pub mod primitives;
 pub mod rank;
+#[cfg(shuttle)]
+pub mod schedules;
 
 pub use held::{Held, OrderedReadGuard, OrderedRwLock, OrderedWriteGuard};
 pub use levels::{After, Level};

@@ -8,7 +8,8 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex, thread};
 use pagefence_page_cache::{
-    Access, CannotMap, FaultError, FaultKind, MapTarget, MappedPage, MappedRange, PageRun, Unmap,
+    Access, Answer, CannotMap, FaultError, FaultKind, MapTarget, MappedPage, MappedRange, PageRun,
+    Unmap,
 };
 use pagefence_vfs::{
     Credentials, FallocateMode, FileSystem as _, InodeId, New, NewKind, SetAttr, WriteMode,
@@ -82,14 +83,16 @@ impl MapTarget for Table {
         panic!("nobody maps page {} privately", page.index());
     }
 
-    fn unmap(&self, pages: Range<u64>, _: Unmap) {
+    fn unmap(&self, pages: Range<u64>, _: Unmap) -> Answer<'_> {
         self.0.lock().retain(|index, _| !pages.contains(index));
+        Answer::done()
     }
 
-    fn write_protect(&self, pages: Range<u64>) {
+    fn write_protect(&self, pages: Range<u64>) -> Answer<'_> {
         for (_, (_, access)) in self.0.lock().range_mut(pages) {
             *access = Access::Load;
         }
+        Answer::done()
     }
 }
 

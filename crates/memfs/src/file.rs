@@ -86,8 +86,8 @@ impl MemFs {
         }
         let most = usize::try_from(room).unwrap_or(usize::MAX);
         let data = data.get(..most).unwrap_or(data);
-        if mode.contains(WriteMode::KILL_PRIVILEGES) {
-            kill_privileges(inode);
+        if mode.intersects(WriteMode::KILL_PRIVILEGES | WriteMode::KILL_CAPABILITIES) {
+            kill_privileges(inode, mode);
         }
         if offset > size {
             Self::zero_tail(&mut held, &file.mapping)?;
@@ -142,12 +142,16 @@ impl MemFs {
     }
 }
 
-/// Takes set-uid, set-group-id and capabilities off a file that somebody without the right to keep
-/// them writes to. The caller holds the inode lock exclusively.
-fn kill_privileges(inode: &Inode) {
+/// Takes off capabilities, and with [`WriteMode::KILL_PRIVILEGES`] set-uid and set-group-id. The caller holds the
+/// inode lock exclusively.
+fn kill_privileges(inode: &Inode, mode: WriteMode) {
     let freed = {
         let record = inode.record.read();
-        let kept = without_privileges(record.permissions);
+        let kept = if mode.contains(WriteMode::KILL_PRIVILEGES) {
+            without_privileges(record.permissions)
+        } else {
+            record.permissions
+        };
         if kept == record.permissions && !record.xattrs.contains_key(CAPABILITY) {
             return;
         }

@@ -215,7 +215,7 @@ impl PageCache {
         let dropped = if pages == 0 {
             0
         } else {
-            self.shared.clock.reclaim(pages)
+            self.shared.clock.reclaim(pages, true)
         };
         self.shared.arena.release_free();
         self.shared.frame_events.notify();
@@ -271,12 +271,14 @@ impl Shared {
     /// Takes up to `want` frames, reclaiming pages if too few are free. None if all are in the
     /// hands of fillers and readers: then [`Self::wait_for_frame`], with no lock held.
     ///
-    /// Never waits, so it may be called with the invalidate lock held shared; and whoever gets
-    /// fewer than it wants goes on with those, so nobody holds frames while waiting for frames.
+    /// Waits for nothing but, where there is no frame at all, for who maps a page, as [`Clock::reclaim`] does;
+    /// so it may be called with the invalidate lock held shared. Whoever gets fewer than it wants goes on
+    /// with those, so nobody holds frames while waiting for frames.
     pub(crate) fn allocate(&self, want: usize) -> Vec<FrameMut> {
         let mut frames = self.arena.allocate_batch(want);
         if frames.len() < want {
-            self.clock.reclaim((want - frames.len()).max(RECLAIM_BATCH));
+            let more = (want - frames.len()).max(RECLAIM_BATCH);
+            self.clock.reclaim(more, frames.is_empty());
             frames.extend(self.arena.allocate_batch(want - frames.len()));
             frames.sort_unstable_by_key(FrameMut::number);
             if frames.len() < want {

@@ -180,6 +180,11 @@ impl FolioState {
         self.has(MAPPED)
     }
 
+    /// Whether somebody may map the page for stores.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.has(WRITABLE)
+    }
+
     /// Somebody is about to map the page, for stores if `writable`.
     pub(crate) fn set_mapped(&self, writable: bool) {
         let bits = if writable { MAPPED | WRITABLE } else { MAPPED };

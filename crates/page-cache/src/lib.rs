@@ -88,6 +88,7 @@
 //! - There are never more pages with a frame than frames, and never more frames than the budget pays
 //!   for. Beside them, each direct write in flight has up to 256 pages without one.
 
+mod answer;
 pub mod backing;
 mod cache;
 mod direct;
@@ -115,6 +116,7 @@ mod reclaim;
 mod rmap;
 #[cfg(any(test, feature = "simulated"))]
 pub mod simulated;
+mod stray;
 mod truncate;
 mod wait;
 mod will_need;
@@ -122,6 +124,7 @@ mod write;
 mod write_batch;
 mod writeback;
 
+pub use answer::Answer;
 pub use backing::{Backing, DirectBacking, PAGE_SIZE, Segment, WriteBacking};
 pub use cache::{Config, PageCache, Usage};
 pub use error_cursor::ErrorCursor;

@@ -52,4 +52,8 @@ pub(crate) struct Mutants {
     /// Who exchanges blocks leaves out the fence of the file with this number (RACES 3.11): its
     /// pages are filled whoever fences it.
     pub(crate) unfenced: Option<u64>,
+    /// Who maps pages is asked to give them up when the one before has answered (ADR 17).
+    pub(crate) asks_in_turn: bool,
+    /// Reclaim takes pages whose mappers have to be waited for like others (ADR 17).
+    pub(crate) reclaim_asks: bool,
 }

@@ -72,13 +72,17 @@ struct Chunk {
 
 impl Pages {
     pub(crate) fn new(shared: Arc<Shared>, number: u64, is_storage: bool) -> Self {
+        #[cfg(test)]
+        let rmap = Rmap::with(shared.mutants);
+        #[cfg(not(test))]
+        let rmap = Rmap::default();
         Self {
             shared,
             number,
             tree: RwLock::new(BTreeMap::new()),
             count: AtomicU64::new(0),
             dirty: DirtyIndex::default(),
-            rmap: Rmap::default(),
+            rmap,
             memory: RwLock::new(None),
             largest: AtomicU64::new(LARGEST),
             is_listed: AtomicBool::new(false),

@@ -25,6 +25,8 @@ pub enum Stop {
     LookedUp,
     /// Space of blocks that have no page is about to be given back.
     GivingBack,
+    /// Memory that is no page of the cache was found, and is about to be taken.
+    StraysFound,
     /// A read is about to touch its caller's memory.
     Copying,
 }

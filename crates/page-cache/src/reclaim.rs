@@ -7,7 +7,11 @@
 //! and a page that leaves the cache otherwise leaves no stale entry behind.
 //!
 //! A page that is mapped is unmapped under its lock first. That its mapper was there shows as use
-//! only when it faults, so a page that is only loaded from goes after some rounds, and comes back.
+//! only when it faults, so a page that is only loaded from goes after some rounds, and comes back. One
+//! whose mapper would have to be waited for ([`crate::MapTarget::is_free`]) is passed over: only who gets
+//! no frame otherwise asks, for one page, and goes round again, as who has answered has done so for all. So
+//! a program that answers late holds up nobody who can have a page that it has not just been given, and
+//! others for one page at a time.
 //!
 //! Pages that are dirty or under writeback stay; whoever finds no frame has the flusher write some.
 //!
@@ -41,8 +45,10 @@ pub(crate) struct Clock {
 pub(crate) enum Pressure {
     /// Those not used again since the last round, and that nobody copies from just now.
     Sparing,
-    /// Any whose lock is free.
+    /// Any whose lock is free, and whose mappers need not be waited for.
     Any,
+    /// Any whose lock is free.
+    Asking,
 }
 
 impl Clock {
@@ -73,14 +79,21 @@ impl Clock {
 
     /// Takes `want` pages or more out of the cache, if it can, and says how many went.
     ///
-    /// Waits for nothing but who maps a page ([`MapTarget::unmap`](crate::MapTarget::unmap)): a second at most
-    /// for each, if that is another process. A page that somebody still copies from gives its frame back when that
-    /// is done.
-    pub(crate) fn reclaim(&self, want: usize) -> usize {
+    /// Waits for nothing but who maps a page ([`MapTarget::unmap`](crate::MapTarget::unmap)), a second at most
+    /// if that is another process, and only if it `may_ask` and has no other page. A page that somebody still
+    /// copies from gives its frame back when that is done.
+    pub(crate) fn reclaim(&self, want: usize, may_ask: bool) -> usize {
         let sparing = SPARING.div_ceil(GROUP).min(4 * self.groups.len());
+        let all = self.groups.len();
         let mut freed = self.sweep(want, sparing, Pressure::Sparing);
         if freed == 0 {
-            freed = self.sweep(want, self.groups.len(), Pressure::Any);
+            freed = self.sweep(want, all, Pressure::Any);
+        }
+        if freed == 0 && may_ask {
+            freed = self.sweep(1, all, Pressure::Asking);
+            if freed > 0 && freed < want {
+                freed += self.sweep(want - freed, all, Pressure::Any);
+            }
         }
         freed
     }
@@ -97,6 +110,9 @@ impl Clock {
             // References are dropped after the group's lock: the last one takes it again.
             passed.extend(self.groups[at].lock().iter().filter_map(Weak::upgrade));
             for folio in passed.drain(..) {
+                if freed >= want && pressure == Pressure::Asking {
+                    break;
+                }
                 freed += usize::from(take(&folio, pressure));
             }
         }
@@ -127,7 +143,7 @@ fn take(folio: &Arc<Folio>, pressure: Pressure) -> bool {
     folio.pages.discard_for_mutant(&guard);
     // Pages become dirty under the page lock only, so now the answer stays. A mapping that is being
     // dropped has pages that are in no index any more.
-    let taken = may_go(folio) && {
+    let taken = may_go(folio) && (pressure == Pressure::Asking || is_free(folio)) && {
         // Clean, so nobody can store to it; whoever loads from it faults it in again.
         unmap(folio);
         folio.pages.remove_locked(&guard)
@@ -136,6 +152,15 @@ fn take(folio: &Arc<Folio>, pressure: Pressure) -> bool {
         guard.give_up_quietly();
     }
     taken
+}
+
+/// Whether nobody has to be waited for who maps `folio`, which is locked.
+fn is_free(folio: &Folio) -> bool {
+    #[cfg(test)]
+    if folio.shared().mutants.reclaim_asks {
+        return true;
+    }
+    !folio.state.is_mapped() || folio.pages.rmap().is_free(folio.index)
 }
 
 fn unmap(folio: &Arc<Folio>) {

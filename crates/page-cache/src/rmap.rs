@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use pagefence_lock_order::primitives::{Arc, RwLock};
 
+use crate::answer::{Answer, Round};
 use crate::backing::WriteBacking;
 use crate::folio::{Folio, PageLockGuard};
 use crate::mapping::Mapping;
@@ -59,8 +60,11 @@ pub struct CannotMap;
 /// to be done, does it from a thread that holds nothing, and maps nothing until it is done; that
 /// pages it did not get hold of stay mapped meanwhile is what it must rule out.
 ///
-/// On return of [`Self::unmap`] and [`Self::write_protect`] it is done: no load or store goes through
-/// the old entry any more; that of a page whose bytes lie in a mapped file's memory
+/// Who has to wait for another process says so by the [`Answer`] that it gives: nothing waits for that before
+/// all who map the pages were asked, so that their times do not add up.
+///
+/// When the answer to [`Self::unmap`] or [`Self::write_protect`] was waited for, it is done: no load or store
+/// goes through the old entry any more; that of a page whose bytes lie in a mapped file's memory
 /// ([`crate::FileMemory`]) may go with that memory, which the cache takes before it gives the page lock
 /// up. Both may be called at any time, several at once, for pages that are not
 /// mapped.
@@ -83,11 +87,17 @@ pub trait MapTarget: Send + Sync + 'static {
     fn map_copy(&self, page: &MappedPage) -> Result<(), CannotMap>;
 
     /// Takes the mappings of `pages` away.
-    fn unmap(&self, pages: Range<u64>, which: Unmap);
+    fn unmap(&self, pages: Range<u64>, which: Unmap) -> Answer<'_>;
 
     /// Makes the mappings of `pages` read-only: the next store to each is a fault. Private copies
     /// are left alone.
-    fn write_protect(&self, pages: Range<u64>);
+    fn write_protect(&self, pages: Range<u64>) -> Answer<'_>;
+
+    /// Whether [`Self::unmap`] of `pages`, whose locks are held, has nobody to wait for.
+    fn is_free(&self, pages: Range<u64>) -> bool {
+        let _ = pages;
+        true
+    }
 
     /// The pages that are worth mapping along with `page`, where a load faults: it, and neighbours
     /// that are not mapped (Linux: `fault_around_bytes`). As many of them as the cache has are
@@ -99,8 +109,9 @@ pub trait MapTarget: Send + Sync + 'static {
 
     /// The file ends behind `pages` pages from now on, and did before: faults that found no file at
     /// their page would find some.
-    fn grown(&self, pages: u64) {
+    fn grown(&self, pages: u64) -> Answer<'_> {
         let _ = pages;
+        Answer::done()
     }
 }
 
@@ -223,7 +234,12 @@ impl MappedPage {
 
 /// The mappers of one file.
 #[derive(Default)]
-pub(crate) struct Rmap(RwLock<Option<Box<Mappers>>>);
+pub(crate) struct Rmap {
+    mappers: RwLock<Option<Box<Mappers>>>,
+    /// The mutant: they are asked one after the other.
+    #[cfg(test)]
+    in_turn: bool,
+}
 
 /// Few: one for each mapping of the file in a process.
 #[derive(Default)]
@@ -239,8 +255,24 @@ struct Mapper {
 }
 
 impl Rmap {
+    /// The mutants of a test's cache.
+    #[cfg(test)]
+    pub(crate) fn with(mutants: crate::mutants::Mutants) -> Self {
+        Self {
+            mappers: RwLock::default(),
+            in_turn: mutants.asks_in_turn,
+        }
+    }
+
+    fn round(&self) -> Round<'_> {
+        #[cfg(test)]
+        return Round::new(self.in_turn);
+        #[cfg(not(test))]
+        Round::new(false)
+    }
+
     fn add(&self, pages: Range<u64>, target: Arc<dyn MapTarget>) -> u64 {
-        let mut mappers = self.0.write();
+        let mut mappers = self.mappers.write();
         let mappers = mappers.get_or_insert_default();
         mappers.last += 1;
         let id = mappers.last;
@@ -250,7 +282,7 @@ impl Rmap {
 
     /// Whether nobody maps the file. Looked at below the lock of the file's memory, too.
     pub(crate) fn is_empty(&self) -> bool {
-        let mappers = self.0.read();
+        let mappers = self.mappers.read();
         mappers
             .as_ref()
             .is_none_or(|mappers| mappers.list.is_empty())
@@ -258,7 +290,7 @@ impl Rmap {
 
     fn remove(&self, id: u64) {
         let removed = {
-            let mut mappers = self.0.write();
+            let mut mappers = self.mappers.write();
             mappers.as_mut().and_then(|mappers| {
                 let at = mappers.list.iter().position(|mapper| mapper.id == id)?;
                 Some(mappers.list.swap_remove(at))
@@ -269,36 +301,63 @@ impl Rmap {
 
     /// Takes the mappings of `pages` away, whoever has some.
     pub(crate) fn unmap(&self, pages: &Range<u64>, which: Unmap) {
-        self.for_each(pages, |target, part| target.unmap(part, which));
+        self.unmap_all(std::slice::from_ref(pages), which);
     }
 
-    fn write_protect(&self, pages: &Range<u64>) {
-        self.for_each(pages, MapTarget::write_protect);
+    fn unmap_all(&self, runs: &[Range<u64>], which: Unmap) {
+        self.ask_each(runs, |target, part| target.unmap(part, which));
+    }
+
+    fn write_protect_all(&self, runs: &[Range<u64>]) {
+        self.ask_each(runs, |target, part| target.write_protect(part));
+    }
+
+    /// Whether nobody who maps `page`, whose lock is held, has to be waited for when it is unmapped.
+    pub(crate) fn is_free(&self, page: u64) -> bool {
+        let mappers = self.mappers.read();
+        let mut list = mappers.iter().flat_map(|mappers| &mappers.list);
+        list.all(|mapper| !mapper.pages.contains(&page) || mapper.target.is_free(page..page + 1))
     }
 
     /// Tells who maps pages behind `before` that the file has `after` pages now.
     pub(crate) fn grown(&self, before: u64, after: u64) {
         if before < after {
-            self.for_each(&(before..after), |target, _| target.grown(after));
+            let gained = before..after;
+            self.ask_each(std::slice::from_ref(&gained), |target, _| {
+                target.grown(after)
+            });
         }
     }
 
-    /// Calls `what` for those who map some of `pages`. One that registers meanwhile has none of
-    /// them that are locked.
-    fn for_each(&self, pages: &Range<u64>, what: impl Fn(&dyn MapTarget, Range<u64>)) {
-        let mappers = self.0.read();
+    /// Asks those who map some of `runs`, each of them for each run, and waits for them then. One that
+    /// registers meanwhile has none of the pages that are locked.
+    ///
+    /// Invariant: nobody is waited for before all were asked.
+    fn ask_each(
+        &self,
+        runs: &[Range<u64>],
+        what: impl for<'t> Fn(&'t dyn MapTarget, Range<u64>) -> Answer<'t>,
+    ) {
+        if runs.is_empty() {
+            return;
+        }
+        let mappers = self.mappers.read();
+        let mut round = self.round();
         for mapper in mappers.iter().flat_map(|mappers| &mappers.list) {
-            let part = pages.start.max(mapper.pages.start)..pages.end.min(mapper.pages.end);
-            if !part.is_empty() {
-                what(&*mapper.target, part);
+            for pages in runs {
+                let part = pages.start.max(mapper.pages.start)..pages.end.min(mapper.pages.end);
+                if !part.is_empty() {
+                    round.add(what(&*mapper.target, part));
+                }
             }
         }
+        round.wait();
     }
 }
 
 impl std::fmt::Debug for Rmap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mappers = self.0.read();
+        let mappers = self.mappers.read();
         let ranges = mappers.iter().flat_map(|mappers| &mappers.list);
         f.debug_list()
             .entries(ranges.map(|mapper| &mapper.pages))
@@ -308,15 +367,15 @@ impl std::fmt::Debug for Rmap {
 
 impl Pages {
     /// Takes the mappings of `folios`, locked and ascending, away: nobody maps them until they are
-    /// unlocked. Those that follow each other go in one call.
+    /// unlocked. Those that follow each other go in one call, and all are waited for at once.
     pub(crate) fn unmap_locked<'a>(&self, folios: impl Iterator<Item = &'a Arc<Folio>>) {
         let mapped = folios.filter(|folio| {
             debug_assert!(folio.state.is_locked(), "unmapped without its lock");
             folio.state.take_mapped()
         });
-        runs_of(mapped.map(|folio| folio.index), |run| {
-            self.rmap().unmap(&run, Unmap::Shared);
-        });
+        let mut runs = Vec::new();
+        runs_of(mapped.map(|folio| folio.index), |run| runs.push(run));
+        self.rmap().unmap_all(&runs, Unmap::Shared);
     }
 
     /// Makes the mappings of `folios`, locked and ascending, read-only: until they are unlocked
@@ -326,9 +385,9 @@ impl Pages {
             debug_assert!(folio.state.is_locked(), "protected without its lock");
             folio.state.take_writable()
         });
-        runs_of(writable.map(|folio| folio.index), |run| {
-            self.rmap().write_protect(&run);
-        });
+        let mut runs = Vec::new();
+        runs_of(writable.map(|folio| folio.index), |run| runs.push(run));
+        self.rmap().write_protect_all(&runs);
     }
 }
 
@@ -409,7 +468,9 @@ impl<B: WriteBacking> Drop for MappedRange<B> {
     fn drop(&mut self) {
         // Faults borrow this, so none is under way. First the entries: who is not on the list is
         // not told of pages that go.
-        self.target.unmap(self.pages.clone(), Unmap::EvenPrivate);
+        self.target
+            .unmap(self.pages.clone(), Unmap::EvenPrivate)
+            .wait();
         self.mapping.pages().rmap().remove(self.id);
         self.mapping.note_unmapped();
     }

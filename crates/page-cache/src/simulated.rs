@@ -14,6 +14,7 @@ use std::ops::Range;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex};
 
+use crate::answer::Answer;
 use crate::backing::{PAGE_SIZE, WriteBacking};
 use crate::fault::{FaultError, FaultKind};
 use crate::mapping::Mapping;
@@ -126,7 +127,7 @@ impl MapTarget for Mmu {
         Ok(())
     }
 
-    fn unmap(&self, pages: Range<u64>, which: Unmap) {
+    fn unmap(&self, pages: Range<u64>, which: Unmap) -> Answer<'_> {
         let gone: Vec<Pte> = {
             let mut state = self.state.lock();
             state.unmaps += 1;
@@ -141,15 +142,17 @@ impl MapTarget for Mmu {
         };
         // Pages are given back with no lock held.
         drop(gone);
+        Answer::done()
     }
 
-    fn write_protect(&self, pages: Range<u64>) {
+    fn write_protect(&self, pages: Range<u64>) -> Answer<'_> {
         let mut state = self.state.lock();
         for (_, pte) in state.table.range_mut(pages) {
             if let Pte::Shared { writable, .. } = pte {
                 *writable = false;
             }
         }
+        Answer::done()
     }
 }
 

@@ -5,6 +5,10 @@
 //! is done, the mapping of new blocks included, and its going takes no page lock; so whoever waits
 //! for it may hold one.
 //!
+//! Who maps pages for stores may have to be waited for, which takes far longer than to write one. So pages of
+//! several pieces are protected in one round before the first of them is written: a page that is stored to
+//! again until its turn comes is protected again.
+//!
 //! Only the first page of a piece is waited for, its lock and its writeback by others, while no
 //! other is gathered (docs/adr/0008): the rest is taken if it can be had at once. Neither the inode
 //! lock nor the invalidate lock is taken (RACES U4); callers may hold them.
@@ -26,6 +30,9 @@ use crate::write_batch::{Mask, WriteBatch};
 
 /// Pages written at a time, at most: 4 MiB.
 pub(crate) const BATCH_PAGES: u64 = 1024;
+
+/// Pieces whose pages are protected in one round. Each may be a message to each who stores to it.
+const ROUND: usize = 16;
 
 /// Whose writing [`Mapping::write_back`] waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,9 +102,13 @@ impl<B: WriteBacking> Mapping<B> {
         Writepages: After<P>,
     {
         let (mut at, mut done, mut result) = (pages.start, 0, Ok(()));
+        let mut protected_to = at;
         while done < most && !self.pages().is_storage() {
             // For each piece anew, so that a change of format gets its turn.
             let (_lock, mut held) = self.writepages_lock().read(held);
+            if at >= protected_to {
+                protected_to = self.protect_round(at..pages.end, most - done);
+            }
             match self.write_next(&mut held, at..pages.end, most - done, wait) {
                 Written::Pages(written, outcome) => {
                     done += written.end - written.start;
@@ -109,6 +120,36 @@ impl<B: WriteBacking> Mapping<B> {
             }
         }
         (done, result)
+    }
+
+    /// Protects the first dirty pages of `range`, `most` at most, as far as their locks are free, if they
+    /// are several pieces; where that ends.
+    fn protect_round(&self, range: Range<u64>, most: u64) -> u64 {
+        if self.pages().rmap().is_empty() {
+            return range.end;
+        }
+        let (mut at, mut left) = (range.start, most.min(BATCH_PAGES));
+        let mut folios = Vec::new();
+        let mut pieces = 0;
+        while pieces < ROUND && left > 0 {
+            let Some(dirty) = self.pages().dirty().next_dirty(at..range.end, left) else {
+                at = range.end;
+                break;
+            };
+            left -= dirty.end - dirty.start;
+            at = dirty.end;
+            self.pages().gather(dirty, usize::MAX, &mut folios);
+            pieces += 1;
+        }
+        if pieces > 1 {
+            let guards: Vec<_> = folios
+                .iter()
+                .filter(|folio| folio.state.is_writable())
+                .filter_map(PageLockGuard::try_lock)
+                .collect();
+            self.protect(&guards);
+        }
+        at
     }
 
     /// Writes the first dirty pages of `range` that follow each other.

@@ -15,11 +15,12 @@ use crate::populate::{populate_for_program, will_need};
 use crate::region::{InService, Shared};
 use crate::service::{AbortOnPanic, NoThread, Service};
 use crate::shootdown::Poison;
+use crate::strays::Strays;
 
 /// Bytes of a page.
 pub(crate) const PAGE_BYTES: u64 = pagefence_page_cache::PAGE_SIZE as u64;
 
-/// Turns of a loop that always has faults to serve, after which it looks for pages to cure.
+/// Turns of a loop that always has faults to serve, after which it looks for pages to cure, and for strays.
 const CURE_TURNS: u64 = 64;
 
 /// How long the loop looks out for the next fault before it sleeps: who has faulted goes on to the next page,
@@ -36,7 +37,8 @@ pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
     let _panic = AbortOnPanic;
     let source = &shared.entries.source;
     let mut stopped = Vec::new();
-    let mut next_cure = None;
+    let mut strays = Strays::of(source, Instant::now());
+    let mut next_look = strays.look(shared, in_service, service, Instant::now());
     let mut last_fault: Option<Instant> = None;
     let mut lookout = None;
     for turn in 1_u64.. {
@@ -70,14 +72,17 @@ pub(crate) fn serve_faults<B: WriteBacking, S: FaultSource>(
                 yield_now();
                 continue;
             }
-            match source.wait(shared.bell.fd(), next_cure) {
+            match source.wait(shared.bell.fd(), next_look) {
                 Ok(Woken::Rung) if shared.bell.hear() => return,
                 Ok(Woken::Rung | Woken::Faults | Woken::Late) => {}
                 Ok(Woken::Over) => return,
                 Err(error) => panic!("faults of a mapped file can't be waited for: {error}"),
             }
         }
-        next_cure = shared.entries.cure_failed(Instant::now());
+        let now = Instant::now();
+        let next_cure = shared.entries.cure_failed(now);
+        let next_stray = strays.look(shared, in_service, service, now);
+        next_look = next_cure.into_iter().chain(next_stray).min();
     }
 }
 
@@ -101,7 +106,11 @@ fn answer<B: WriteBacking, S: FaultSource>(
 impl InService {
     /// Has `job` done by a thread of `service`, or by this one if there are too many already, or no
     /// thread.
-    fn do_later(self: &Arc<Self>, service: &Service, job: impl FnOnce() + Send + 'static) {
+    pub(crate) fn do_later(
+        self: &Arc<Self>,
+        service: &Service,
+        job: impl FnOnce() + Send + 'static,
+    ) {
         if self.is_full() {
             return job();
         }

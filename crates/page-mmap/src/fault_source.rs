@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pagefence_host_memory::{Continue, RangeError, Userfault, View, ViewKind};
 use pagefence_lock_order::primitives::Arc;
-use pagefence_page_cache::Hint;
+use pagefence_page_cache::{Answer, Hint};
 use rustix::io::Errno;
 
 /// Events that are read at a time.
@@ -108,9 +108,11 @@ pub trait FaultSource: Send + Sync + 'static {
     /// What it did not get over.
     fn map(&self, pages: Range<u64>, writable: bool) -> Result<(), Obstacle>;
 
-    /// Makes those of `pages` that are mapped read-only, or lets them be stored to again; then, threads
-    /// that stopped at them go on.
-    fn protect(&self, pages: Range<u64>, protected: bool);
+    /// Makes those of `pages` that are mapped read-only.
+    fn protect(&self, pages: Range<u64>) -> Answer<'_>;
+
+    /// Lets those of `pages` that are mapped be stored to again; threads that stopped at them go on.
+    fn unprotect(&self, pages: Range<u64>);
 
     /// Has accesses to `page` end with SIGBUS; threads that stopped there go on, and meet it. False if
     /// something stays mapped there, in a view that is not shared: it may be a copy.
@@ -122,11 +124,18 @@ pub trait FaultSource: Send + Sync + 'static {
     /// Forgets what is mapped at `pages`, private copies and poison as well.
     fn zap(&self, pages: Range<u64>);
 
-    /// Returns when nothing that was asked for `pages` before can take effect any more: they are mapped as
-    /// they were to be, or not at all.
-    fn settle(&self, pages: Range<u64>) {
+    /// When this is answered, nothing that was asked for `pages` before can take effect any more: they are
+    /// mapped as they were to be, or not at all.
+    fn settle(&self, pages: Range<u64>) -> Answer<'_> {
         // What takes effect at once is settled.
         let _ = pages;
+        Answer::done()
+    }
+
+    /// Whether it is so already, or will be without anybody who has to be waited for.
+    fn is_settled(&self, pages: Range<u64>) -> bool {
+        let _ = pages;
+        true
     }
 
     /// Forgets the poison of `pages`, of which those between the first and the last that are not among them may
@@ -189,8 +198,12 @@ impl<S: FaultSource> FaultSource for Arc<S> {
         (**self).map(pages, writable)
     }
 
-    fn protect(&self, pages: Range<u64>, protected: bool) {
-        (**self).protect(pages, protected);
+    fn protect(&self, pages: Range<u64>) -> Answer<'_> {
+        (**self).protect(pages)
+    }
+
+    fn unprotect(&self, pages: Range<u64>) {
+        (**self).unprotect(pages);
     }
 
     fn poison(&self, page: u64) -> bool {
@@ -205,8 +218,12 @@ impl<S: FaultSource> FaultSource for Arc<S> {
         (**self).zap(pages);
     }
 
-    fn settle(&self, pages: Range<u64>) {
-        (**self).settle(pages);
+    fn settle(&self, pages: Range<u64>) -> Answer<'_> {
+        (**self).settle(pages)
+    }
+
+    fn is_settled(&self, pages: Range<u64>) -> bool {
+        (**self).is_settled(pages)
     }
 
     fn cure(&self, pages: &[u64]) {
@@ -315,9 +332,14 @@ impl FaultSource for RealSource {
         })
     }
 
-    fn protect(&self, pages: Range<u64>, protected: bool) {
-        let done = must_end(self.userfault.protect(&self.view, pages.clone(), protected));
-        if done.is_none() && !protected {
+    fn protect(&self, pages: Range<u64>) -> Answer<'_> {
+        must_end(self.userfault.protect(&self.view, pages, true));
+        Answer::done()
+    }
+
+    fn unprotect(&self, pages: Range<u64>) {
+        let done = must_end(self.userfault.protect(&self.view, pages.clone(), false));
+        if done.is_none() {
             pages.for_each(|page| self.wake(page));
         }
     }

@@ -64,6 +64,7 @@ mod region;
 pub mod remote;
 mod service;
 mod shootdown;
+mod strays;
 
 pub use pagefence_host_memory::{RawBytes, UserfaultError, View, fuse_ioctl};
 pub use pagefence_page_cache::{FaultError, Hint};

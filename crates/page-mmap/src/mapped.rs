@@ -1,4 +1,4 @@
-//! Which pages of a view are mapped: a hint, for how much to map along with a fault.
+//! Which pages of a view may be mapped: for how much to map along with a fault, and for whom to ask.
 
 use std::ops::Range;
 
@@ -18,7 +18,8 @@ const LEAF_WORDS: usize = 512;
 /// Pages of a leaf.
 const LEAF: u64 = LEAF_WORDS as u64 * BITS;
 
-/// A bit a page of the view. The kernel may unmap what is set here, which costs no more than a fault.
+/// A bit a page of the view. The kernel may unmap what is set here, which costs no more than a fault; what is not
+/// set is not mapped.
 #[derive(Debug)]
 pub(crate) struct MappedPages {
     first: u64,

@@ -174,6 +174,8 @@ pub fn serve_until_over<B: WriteBacking, S: FaultSource>(
     // For what they have begun to prepare.
     shared.bell.end();
     in_service.wait_for_none();
+    // It fills no more holes, unless it has kept the descriptor.
+    mapping.punch_strays(&mut Held::at_entry());
     if shared.entries.source.may_still_store() {
         // While it is told of pages that are written back it takes them out of the program's mapping,
         // whether they can be written or not: who writes them later hears of that.

@@ -26,8 +26,12 @@
 //!   too old. A guard makes no use of one that is older than half of that.
 //! - A page is written back from what no program stores to any more: its guard says that it is
 //!   protected, or else the page itself is taken out of every mapping first.
+//! - Nobody is waited for before all who are concerned were asked, and each has his time from the question
+//!   on: so the waits for many take as long as one.
+//! - A program costs others no more than a share of the time, however late it answers ([`Account`]).
 //! - The end of the daemon is the end of accesses: from then on each fault ends with SIGBUS.
 
+mod account;
 mod greeting;
 mod guard;
 mod source;
@@ -38,6 +42,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+pub use account::Account;
 pub use guard::{Guard, GuardError};
 pub use source::RemoteSource;
 pub use wire::{Advised, Open, Opened, RemoteKind, Ticket, Wire};

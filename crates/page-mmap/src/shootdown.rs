@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use pagefence_lock_order::primitives::RwLock;
-use pagefence_page_cache::{Access, CannotMap, MapTarget, MappedPage, PageRun, Unmap};
+use pagefence_page_cache::{Access, Answer, CannotMap, MapTarget, MappedPage, PageRun, Unmap};
 
 use crate::fault_source::{FaultSource, Obstacle, Why};
 use crate::mapped::MappedPages;
@@ -30,6 +30,9 @@ pub(crate) enum Poison {
 pub(crate) struct Entries<S> {
     pub(crate) source: S,
     mapped: MappedPages,
+    /// Those of them that may be mapped for stores: a page is set under its page lock before it is, and cleared
+    /// under that when it no longer is.
+    stored: MappedPages,
     /// Held exclusively while pages are poisoned and cured, so that the list is what is so: what is
     /// cured has neither a page nor a private copy that would go with the poison. Held shared while
     /// pages are mapped, since who poisons one takes its protection off. Below page locks.
@@ -42,6 +45,7 @@ impl<S: FaultSource> Entries<S> {
     pub(crate) fn new(source: S) -> Self {
         Self {
             mapped: MappedPages::none_of(&source.pages()),
+            stored: MappedPages::none_of(&source.pages()),
             source,
             poisoned: RwLock::new(BTreeMap::new()),
             #[cfg(any(test, feature = "mutants"))]
@@ -122,7 +126,7 @@ impl<S: FaultSource> Entries<S> {
     /// Maps a page that has been mapped before for what `writable` says, or only wakes who stopped.
     fn allow(&self, page: u64, writable: bool) {
         if writable {
-            self.source.protect(page..page + 1, false);
+            self.source.unprotect(page..page + 1);
         } else {
             self.source.wake(page);
         }
@@ -189,6 +193,9 @@ impl<S: FaultSource> MapTarget for Entries<S> {
         let writable = access == Access::Store;
         #[cfg(any(test, feature = "mutants"))]
         let writable = writable || self.mutants.has(Mutant::LoadProtection);
+        if writable {
+            self.stored.set(&run.pages());
+        }
         self.map_run(run.pages(), run.fault(), writable)
     }
 
@@ -201,8 +208,9 @@ impl<S: FaultSource> MapTarget for Entries<S> {
 
     /// The pages of the cache have gone from every view with their memory, by the time that the page
     /// locks are given up. Private copies are the view's own.
-    fn unmap(&self, pages: Range<u64>, which: Unmap) {
+    fn unmap(&self, pages: Range<u64>, which: Unmap) -> Answer<'_> {
         self.mapped.clear(&pages);
+        self.stored.clear(&pages);
         if which == Unmap::EvenPrivate && !self.source.is_shared() {
             self.source.zap(pages.clone());
             // Poison went as well, and a copy may come where it was. What is poisoned from now on has
@@ -212,38 +220,45 @@ impl<S: FaultSource> MapTarget for Entries<S> {
         if which == Unmap::EvenPrivate {
             self.source.resized();
         }
-        self.source.settle(pages);
+        self.source.settle(pages)
     }
 
-    fn write_protect(&self, pages: Range<u64>) {
+    fn write_protect(&self, pages: Range<u64>) -> Answer<'_> {
         #[cfg(any(test, feature = "mutants"))]
         if self.mutants.has(Mutant::WriteProtection) {
-            return;
+            return Answer::done();
         }
-        // What was never mapped here is not asked for.
-        if self.source.is_shared()
-            && let Some(first) = self.mapped.next_mapped(pages.clone())
-        {
-            self.source.protect(first..pages.end, true);
+        // What was not mapped here for stores since it was protected is not asked for.
+        match self.stored.next_mapped(pages.clone()) {
+            Some(first) if self.source.is_shared() => {
+                self.stored.clear(&pages);
+                self.source.protect(first..pages.end)
+            }
+            _ => Answer::done(),
         }
+    }
+
+    fn is_free(&self, pages: Range<u64>) -> bool {
+        self.source.is_settled(pages)
     }
 
     fn around(&self, page: u64) -> Range<u64> {
         self.mapped.around(page)
     }
 
-    fn grown(&self, pages: u64) {
+    fn grown(&self, pages: u64) -> Answer<'_> {
         #[cfg(any(test, feature = "mutants"))]
         if self.mutants.has(Mutant::Cure) {
-            return;
+            return Answer::done();
         }
-        if let Some(cured) = self.cure(0..pages, |why| *why == Poison::Beyond) {
-            // Who learns of the growth may load there at once.
-            self.source.settle(cured);
-        }
-        if self.source.resized() {
-            self.source.settle(0..u64::MAX);
-        }
+        // Who learns of the growth may load there at once.
+        let cured = self.cure(0..pages, |why| *why == Poison::Beyond);
+        let cured = cured.map(|cured| self.source.settle(cured));
+        let resized = self.source.resized();
+        let resized = resized.then(|| self.source.settle(0..u64::MAX));
+        cured
+            .unwrap_or_else(Answer::done)
+            .and(resized.unwrap_or_else(Answer::done))
     }
 }
 

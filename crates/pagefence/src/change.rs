@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use pagefence_vfs::{
-    Credentials, FileKind, FileSystem as _, New, NewKind, RenameMode, SetAttr, SetTime, Timestamp,
+    Credentials, FileKind, FileSystem as _, InodeId, New, NewKind, Place, RenameMode, SetAttr,
+    SetTime, Timestamp,
 };
 
 use crate::error::{Error, Result};
@@ -179,15 +180,33 @@ impl Volume {
     /// Removes what is at `path` itself and everything below it.
     ///
     /// # Errors
-    /// As [`Volume::remove_file`] and [`Volume::remove_dir`]; some of it may be gone then.
+    /// As [`Volume::remove_file`] and [`Volume::remove_dir`]; some of it may be gone then. A
+    /// directory that lies in itself, as only damage makes one.
     pub fn remove_dir_all(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        if self.symlink_metadata(path)?.0.kind != FileKind::Directory {
+        self.remove_below(path.as_ref(), &mut Vec::new())
+    }
+
+    /// `above` are the directories on the way.
+    fn remove_below(&self, path: &Path, above: &mut Vec<InodeId>) -> Result<()> {
+        let attr = self.symlink_metadata(path)?.0;
+        if attr.kind != FileKind::Directory {
             return self.remove_file(path);
         }
-        for entry in self.read_dir(path)? {
-            self.remove_dir_all(entry?.path())?;
+        if above.contains(&attr.id) {
+            let error = pagefence_vfs::Error::Corrupt {
+                what: "a directory that lies in itself".into(),
+                place: Place {
+                    inode: Some(attr.id.0),
+                    block: None,
+                },
+            };
+            return Err(Error::at(path, error));
         }
+        above.push(attr.id);
+        for entry in self.read_dir(path)? {
+            self.remove_below(&entry?.path(), above)?;
+        }
+        above.pop();
         self.remove_dir(path)
     }
 
@@ -289,6 +308,17 @@ impl Volume {
     /// The device failed.
     pub fn sync(&self) -> Result<()> {
         self.change(Path::new("/"), || self.fs.sync())
+    }
+
+    /// Returns once the names in the directory at `path` are durable, as fsync(2) of a directory does.
+    /// Follows symbolic links.
+    ///
+    /// # Errors
+    /// Nothing there, no directory; the device failed.
+    pub fn sync_dir(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let id = self.resolve(path, Follow::Last)?.id;
+        self.change(path, || self.fs.sync_dir(&self.fs.open_dir(id)?))
     }
 
     /// Closes the volume: everything is durable and the image is clean when it returns. Dropping

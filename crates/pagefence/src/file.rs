@@ -230,8 +230,8 @@ impl File {
         if !self.rights.write {
             return Err(self.fail(pagefence_vfs::Error::PermissionDenied));
         }
-        // As root, here as everywhere.
-        let mut mode = WriteMode::USE_RESERVE;
+        // As root, here as everywhere: set-uid bits stay, capabilities go.
+        let mut mode = WriteMode::USE_RESERVE | WriteMode::KILL_CAPABILITIES;
         mode.set(WriteMode::APPEND, self.rights.append);
         mode.set(WriteMode::DIRECT, self.rights.direct);
         let mut written = 0;
@@ -415,8 +415,13 @@ impl File {
         if !Arc::ptr_eq(&self.fs, &other.fs) {
             return Err(self.fail(pagefence_vfs::Error::CrossesDevices));
         }
-        self.fs
-            .exchange_range(&self.file, offset, &other.file, other_offset, length)
+        lose_capabilities(&self.fs, self.id)
+            .and_then(|()| lose_capabilities(&other.fs, other.id))
+            .and_then(|()| {
+                let (one, two) = (&self.file, &other.file);
+                self.fs
+                    .exchange_range(one, offset, two, other_offset, length)
+            })
             .map_err(|error| self.fail(error))
     }
 
@@ -425,8 +430,8 @@ impl File {
             return Err(self.fail(pagefence_vfs::Error::PermissionDenied));
         }
         let mode = mode | FallocateMode::USE_RESERVE;
-        self.fs
-            .allocate(&self.file, offset, length, mode)
+        lose_capabilities(&self.fs, self.id)
+            .and_then(|()| self.fs.allocate(&self.file, offset, length, mode))
             .map_err(|error| self.fail(error))
     }
 
@@ -548,6 +553,16 @@ impl Write for File {
     /// Does nothing: nothing is held back. See [`File::sync_data`].
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Takes capabilities off a file before its contents change otherwise than by a write.
+fn lose_capabilities(fs: &FileSystem, id: InodeId) -> pagefence_vfs::Result<()> {
+    const CAPABILITY: &[u8] = b"security.capability";
+    match fs.xattr(id, CAPABILITY) {
+        Ok(_) => fs.remove_xattr(id, CAPABILITY),
+        // Its attributes may be damaged: the data is then no worse.
+        Err(_) => Ok(()),
     }
 }
 

@@ -9,6 +9,7 @@
 //!   programs as like.
 //! - [`Options`] says how an image is opened.
 //! - [`Mkfs`] makes file systems, empty or filled; [`info`] tells what an image is.
+//! - [`check`] tells whether an image is sound, all of it, without changing a byte.
 //!
 //! All of it is `Send` and `Sync`: one [`Volume`] serves many threads at once.
 
@@ -18,11 +19,13 @@
 mod readme {}
 
 mod change;
+pub mod check;
 mod demo;
 pub mod device;
 mod directory;
 mod error;
 mod file;
+mod image;
 mod info;
 mod map;
 mod map_server;
@@ -43,7 +46,8 @@ pub use demo::{DocImage, doc_image};
 pub use directory::{DirEntry, ReadDir};
 pub use error::{Error, Result};
 pub use file::{Extent, Extents, File};
-pub use info::{ErrorAt, Errors, Info, Journal, JournalState, info, info_at, info_of_device};
+pub use image::Image;
+pub use info::{ErrorAt, Errors, Info, Journal, JournalState, Look, info, info_at, info_of_device};
 pub use map::Map;
 pub use map::atomics::MapInteger;
 pub use map::options::{Advice, MapOptions};

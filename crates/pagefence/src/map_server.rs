@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pagefence_ext4::{FileSystem, ShareError};
 use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, thread};
-use pagefence_page_mmap::remote::{Open, RemoteKind, RemoteSource, Ticket, Wire};
+use pagefence_page_mmap::remote::{Account, Open, RemoteKind, RemoteSource, Ticket, Wire};
 use pagefence_page_mmap::serve_until_over;
 use pagefence_vfs::{Error, FileSystem as _, InodeId, WriteMode};
 use rustix::io::Errno;
@@ -85,9 +85,16 @@ struct State {
     clients: HashMap<u64, Arc<RemoteSource>>,
     /// How many are, or are about to be; and of which users.
     present: usize,
-    of_users: HashMap<u32, usize>,
+    of_users: HashMap<u32, User>,
     last_client: u64,
     is_closed: bool,
+}
+
+/// A user who has maps, or has had others wait for them lately.
+#[derive(Debug, Default)]
+struct User {
+    maps: usize,
+    account: Arc<Account>,
 }
 
 /// What a ticket is good for.
@@ -225,6 +232,38 @@ impl Drop for MapServer {
     }
 }
 
+impl State {
+    /// Counts one more of `user` in, and gives the account that it is charged to; `None` if there are too many.
+    ///
+    /// All of another user's have one account, and it stays while something is owed there: who is made to
+    /// wait for it gets nothing by coming again. Of the own user's, who can end this process anyhow, each has
+    /// his: one that is stopped is to hold up no other.
+    fn admit(&mut self, user: u32, is_own: bool, now: Instant) -> Option<Arc<Account>> {
+        self.of_users
+            .retain(|_, of| of.maps > 0 || !of.account.is_even(now));
+        let maps = self.of_users.get(&user).map_or(0, |of| of.maps);
+        if self.present >= CLIENTS || (maps >= CLIENTS_OF_USER && !is_own) {
+            return None;
+        }
+        self.present += 1;
+        let of = self.of_users.entry(user).or_default();
+        of.maps += 1;
+        Some(if is_own {
+            Arc::default()
+        } else {
+            Arc::clone(&of.account)
+        })
+    }
+
+    /// One of `user` is there no longer.
+    fn let_go(&mut self, user: u32) {
+        self.present -= 1;
+        if let Some(of) = self.of_users.get_mut(&user) {
+            of.maps -= 1;
+        }
+    }
+}
+
 impl Shared {
     fn accept_all(self: &Arc<Self>, listener: &OwnedFd) {
         loop {
@@ -253,22 +292,20 @@ impl Shared {
             return;
         };
         let user = peer.uid.as_raw();
-        let number = {
+        let (number, account) = {
             let mut state = self.state.lock();
-            let of_user = state.of_users.get(&user).copied().unwrap_or(0);
             let is_own = peer.uid == rustix::process::geteuid();
-            if state.present >= CLIENTS || (of_user >= CLIENTS_OF_USER && !is_own) {
+            let Some(account) = state.admit(user, is_own, Instant::now()) else {
                 return wire.refuse(Errno::AGAIN);
-            }
-            state.present += 1;
-            *state.of_users.entry(user).or_default() += 1;
+            };
             state.last_client += 1;
-            state.last_client
+            (state.last_client, account)
         };
         let present = Present {
             shared: Arc::clone(self),
             number,
             user,
+            account,
         };
         let serve = move || {
             let served = present.serve(wire);
@@ -331,6 +368,7 @@ struct Present {
     shared: Arc<Shared>,
     number: u64,
     user: u32,
+    account: Arc<Account>,
 }
 
 /// What was issued, counted until this is dropped.
@@ -388,7 +426,7 @@ impl Present {
         // It keeps the file open as long as it is served.
         let size = move || file.size();
         let source = match RemoteSource::new(wire, &open, shared.memory, size) {
-            Ok(source) => Arc::new(source),
+            Ok(source) => Arc::new(source.charged_to(Arc::clone(&self.account))),
             Err((wire, error)) => {
                 wire.refuse(Errno::from_io_error(&error).unwrap_or(Errno::INVAL));
                 return Err(error);
@@ -415,13 +453,7 @@ impl Drop for Present {
         // Perhaps the last that has the file open: closing it may take long, and nobody is to wait for it.
         drop(gone);
         let mut state = self.shared.state.lock();
-        state.present -= 1;
-        if let Some(count) = state.of_users.get_mut(&self.user) {
-            *count -= 1;
-            if *count == 0 {
-                state.of_users.remove(&self.user);
-            }
-        }
+        state.let_go(self.user);
         drop(state);
         self.shared.fewer.notify_all();
     }
@@ -464,5 +496,49 @@ fn errno_of(error: &Error) -> Errno {
         Error::NotFound | Error::Stale => Errno::STALE,
         Error::NoSpace => Errno::NOSPC,
         _ => Errno::IO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_users_maps_have_one_account_that_outlives_them_while_something_is_owed() {
+        let (mut state, now) = (State::default(), Instant::now());
+        let admit = |state: &mut State, user, is_own, now| {
+            let account = state.admit(user, is_own, now);
+            account.expect("there are few")
+        };
+        let first = admit(&mut state, 7, false, now);
+        assert!(Arc::ptr_eq(&first, &admit(&mut state, 7, false, now)));
+        assert!(!Arc::ptr_eq(&first, &admit(&mut state, 8, false, now)));
+        let own = admit(&mut state, 9, true, now);
+        assert!(!Arc::ptr_eq(&own, &admit(&mut state, 9, true, now)));
+        first.charge(Duration::from_secs(4), now);
+        state.let_go(7);
+        state.let_go(7);
+        // Who comes again owes what he owed.
+        assert!(Arc::ptr_eq(&first, &admit(&mut state, 7, false, now)));
+        state.let_go(7);
+        let later = now + Duration::from_secs(60);
+        assert!(!Arc::ptr_eq(&first, &admit(&mut state, 7, false, later)));
+        assert_eq!(state.present, 4);
+    }
+
+    #[test]
+    fn there_are_no_more_of_a_user_than_may_be() {
+        let (mut state, now) = (State::default(), Instant::now());
+        for _ in 0..CLIENTS_OF_USER {
+            assert!(state.admit(7, false, now).is_some());
+        }
+        assert!(state.admit(7, false, now).is_none());
+        assert!(state.admit(8, false, now).is_some());
+        state.let_go(7);
+        assert!(state.admit(7, false, now).is_some());
+        while state.present < CLIENTS {
+            assert!(state.admit(9, true, now).is_some());
+        }
+        assert!(state.admit(9, true, now).is_none());
     }
 }

@@ -10,6 +10,7 @@ use pagefence_vfs::{Attr, FileKind, FileSystem as _};
 use crate::directory::ReadDir;
 use crate::error::{Error, Result};
 use crate::file::File;
+use crate::image::Image;
 use crate::map::FaultService;
 use crate::map_server::MapServer;
 use crate::metadata::Metadata;
@@ -63,10 +64,7 @@ impl Volume {
     /// these types, or one that is damaged or needs a feature that is not supported: the error's
     /// text says which.
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Self> {
-        let path = path.as_ref();
-        FileSystem::open_image(path, &options.mount())
-            .map(Self::new)
-            .map_err(|error| Error::open(Some(path), error))
+        Image::open(path, options)?.into_volume()
     }
 
     /// Opens the file system on `device`: an image in memory, or a device of one's own.
@@ -90,7 +88,7 @@ impl Volume {
             .map_err(|error| Error::open(None, error))
     }
 
-    fn new(fs: FileSystem) -> Self {
+    pub(crate) fn new(fs: FileSystem) -> Self {
         Self::of(Arc::new(fs))
     }
 

@@ -105,6 +105,9 @@ bitflags! {
         /// offset and length are whole blocks, and the file is nothing special. Elsewhere through
         /// the cache and then to the device. Advice: a file system may have nothing past its cache.
         const DIRECT = 64;
+        /// Capabilities are taken off the file, whoever writes: they were given to other contents. The kernel
+        /// does so itself before it sends a write. `KILL_PRIVILEGES` comprises it.
+        const KILL_CAPABILITIES = 128;
     }
 
     /// What fallocate does to a range; nothing set: blocks for it, and the size grows.

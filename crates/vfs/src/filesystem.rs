@@ -1,9 +1,12 @@
 //! The trait a file system implements.
 
+use std::ops::ControlFlow;
+
 use bitflags::bitflags;
 
 use crate::attr::{Attr, FileSystemStat, InodeId};
 use crate::change::{FallocateMode, MapFormat, New, RenameMode, SetAttr, WriteMode, XattrMode};
+use crate::check::{CheckEvent, CheckSummary};
 use crate::dir::{Cookie, DirSink};
 use crate::error::{Error, Result};
 use crate::xattr::XattrName;
@@ -475,6 +478,20 @@ pub trait FileSystem: Send + Sync + 'static {
     fn trim(&self, offset: u64, length: u64, least: u64) -> Result<u64> {
         let _ = (offset, length, least);
         Err(Error::Unsupported("telling the device of free space"))
+    }
+
+    /// Checks all of the file system, as it is at one moment, while it is in use. `event` is told of
+    /// findings and progress, with no lock held; if it breaks, the check ends there. May take long.
+    ///
+    /// # Errors
+    /// It can't be checked: `Busy` while another check goes on, `Unsupported`, `Io`, `ReadOnly`,
+    /// `OutOfMemory`. Damage is a finding and no error.
+    fn check(
+        &self,
+        event: &mut dyn FnMut(CheckEvent<'_>) -> ControlFlow<()>,
+    ) -> Result<CheckSummary> {
+        let _ = event;
+        Err(Error::Unsupported("a check"))
     }
 
     /// A request that may have changed something ended by a panic, so that nobody knows what of it

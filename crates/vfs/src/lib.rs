@@ -6,6 +6,7 @@
 
 pub mod attr;
 pub mod change;
+pub mod check;
 pub mod copy;
 pub mod dir;
 pub mod error;
@@ -17,6 +18,7 @@ pub use change::{
     FallocateMode, MapFormat, New, NewKind, RenameMode, SetAttr, SetTime, WriteMode, XattrMode,
     without_privileges,
 };
+pub use check::{CheckEvent, CheckProgress, CheckSummary};
 pub use copy::{Copy, copy_in_pieces};
 pub use dir::{Cookie, DirEntry, DirSink};
 pub use error::{Error, Place, Result};

@@ -37,6 +37,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // A model knows nothing of what it is a model of, but for the trait that drives it.
     (MODEL, &["vfs", "lock-order"]),
+    // Trials of the library, for tests and chores.
+    (
+        "proofs",
+        &["pagefence", "block-io", "ext4-format", MODEL, "lock-order"],
+    ),
 ];
 
 /// The crate of models, which the tests of every crate may import.
@@ -44,7 +49,11 @@ const MODEL: &str = "fs-model";
 
 /// What tests of a crate may import that is not below it: they need the kernel's page faults for what
 /// they test, and whoever maps pages knows nothing of file systems.
-const ARROWS_OF_TESTS: &[(&str, &[&str])] = &[("ext4", &["page-mmap"]), ("page-mmap", &[MODEL])];
+const ARROWS_OF_TESTS: &[(&str, &[&str])] = &[
+    ("ext4", &["page-mmap"]),
+    ("page-mmap", &[MODEL]),
+    ("pagefence", &["proofs"]),
+];
 
 /// Features that leave protections out, or play the hardware: nothing but a test asks for them.
 const TEST_FEATURES: [&str; 2] = ["\"mutants\"", "\"simulated\""];

@@ -86,6 +86,14 @@ impl Trace {
         self.steps.is_empty()
     }
 
+    /// Where was written: the first byte of each write and how many, in order.
+    pub fn writes(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Write { offset, bytes } => Some((*offset, bytes.len() as u64)),
+            Step::Flush { .. } | Step::Atomic(_) => None,
+        })
+    }
+
     /// Visits every moment in order: before the first step, between steps, after the last.
     pub fn walk(&self, mut visit: impl FnMut(TracePoint<'_>)) {
         let mut units = self.start.fork();

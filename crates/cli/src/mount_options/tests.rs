@@ -124,3 +124,35 @@ fn permissions_are_checked_unless_owners_are_not_those_of_the_image() {
     assert_eq!(checks("uid=1,default_permissions"), (true, true));
     assert_eq!(checks("fakeroot,allow_other"), (true, false));
 }
+
+#[test]
+fn whoever_lets_others_in_has_them_checked() {
+    let owners = [
+        "",
+        "fakeroot",
+        "uid=1",
+        "gid=1",
+        "umask=0",
+        "fakeroot,uid=1,gid=1,umask=0",
+    ];
+    for owners in owners {
+        for list in [
+            format!("allow_other,{owners}"),
+            format!("{owners},allow_other,noacl"),
+            format!("{owners},kernel"),
+        ] {
+            let options = parse(&list).expect("known");
+            assert!(
+                options.allow_other && options.checks_permissions(),
+                "{list}"
+            );
+        }
+    }
+}
+
+#[test]
+fn who_wants_no_confinement_says_so() {
+    assert!(!parse("rw").expect("known").unconfined);
+    assert!(parse("rw,unconfined").expect("known").unconfined);
+    assert!(parse("unconfined=1").is_err());
+}

@@ -314,7 +314,7 @@ impl Allocator {
             let run = first + u64::from(piece.first)..first + u64::from(piece.end);
             self.with_pending(|pending| pending.add_blocks(tx.tid(), run));
         }
-        #[cfg(test)]
+        #[cfg(any(test, feature = "mutants"))]
         if self
             .reuses_at_once
             .load(pagefence_lock_order::primitives::atomic::Ordering::Acquire)
@@ -324,11 +324,12 @@ impl Allocator {
         Ok(())
     }
 
-    /// Makes sure that [`Self::free`] won't refuse these blocks.
+    /// Makes sure that blocks which `inode` claims are in use, and not the file system's own: they
+    /// may be written to, and [`Self::free`] won't refuse them. No group may be locked.
     ///
     /// # Errors
     /// As [`Self::free`].
-    pub(crate) fn check_free(
+    pub(crate) fn check_in_use(
         &self,
         instance: &Instance,
         inode: InodeNo,

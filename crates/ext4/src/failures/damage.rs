@@ -346,3 +346,88 @@ fn an_inode_that_was_taken_for_nothing_is_a_deleted_one() {
     assert!(record.dtime() > 0 && record.links() == 0, "{number}");
     fs.shut_down().expect("nothing fails");
 }
+
+/// A file of a block, closed, and where its record and its block lie on the device.
+fn with_a_block(device: &Arc<TestDevice>) -> (u64, u64) {
+    let fs = open(device);
+    let id = create(&fs, "file");
+    let file = fs.open(id, true).expect("it opens");
+    write(&fs, &file, 0, &[1; BLOCK as usize]);
+    drop(file);
+    fs.sync().expect("nothing fails");
+    let number = InodeNo(u32::try_from(id.0).expect("a number"));
+    let (block, offset) = fs.instance.inode_block(number).expect("it has a place");
+    let data = place(&fs, id, 0).start / BLOCK;
+    fs.shut_down().expect("nothing fails");
+    (block.0 * BLOCK + offset as u64, data)
+}
+
+/// The journal's blocks are the journal's: a file that claims one is neither read nor written there.
+#[test]
+fn a_file_that_claims_a_block_of_the_journal_is_damaged() {
+    let device = formatted_with("^metadata_csum");
+    let (record, _) = with_a_block(&device);
+    let journal = {
+        let fs = open(&device);
+        let location = crate::recovery::journal_of(&fs.instance).expect("it is sound");
+        let (first, _) = location.expect("it has one").physical(3).expect("a block");
+        fs.shut_down().expect("nothing fails");
+        first
+    };
+    // The low half of the first extent's block.
+    let start = u32::try_from(journal.0).expect("a small image");
+    device
+        .memory()
+        .write(record + 40 + 12 + 8, &start.to_le_bytes())
+        .expect("memory is written");
+    let fs = open(&device);
+    let file = fs.open(find(&fs, "file"), true).expect("it opens");
+    assert!(is_corrupt(super::read(&fs, &file, 0..10)));
+    let mode = pagefence_vfs::WriteMode::empty();
+    assert!(is_corrupt(fs.write(&file, 0, &[2; 100], mode)));
+    fs.instance.live().expect("no journal is aborted");
+    drop(file);
+    fs.shut_down().expect("all is written");
+}
+
+/// What is free by the bitmap is the next file's: who has it all the same may not write there.
+#[test]
+fn a_block_that_is_free_by_the_bitmap_is_not_written() {
+    let device = formatted_with("^metadata_csum");
+    let (_, data) = with_a_block(&device);
+    let (byte, bit, count) = {
+        let fs = open(&device);
+        let superblock = &fs.instance.superblock;
+        let block = pagefence_ext4_format::BlockNo(data);
+        let (group, bit) = superblock.group_of_block(block).expect("a block");
+        let (index, offset) = superblock.locate_descriptor(group).expect("a group");
+        let home = superblock.descriptor_block(index).expect("a group");
+        let group = fs.instance.group_desc(group).expect("it is sound");
+        fs.shut_down().expect("nothing fails");
+        let byte = group.block_bitmap().0 * BLOCK + u64::from(bit / 8);
+        (byte, bit % 8, home.0 * BLOCK + offset as u64 + 0x0C)
+    };
+    let memory = device.memory();
+    let mut bits = [0];
+    memory.read(byte, &mut bits).expect("it is read");
+    bits[0] &= !(1 << bit);
+    memory.write(byte, &bits).expect("memory is written");
+    // A group whose counts do not agree is left alone: nobody else gets a block of it.
+    let mut free = [0; 2];
+    memory.read(count, &mut free).expect("it is read");
+    let free = u16::from_le_bytes(free) + 1;
+    memory
+        .write(count, &free.to_le_bytes())
+        .expect("memory is written");
+    let fs = open(&device);
+    let file = fs.open(find(&fs, "file"), true).expect("it opens");
+    write(&fs, &file, 0, &[2; 100]);
+    assert!(is_corrupt(fs.fsync(&file, false)));
+    let mut first = [0];
+    device
+        .memory()
+        .read(data * BLOCK, &mut first)
+        .expect("it is read");
+    assert_eq!(first, [1]);
+    fs.instance.live().expect("no journal is aborted");
+}

@@ -32,6 +32,7 @@ use crate::inode::Inode;
 use crate::instance::Instance;
 use crate::live::Need;
 use crate::orphans;
+use crate::unlisted::Inside;
 
 /// Making it: bitmap, descriptor, superblock, its record.
 const MAKE: Need = Need {
@@ -62,7 +63,8 @@ pub(crate) struct Holder {
     /// The blocks that it has as data, in their order in it.
     runs: Vec<(BlockNo, u32)>,
     count: u32,
-    is_orphan: bool,
+    /// It is no orphan yet.
+    unlisted: Option<Inside>,
 }
 
 impl Instance {
@@ -154,6 +156,7 @@ impl FileSystem {
     ) -> Result<Holder> {
         let instance = &self.instance;
         let live = instance.live()?;
+        let unlisted = (!instance.has_log()).then(|| live.unlisted.enter());
         let (mut transaction, _held) = instance.begin(held, MAKE)?;
         let Some((allocator, handle)) = transaction.allocation() else {
             return Err(Error::ReadOnly);
@@ -187,8 +190,7 @@ impl FileSystem {
         };
         let load = || Ok::<_, Error>(Inode::new(disk.clone()));
         let inode = self.inodes.get_or_load(new.number, load)?;
-        let is_orphan = instance.has_log();
-        if is_orphan {
+        if unlisted.is_none() {
             // Nobody knows it: its inode lock is not needed.
             live.orphans.add(&mut transaction, &inode)?;
         } else {
@@ -199,7 +201,7 @@ impl FileSystem {
             inode,
             runs: Vec::new(),
             count: 0,
-            is_orphan,
+            unlisted,
         })
     }
 
@@ -277,7 +279,7 @@ impl FileSystem {
         let orphans = &self.instance.live()?.orphans;
         orphans.add(&mut transaction, &holder.inode)?;
         transaction.end();
-        holder.is_orphan = true;
+        holder.unlisted = None;
         Ok(())
     }
 
@@ -287,7 +289,7 @@ impl FileSystem {
         let (Some(holder), Ok(live)) = (holder, self.instance.live()) else {
             return;
         };
-        if !holder.is_orphan
+        if holder.unlisted.is_some()
             && let Err(error) = self.make_orphan(&holder)
         {
             tracing::error!(%error, "what a migration took could not be freed: run e2fsck");

@@ -109,6 +109,38 @@ fn what_makes_no_sense_is_refused_as_a_whole() {
     assert!(matches!(refused, Err(Error::Unsupported(_))));
 }
 
+/// Whoever cuts a file off or makes it longer: what it runs with was for other contents. Root keeps the bits.
+#[test]
+fn another_size_takes_privileges_off() {
+    let image = image();
+    let mounted = image.open();
+    let id = mounted.id("a");
+    let capability = || mounted.fs.xattr(id, b"security.capability");
+    for (who, size, kept) in [
+        (user(1000, 1000, &[]), 10_000, 0o755),
+        (user(1000, 1000, &[]), 0, 0o755),
+        (root(), 10_000, 0o6755),
+        (root(), 0, 0o6755),
+    ] {
+        let mode = SetAttr {
+            permissions: Some(0o6755),
+            ..SetAttr::default()
+        };
+        mounted.fs.set_attr(id, &mode, &root()).unwrap();
+        mounted.set("a", "security.capability", &[1; 20]).unwrap();
+        assert!(capability().is_ok());
+        let size = SetAttr {
+            size: Some(size),
+            ..SetAttr::default()
+        };
+        mounted.fs.set_attr(id, &size, &who).unwrap();
+        assert_eq!(mounted.attr("a").permissions, kept, "{who:?} {size:?}");
+        assert!(matches!(capability(), Err(Error::NoAttribute)), "{who:?}");
+    }
+    mounted.close();
+    image.assert_clean();
+}
+
 #[test]
 fn namespaces_and_kinds() {
     let image = image();

@@ -1,8 +1,11 @@
 //! The file system on images that mke2fs, debugfs and the kernel made, sound and damaged.
 
 mod attributes;
+mod check;
+mod check_damages;
 mod common;
 mod contents;
+mod damage_list;
 mod directories;
 mod exploits;
 mod exploits_names;

@@ -200,6 +200,19 @@ impl Bytes {
         (offset / size, length / size)
     }
 
+    /// Gives the range space; the size stays.
+    pub fn reserve(&mut self, offset: u64, length: u64) {
+        let size = self.size;
+        self.promise(offset, length);
+        self.size = size;
+    }
+
+    /// Whether space was promised that nobody may have written to.
+    #[must_use]
+    pub fn may_have_unwritten(&self) -> bool {
+        !self.promised.is_empty()
+    }
+
     /// Gives the range space; the size grows to its end.
     pub fn promise(&mut self, offset: u64, length: u64) {
         let end = offset + length;

@@ -52,6 +52,23 @@ pub enum RenameHow {
     Exchange,
 }
 
+/// What is done to a range of a file, as fallocate(2) has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeChange {
+    /// It gets space; the size stays.
+    Reserve,
+    /// It becomes a hole; the size stays.
+    Punch,
+    /// It reads as zeros and has space; the file grows.
+    Zero,
+    /// As `Zero`; the size stays.
+    ZeroInside,
+    /// Whole blocks are taken out.
+    Collapse,
+    /// A hole of whole blocks is put in.
+    Insert,
+}
+
 /// One operation. Paths start at the root without a slash; what is written is
 /// [`contents`](super::contents).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +78,20 @@ pub enum Operation {
     Create { path: String },
     /// Writes into a file that is there.
     Write {
+        path: String,
+        offset: u64,
+        length: usize,
+        tag: u64,
+    },
+    /// Writes past the cache.
+    WriteDirect {
+        path: String,
+        offset: u64,
+        length: usize,
+        tag: u64,
+    },
+    /// Stores through a shared map; the range lies inside the file.
+    Store {
         path: String,
         offset: u64,
         length: usize,
@@ -86,8 +117,29 @@ pub enum Operation {
         offset: u64,
         length: u64,
     },
+    /// Changes a range.
+    ChangeRange {
+        path: String,
+        offset: u64,
+        length: u64,
+        how: RangeChange,
+    },
+    /// Whole blocks of two files, which lie inside both, change places.
+    ExchangeRange {
+        path: String,
+        offset: u64,
+        other: String,
+        other_offset: u64,
+        length: u64,
+    },
+    /// Gives a file that has no unwritten space another kind of map.
+    Migrate { path: String, to_extents: bool },
     /// Makes a file durable.
     Sync { path: String },
+    /// Makes a file's data durable, and what is needed to find it.
+    SyncData { path: String },
+    /// Makes the names in a directory durable.
+    SyncDirectory { path: String },
     /// Makes everything durable.
     SyncAll,
     /// mkdir.
@@ -152,11 +204,17 @@ impl Operation {
         match self {
             Self::Create { path }
             | Self::Write { path, .. }
+            | Self::WriteDirect { path, .. }
+            | Self::Store { path, .. }
             | Self::Append { path, .. }
             | Self::Read { path, .. }
             | Self::SetSize { path, .. }
             | Self::Allocate { path, .. }
+            | Self::ChangeRange { path, .. }
+            | Self::Migrate { path, .. }
             | Self::Sync { path }
+            | Self::SyncData { path }
+            | Self::SyncDirectory { path }
             | Self::MakeDirectory { path }
             | Self::RemoveDirectory { path }
             | Self::Remove { path }
@@ -167,6 +225,7 @@ impl Operation {
             | Self::SetXattr { path, .. }
             | Self::RemoveXattr { path, .. }
             | Self::Hold { path, .. } => vec![path],
+            Self::ExchangeRange { path, other, .. } => vec![path, other],
             Self::Rename { from, to, .. } => vec![from, to],
             Self::Link { original, link } => vec![original, link],
             Self::SyncAll

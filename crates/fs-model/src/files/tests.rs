@@ -145,3 +145,70 @@ fn an_open_file_outlives_its_name() {
     tree.apply(&Operation::LetGo { slot: 0 }).unwrap();
     assert_eq!(tree.nodes.len(), 2);
 }
+
+#[test]
+fn ranges_change_as_fallocate_2_says() {
+    use RangeChange as R;
+    let mut tree = tree();
+    for path in ["f", "g"] {
+        tree.apply(&create(path)).unwrap();
+        tree.apply(&Operation::Write {
+            path: path.into(),
+            offset: 0,
+            length: 8192,
+            tag: path.len() as u64,
+        })
+        .unwrap();
+    }
+    let change = |offset, length, how| Operation::ChangeRange {
+        path: "f".into(),
+        offset,
+        length,
+        how,
+    };
+    let size = |tree: &Tree| match &tree.node(tree.node_at("f", true).unwrap()).kind {
+        Kind::File(bytes) => bytes.size(),
+        other => panic!("{other:?}"),
+    };
+    for (operation, failure) in [
+        (change(0, 0, R::Punch), Failure::Invalid),
+        (change(0, 100, R::Collapse), Failure::Invalid),
+        (change(4096, 4096, R::Collapse), Failure::Invalid),
+        (change(8192, 1024, R::Insert), Failure::Invalid),
+        (change(1 << 40, 1, R::Zero), Failure::FileTooLarge),
+    ] {
+        assert_eq!(tree.apply(&operation), Err(failure), "{operation:?}");
+    }
+    let sizes = [
+        (R::Punch, 8192),
+        (R::Reserve, 8192),
+        (R::ZeroInside, 8192),
+        (R::Zero, 9216),
+        (R::Insert, 10_240),
+        (R::Collapse, 9216),
+    ];
+    for (how, after) in sizes {
+        let offset = if how == R::Zero { 8192 } else { 1024 };
+        tree.apply(&change(offset, 1024, how)).unwrap();
+        assert_eq!(size(&tree), after, "{how:?}");
+    }
+    let exchange = |length| Operation::ExchangeRange {
+        path: "f".into(),
+        offset: 0,
+        other: "g".into(),
+        other_offset: 2048,
+        length,
+    };
+    assert_eq!(tree.apply(&exchange(100)), Err(Failure::Invalid));
+    tree.apply(&exchange(1024)).unwrap();
+    let read = |path: &str, offset| Operation::Read {
+        path: path.into(),
+        offset,
+        length: 1024,
+    };
+    let expected = [("f", 0, 2048), ("g", 2048, 0)];
+    for (path, offset, came_from) in expected {
+        let found = tree.apply(&read(path, offset));
+        assert_eq!(found, Ok(Answer::Bytes(contents(1, came_from, 1024))));
+    }
+}

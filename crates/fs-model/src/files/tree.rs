@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::bytes::{Bytes, contents};
 use super::operation::{Answer, Failure, Operation};
+use super::ranges;
 
 /// What tells one node from another for as long as the tree lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,7 +153,7 @@ impl Tree {
         }
     }
 
-    fn file_at(&mut self, path: &str) -> Result<&mut Bytes, Failure> {
+    pub(super) fn file_at(&mut self, path: &str) -> Result<&mut Bytes, Failure> {
         let number = self.node_at(path, true)?;
         self.bytes_of(number)
     }
@@ -178,6 +179,12 @@ impl Tree {
         };
         match operation {
             O::Write {
+                path,
+                offset,
+                length,
+                tag,
+            }
+            | O::WriteDirect {
                 path,
                 offset,
                 length,
@@ -217,7 +224,43 @@ impl Tree {
                 }
                 bytes.promise(*offset, *length);
             }
-            O::Sync { path } => drop(self.file_at(path)?),
+            O::Store {
+                path,
+                offset,
+                length,
+                tag,
+            } => {
+                let bytes = self.file_at(path)?;
+                if *length == 0 || *offset + *length as u64 > bytes.size() {
+                    return Err(Failure::Invalid);
+                }
+                bytes.write(*offset, &contents(*tag, *offset, *length));
+            }
+            O::ChangeRange {
+                path,
+                offset,
+                length,
+                how,
+            } => {
+                let format = self.format;
+                ranges::change(self.file_at(path)?, format, (*offset, *length), *how)?;
+            }
+            O::ExchangeRange {
+                path,
+                offset,
+                other,
+                other_offset,
+                length,
+            } => self.exchange_range((path, *offset), (other, *other_offset), *length)?,
+            O::Sync { path } | O::SyncData { path } | O::Migrate { path, .. } => {
+                self.file_at(path)?;
+            }
+            O::SyncDirectory { path } => {
+                let number = self.node_at(path, true)?;
+                if !matches!(self.node(number).kind, Kind::Directory(_)) {
+                    return Err(Failure::NotDirectory);
+                }
+            }
             O::SyncAll => {}
             O::SetPermissions { path, permissions } => {
                 let number = self.node_at(path, true)?;

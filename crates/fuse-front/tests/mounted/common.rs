@@ -1,6 +1,8 @@
 //! A mount of a file system in memory, made and taken down by a test.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use pagefence_fuse_front::{MapDoor, MountRequest, ServeError, ServeOptions, Server};
@@ -94,7 +96,11 @@ pub(crate) fn mount_behind(
         default_permissions: true,
     };
     change(&mut request);
-    let fd = pagefence_fuse_front::mount(&request).expect("root can mount");
+    let fd = if request.allow_other && !request.default_permissions {
+        mount_unchecked(&request)
+    } else {
+        pagefence_fuse_front::mount(&request).expect("root can mount")
+    };
     let counters = fs.counters();
     let server = Server::start(fs, fd, options, door).expect("the kernel greets");
     let server = thread::spawn("server", move || server.run()).expect("a thread");
@@ -103,4 +109,21 @@ pub(crate) fn mount_behind(
         counters,
         server: Some(server),
     })
+}
+
+/// Lets everybody in with nobody checked, which is refused otherwise: so that others than root get as far
+/// as the server's own checks.
+fn mount_unchecked(request: &MountRequest<'_>) -> OwnedFd {
+    let device = File::options().read(true).write(true).open("/dev/fuse");
+    let device = OwnedFd::from(device.expect("root can open it"));
+    let data = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other",
+        device.as_raw_fd()
+    );
+    let data = CString::new(data).expect("no NUL");
+    let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
+    let (source, place) = (request.source, request.mountpoint);
+    rustix::mount::mount(source, place, "fuse.pagefence", flags, data.as_c_str())
+        .expect("root can mount");
+    device
 }

@@ -68,6 +68,21 @@ fn holes_are_told_from_pages_also_of_zeros() {
 }
 
 #[test]
+fn runs_of_pages_are_found_between_holes() {
+    let memory = FileMemory::new().expect("memory");
+    assert_eq!(memory.next_run(0), None);
+    memory.write(3, 0, &[0; 2 * FRAME_SIZE]);
+    memory.write(9, 7, &[1]);
+    memory.write(LAST, 0, &[1]);
+    assert_eq!(memory.next_run(0), Some(3..5));
+    assert_eq!(memory.next_run(4), Some(4..5));
+    assert_eq!(memory.next_run(5), Some(9..10));
+    assert_eq!(memory.next_run(10), Some(LAST..LAST + 1));
+    assert_eq!(memory.next_run(LAST + 1), None);
+    assert_eq!(memory.next_run(u64::MAX), None);
+}
+
+#[test]
 fn the_last_page_is_one_like_others_and_punches_are_clipped() {
     let memory = FileMemory::new().expect("memory");
     for page in [0, 1 << 32, LAST] {

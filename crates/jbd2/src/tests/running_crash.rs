@@ -22,7 +22,7 @@ const END: u64 = 50;
 const DATA: u8 = 0x77;
 
 /// What a block must hold, if that is known.
-type State = BTreeMap<u64, Option<Vec<u8>>>;
+pub(super) type State = BTreeMap<u64, Option<Vec<u8>>>;
 
 /// What the file system uses a block for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,10 +34,10 @@ enum Use {
     Data,
 }
 
-struct Model {
+pub(super) struct Model {
     random: Random,
     uses: BTreeMap<u64, Use>,
-    state: State,
+    pub(super) state: State,
     /// The state after each transaction.
     states: BTreeMap<u64, State>,
     /// Moments of the trace from which on this transaction is durable by promise.
@@ -47,7 +47,7 @@ struct Model {
 }
 
 impl Model {
-    fn new(image: &Image, seed: u64) -> Self {
+    pub(super) fn new(image: &Image, seed: u64) -> Self {
         let state: State = [TID_BLOCK]
             .into_iter()
             .chain(DEFERRED)
@@ -96,7 +96,7 @@ impl Model {
     }
 
     /// One operation of the file system: a handle.
-    fn operate(&mut self, ground: &Ground) -> Tid {
+    pub(super) fn operate(&mut self, ground: &Ground) -> Tid {
         let mut entry = pagefence_lock_order::Held::at_entry();
         let (mut handle, _held) = ground.journal.start(&mut entry, 7).unwrap();
         let tid = handle.tid();
@@ -149,7 +149,7 @@ impl Model {
     }
 
     /// File data goes to blocks that commits have freed.
-    fn write_data(&mut self, ground: &Ground) {
+    pub(super) fn write_data(&mut self, ground: &Ground) {
         let committed = ground.journal.committed_tid();
         let free: Vec<u64> = self
             .uses
@@ -168,7 +168,7 @@ impl Model {
         self.data.extend(free.iter().map(|block| (now, *block)));
     }
 
-    fn promise(&mut self, ground: &Ground, tid: Tid) {
+    pub(super) fn promise(&mut self, ground: &Ground, tid: Tid) {
         ground.journal.commit(tid).unwrap();
         self.promised.push((ground.device.trace_position(), tid.0));
     }

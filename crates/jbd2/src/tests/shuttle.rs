@@ -6,6 +6,7 @@ use pagefence_block_io::BufferCache;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Weak;
 use pagefence_lock_order::primitives::thread::spawn;
+use pagefence_lock_order::schedules::{by_chance, by_priority};
 
 use super::running::*;
 use super::*;
@@ -18,8 +19,8 @@ const SCHEDULES: usize = 2000;
 /// Runs `scenario` under schedules by chance, and under such as stop one thread for long: between
 /// two steps of a commit all the others may do everything they have to.
 fn check(scenario: impl Fn() + Clone + Send + Sync + 'static) {
-    ::shuttle::check_random(scenario.clone(), SCHEDULES);
-    ::shuttle::check_pct(scenario, SCHEDULES, 3);
+    by_chance(scenario.clone(), SCHEDULES);
+    by_priority(scenario, SCHEDULES);
 }
 
 struct World {
@@ -118,4 +119,32 @@ fn closing_and_aborting_wake_everybody() {
             assert_eq!(world.client.aborted.lock().len(), usize::from(abort));
         });
     }
+}
+
+#[test]
+fn a_snapshot_is_whole_and_stays() {
+    check(|| {
+        let world = world();
+        let writer = {
+            let world = world.clone();
+            let body = move || {
+                for byte in 1..4 {
+                    let tid = world.pair(byte, 3).expect("usable");
+                    world.journal.commit(tid).expect("committed");
+                }
+                world.journal.close().expect("closed");
+            };
+            spawn("writer", body).expect("a thread")
+        };
+        // Or the journal was closed before.
+        if let Ok(snapshot) = world.journal.snapshot(world.journal.running(), 1 << 20) {
+            let first = byte_of(&*snapshot, 10);
+            for _ in 0..3 {
+                assert_eq!(byte_of(&*snapshot, 10), first, "it stays");
+                assert_eq!(byte_of(&*snapshot, 11), first, "in part");
+            }
+        }
+        writer.join().expect("ended");
+        assert_eq!(world.check(), 3);
+    });
 }

@@ -5,7 +5,7 @@
 mod attributes;
 mod model;
 mod names;
-#[path = "../../../pagefence/tests/reference/operations.rs"]
+#[path = "../../../proofs/tests/reference/operations.rs"]
 mod operations;
 mod races;
 mod space;

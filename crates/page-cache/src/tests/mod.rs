@@ -19,6 +19,8 @@ mod faults;
 #[cfg(not(shuttle))]
 mod fence_mutants;
 #[cfg(not(shuttle))]
+mod mappers;
+#[cfg(not(shuttle))]
 mod memories;
 #[cfg(not(shuttle))]
 mod model;
@@ -40,6 +42,8 @@ mod shuttle_memories;
 mod shuttle_writes;
 #[cfg(not(shuttle))]
 mod storage;
+#[cfg(not(shuttle))]
+mod strays;
 #[cfg(not(shuttle))]
 mod streams;
 #[cfg(not(shuttle))]

@@ -10,6 +10,7 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicU8, Ordering};
 use pagefence_lock_order::primitives::thread::{JoinHandle, spawn};
+use pagefence_lock_order::schedules::{by_chance, by_priority};
 
 use super::device::{Device, TestMapping};
 use super::{SMALL, config, read_with};
@@ -121,13 +122,13 @@ fn everyone(mutants: Mutants) {
 }
 
 fn check(scenario: impl Fn() + Send + Sync + 'static) {
-    ::shuttle::check_random(scenario, SCHEDULES);
+    by_chance(scenario, SCHEDULES);
 }
 
 #[test]
 fn shuttle_fill_fence_reclaim_readahead() {
     check(|| everyone(Mutants::default()));
-    ::shuttle::check_pct(|| everyone(Mutants::default()), SCHEDULES, 3);
+    by_priority(|| everyone(Mutants::default()), SCHEDULES);
 }
 
 #[test]

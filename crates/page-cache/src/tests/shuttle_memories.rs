@@ -4,6 +4,7 @@
 //! zeros to who loads them; what was stored is loaded, and in the end the device has what the cache has.
 
 use pagefence_lock_order::levels::Inode;
+use pagefence_lock_order::schedules::by_chance;
 use pagefence_lock_order::{Held, OrderedRwLock};
 
 use super::device::Device;
@@ -60,7 +61,7 @@ fn shuttle_memories_read_reclaim() {
     // A reader that copied from a page which is leaving looks again until it has left. Who leaves may be
     // kept from running for ever by a scheduler that is not fair.
     let scenario = || against(&[|world| world.read(1), World::reclaim]);
-    ::shuttle::check_random(scenario, 2000);
+    by_chance(scenario, 2000);
 }
 
 #[test]

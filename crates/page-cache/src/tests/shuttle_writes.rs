@@ -10,6 +10,7 @@ use pagefence_lock_order::levels::Inode;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicU8, Ordering};
 use pagefence_lock_order::primitives::thread::{JoinHandle, spawn};
+use pagefence_lock_order::schedules::{by_chance, by_priority};
 use pagefence_lock_order::{Held, OrderedRwLock};
 
 use super::device::{Device, TestMapping};
@@ -162,8 +163,8 @@ impl World {
 pub(super) fn check(scenario: impl Fn() + Send + Sync + 'static) {
     let scenario = Arc::new(scenario);
     let again = Arc::clone(&scenario);
-    ::shuttle::check_random(move || scenario(), SCHEDULES);
-    ::shuttle::check_pct(move || again(), SCHEDULES, 3);
+    by_chance(move || scenario(), SCHEDULES);
+    by_priority(move || again(), SCHEDULES);
 }
 
 fn written_and_read(mutants: Mutants) {

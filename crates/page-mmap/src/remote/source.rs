@@ -12,17 +12,18 @@ use std::time::{Duration, Instant};
 use pagefence_host_memory::memory::{FileMemory, Pipe};
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, MutexGuard};
+use pagefence_page_cache::Answer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::wire::{FromDaemon, ToClient};
-use super::{Open, Opened, PATIENCE, RemoteKind, Wire, clock, is_end};
+use super::{Account, Open, Opened, PATIENCE, RemoteKind, Wire, clock, is_end};
 use crate::bell::Bell;
 use crate::fault_source::{Ask, Cause, FaultSource, Obstacle, Woken};
 #[cfg(any(test, feature = "mutants"))]
 use crate::mutants::{Mutant, Mutants};
 use hear::Heard;
-use said::{Outstanding, Said};
+use said::{Outstanding, Question, Said};
 
 /// Poisoned pages that one view may have: each takes memory here, and ends a program that does not handle
 /// SIGBUS.
@@ -48,8 +49,9 @@ type Size = Box<dyn Fn() -> u64 + Send + Sync>;
 /// - Owns: the connection, what was said there and not acknowledged.
 /// - Stays outside: what is mapped and what is poisoned (the shootdown's, as for any view).
 /// - Locks: `hearing`, above both of the others, held while packets are taken in without waiting; `said`,
-///   held while one is sent without waiting; `heard`, a leaf. No method waits for the client longer than
-///   [`PATIENCE`], and none for one that let that pass before, until it has answered.
+///   held while one is sent without waiting; `heard` and the account, leaves. Nobody waits for an answer of the
+///   client longer than [`PATIENCE`] from the question on; and not at all for a client that let that pass
+///   before, until it has answered, nor for one whose account is overdrawn.
 pub struct RemoteSource {
     wire: Wire,
     pages: Range<u64>,
@@ -57,6 +59,7 @@ pub struct RemoteSource {
     memory: Arc<FileMemory>,
     pipe: Pipe,
     size: Size,
+    account: Arc<Account>,
     said: Mutex<Said>,
     /// Something was acknowledged, or it is over.
     heard_of: Condvar,
@@ -112,6 +115,7 @@ impl RemoteSource {
             memory,
             pipe,
             size: Box::new(size),
+            account: Arc::default(),
             said: Mutex::default(),
             heard_of: Condvar::new(),
             hearing: Mutex::new(()),
@@ -122,6 +126,13 @@ impl RemoteSource {
             #[cfg(any(test, feature = "mutants"))]
             mutants: Mutants::default(),
         })
+    }
+
+    /// Has what others wait for the client charged to `account`, which may be that of several.
+    #[must_use]
+    pub fn charged_to(mut self, account: Arc<Account>) -> Self {
+        self.account = account;
+        self
     }
 
     /// Leaves `mutant` out from now on.
@@ -188,6 +199,9 @@ impl RemoteSource {
     /// Says `what`; gives its number.
     fn say(&self, said: &mut Said, what: ToClient, is_waited_for: bool) -> u64 {
         said.packets += 1;
+        if is_waited_for {
+            said.asked = said.packets;
+        }
         if said.packets - said.acknowledged > UNACKNOWLEDGED {
             self.end_because(Some(Because::Unacknowledged));
         }
@@ -219,16 +233,77 @@ impl RemoteSource {
         });
     }
 
-    /// Waits until the client can't make use any more of the rights to `pages` that it was given until now:
-    /// it has, or they are too old. So it ends whether the client answers or not.
-    fn wait_for_rights(&self, said: &mut MutexGuard<'_, Said>, pages: &Range<u64>) {
+    /// Whether it is worth asking the client for something.
+    fn is_asked(&self, said: &Said) -> bool {
+        !said.is_silent() && !self.is_cut_off() && self.overdrawn_for().is_none()
+    }
+
+    /// For how long nobody is to wait for the client, because others did too often.
+    fn overdrawn_for(&self) -> Option<Duration> {
+        self.account.overdrawn_for(Instant::now())
+    }
+
+    /// Waits until the client can't make use any more of the rights to `pages` that it was given before
+    /// `question`: it has, or they are too old. So it ends whether the client answers or not.
+    fn wait_for_rights(
+        &self,
+        said: &mut MutexGuard<'_, Said>,
+        pages: &Range<u64>,
+        question: Question,
+    ) {
         said.forget_old_rights(Instant::now());
-        let Some(last) = said.last_of(pages, |of| of.is_right) else {
+        let is_meant = |of: &Outstanding| of.is_right && of.number <= question.number;
+        let Some(last) = said.last_of(pages, is_meant) else {
             return;
         };
         // Those before it are older.
-        if !self.wait_for(said, last.number, last.sent + PATIENCE) {
+        if !self.wait_charged(said, last.number, last.sent + PATIENCE) {
             said.late_since = said.late_since.max(Some(last.number));
+        }
+    }
+
+    /// Until the client has protected `pages`, as it was asked; else takes them out of its mapping.
+    fn end_protect(&self, pages: Range<u64>, question: Question) {
+        let mut said = self.said.lock();
+        if question.is_asked && self.wait_or_silence(&mut said, question) {
+            return;
+        }
+        self.wait_for_rights(&mut said, &pages, question);
+        drop(said);
+        #[cfg(any(test, feature = "mutants"))]
+        if self.mutants.has(Mutant::Freeze) {
+            return;
+        }
+        if !self.is_gone() {
+            self.freeze(pages);
+        }
+    }
+
+    /// Until what was said about `pages` before `question` takes no effect any more.
+    fn end_settle(&self, pages: &Range<u64>, question: Question) {
+        let mut said = self.said.lock();
+        let is_meant = |of: &Outstanding| !of.is_right && of.number <= question.number;
+        if question.is_asked
+            && let Some(last) = said.last_of(pages, is_meant)
+        {
+            let number = last.number;
+            self.wait_or_silence(&mut said, Question { number, ..question });
+        }
+        self.wait_for_rights(&mut said, pages, question);
+    }
+
+    /// Whether faults were put off.
+    #[cfg(test)]
+    pub(crate) fn puts_off(&self) -> bool {
+        self.said.lock().owes_wake
+    }
+
+    /// Faults that were put off are told to be tried again, when that is over.
+    fn wake_put_off(&self, said: &mut Said) {
+        if said.owes_wake && self.overdrawn_for().is_none() {
+            said.owes_wake = false;
+            let (first, end) = (self.pages.start, self.pages.end);
+            self.say(said, ToClient::Wake { first, end }, false);
         }
     }
 
@@ -262,7 +337,11 @@ impl FaultSource for RemoteSource {
             self.welcome();
         }
         self.hear();
-        let owes_size = self.said.lock().takes_owed_size();
+        let owes_size = {
+            let mut said = self.said.lock();
+            self.wake_put_off(&mut said);
+            said.takes_owed_size()
+        };
         if owes_size {
             self.resized();
         }
@@ -279,6 +358,13 @@ impl FaultSource for RemoteSource {
         if !self.heard.lock().is_nothing() {
             return Ok(Woken::Faults);
         }
+        let mut most = most;
+        if self.said.lock().owes_wake {
+            let Some(put_off) = self.overdrawn_for() else {
+                return Ok(Woken::Faults);
+            };
+            most = Some(most.map_or(put_off, |most| most.min(put_off)));
+        }
         let fds = [bell, self.wire.as_fd(), self.heard_more.fd()];
         let ready = poll_in(&fds, most)?;
         Ok(match ready[..] {
@@ -289,14 +375,21 @@ impl FaultSource for RemoteSource {
     }
 
     /// Who owes an answer gets no right, so that nobody has to wait until that is too old: it is told to
-    /// ask again, by which it answers.
+    /// ask again, by which it answers. So it is with one whose account is overdrawn, but that it is told later.
     fn map(&self, pages: Range<u64>, writable: bool) -> Result<(), Obstacle> {
         let mut said = self.said.lock();
         if self.is_over() {
             // It would not hear of a right that others then wait for.
             return Ok(());
         }
-        said.forget_old_rights(Instant::now());
+        let now = Instant::now();
+        if self.account.overdrawn_for(now).is_some() {
+            said.owes_wake = true;
+            // Who waits for faults is to know.
+            self.heard_more.ring();
+            return Ok(());
+        }
+        said.forget_old_rights(now);
         if !said.gets_rights() {
             let (first, end) = (pages.start, pages.end);
             self.say(&mut said, ToClient::Wake { first, end }, false);
@@ -316,39 +409,30 @@ impl FaultSource for RemoteSource {
     /// Who was given pages for stores that are to be protected has stored to them until the guard says that
     /// they are, or they are frozen. What was said before and is not acknowledged yet is too old to be
     /// made use of by the time that the guard is not waited for any more.
-    fn protect(&self, pages: Range<u64>, protected: bool) {
-        if self.kind != RemoteKind::Shared {
-            return;
+    fn protect(&self, pages: Range<u64>) -> Answer<'_> {
+        let mut said = self.said.lock();
+        let is_stored_to = self.kind == RemoteKind::Shared && pages.start < said.mapped_end;
+        if !is_stored_to || self.is_gone() {
+            return Answer::done();
         }
-        if !protected {
+        let is_asked = self.is_asked(&said);
+        if is_asked {
+            let (first, end) = (pages.start, pages.end);
+            self.say(&mut said, ToClient::Protect { first, end }, true);
+            #[cfg(any(test, feature = "mutants"))]
+            if self.mutants.has(Mutant::ProtectWait) {
+                return Answer::done();
+            }
+        }
+        let question = said.question(is_asked);
+        Answer::awaited(move || self.end_protect(pages, question))
+    }
+
+    fn unprotect(&self, pages: Range<u64>) {
+        if self.kind == RemoteKind::Shared {
             // Nothing is an obstacle here, so nobody asks for this after one.
             let mapped = self.map(pages, true);
             debug_assert!(mapped.is_ok(), "a client is told, whatever it does");
-            return;
-        }
-        let mut said = self.said.lock();
-        if pages.start >= said.mapped_end || self.is_gone() {
-            return;
-        }
-        if !said.is_silent() && !self.is_cut_off() {
-            let (first, end) = (pages.start, pages.end);
-            let number = self.say(&mut said, ToClient::Protect { first, end }, true);
-            #[cfg(any(test, feature = "mutants"))]
-            if self.mutants.has(Mutant::ProtectWait) {
-                return;
-            }
-            if self.wait_or_silence(&mut said, number) {
-                return;
-            }
-        }
-        self.wait_for_rights(&mut said, &pages);
-        drop(said);
-        #[cfg(any(test, feature = "mutants"))]
-        if self.mutants.has(Mutant::Freeze) {
-            return;
-        }
-        if !self.is_gone() {
-            self.freeze(pages);
         }
     }
 
@@ -398,23 +482,30 @@ impl FaultSource for RemoteSource {
         self.say_of(&mut said, pages, ToClient::Cure { first, end }, false);
     }
 
-    fn settle(&self, pages: Range<u64>) {
+    fn settle(&self, pages: Range<u64>) -> Answer<'_> {
         #[cfg(any(test, feature = "mutants"))]
         if self.mutants.has(Mutant::Settle) {
-            return;
+            return Answer::done();
         }
         let mut said = self.said.lock();
         said.forget_old_rights(Instant::now());
         if said.last_of(&pages, |_| true).is_none() {
-            return;
+            return Answer::done();
         }
-        if !said.is_silent() && !self.is_cut_off() {
+        let is_asked = self.is_asked(&said);
+        // Once for all that was said before.
+        if is_asked && said.asked < said.packets {
             self.say(&mut said, ToClient::Settle, true);
-            if let Some(last) = said.last_of(&pages, |of| !of.is_right) {
-                self.wait_or_silence(&mut said, last.number);
-            }
         }
-        self.wait_for_rights(&mut said, &pages);
+        let question = said.question(is_asked);
+        Answer::awaited(move || self.end_settle(&pages, question))
+    }
+
+    fn is_settled(&self, pages: Range<u64>) -> bool {
+        let mut said = self.said.lock();
+        said.forget_old_rights(Instant::now());
+        said.last_of(&pages, |of| of.is_right).is_none()
+            && (!self.is_asked(&said) || said.last_of(&pages, |_| true).is_none())
     }
 
     fn resized(&self) -> bool {
@@ -445,7 +536,9 @@ impl FaultSource for RemoteSource {
             return;
         };
         if number > said.acknowledged && !said.is_silent() && !self.is_cut_off() {
-            self.wait_for(&mut said, number, Instant::now() + PATIENCE);
+            let deadline = Instant::now() + PATIENCE;
+            let mut own_time = Duration::ZERO;
+            self.wait_for(&mut said, number, deadline, &mut own_time);
         }
     }
 

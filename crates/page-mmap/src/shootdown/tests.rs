@@ -43,7 +43,11 @@ impl FaultSource for Obstructed {
         if is_met { Err(self.obstacle) } else { Ok(()) }
     }
 
-    fn protect(&self, pages: Range<u64>, _: bool) {
+    fn protect(&self, _: Range<u64>) -> Answer<'_> {
+        panic!("nothing is written back")
+    }
+
+    fn unprotect(&self, pages: Range<u64>) {
         self.woken.write().extend(pages);
     }
 

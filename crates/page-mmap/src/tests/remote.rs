@@ -2,11 +2,12 @@
 
 mod clients;
 mod end;
+mod late;
 mod mutants;
 mod old_rights;
-
 mod smoke;
 pub(super) mod space;
+mod strays;
 
 use std::ops::Range;
 use std::time::Instant;

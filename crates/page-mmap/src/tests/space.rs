@@ -10,7 +10,7 @@ use pagefence_host_memory::{Userfault, View};
 use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex};
 use pagefence_page_cache::simulated::{AddressSpace, Entry};
-use pagefence_page_cache::{FaultError, FaultKind};
+use pagefence_page_cache::{Answer, FaultError, FaultKind};
 use rustix::io::Errno;
 
 use super::disk::{Disk, Failed};
@@ -246,8 +246,12 @@ impl<S: FaultSource> FaultSource for Gated<S> {
         mapped
     }
 
-    fn protect(&self, pages: Range<u64>, protected: bool) {
-        self.inner.protect(pages, protected);
+    fn protect(&self, pages: Range<u64>) -> Answer<'_> {
+        self.inner.protect(pages)
+    }
+
+    fn unprotect(&self, pages: Range<u64>) {
+        self.inner.unprotect(pages);
     }
 
     fn poison(&self, page: u64) -> bool {
@@ -264,8 +268,12 @@ impl<S: FaultSource> FaultSource for Gated<S> {
         self.changed.notify_all();
     }
 
-    fn settle(&self, pages: Range<u64>) {
-        self.inner.settle(pages);
+    fn settle(&self, pages: Range<u64>) -> Answer<'_> {
+        self.inner.settle(pages)
+    }
+
+    fn is_settled(&self, pages: Range<u64>) -> bool {
+        self.inner.is_settled(pages)
     }
 
     fn cure(&self, pages: &[u64]) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -133,4 +134,57 @@ fn damage_is_told_and_the_rest_is_walked() {
         assert!(paths.contains(&PathBuf::from(path)), "{path}: {paths:?}");
     }
     assert!(!paths.contains(&PathBuf::from("/a/b/c/deep")));
+}
+
+/// Who copies a tree out writes to where its names lead.
+#[test]
+fn names_that_lead_elsewhere_are_neither_walked_nor_read() {
+    const NAME: &[u8] = b"innocent";
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("image");
+    // Without checksums, so that a name can be changed where it lies.
+    Mkfs::new(Kind::Ext2)
+        .file("/a/innocent", "contents")
+        .file("/b/other", "other")
+        .size(8 << 20)
+        .format(&path)
+        .expect("it is made");
+    let sound = std::fs::read(&path).expect("it was made");
+    let places: Vec<_> = (8..sound.len() - NAME.len())
+        .filter(|at| sound[*at..].starts_with(NAME) && usize::from(sound[at - 2]) == NAME.len())
+        .collect();
+    let [at] = places[..] else {
+        panic!("the name is in {} places", places.len())
+    };
+    for name in [
+        &b"../../x"[..],
+        b"/etc/x",
+        b"a/b",
+        b"in\0ocent",
+        b"\0",
+        b"..",
+        b".",
+    ] {
+        let mut image = sound.clone();
+        image[at - 2] = u8::try_from(name.len()).expect("short");
+        image[at..at + name.len()].copy_from_slice(name);
+        std::fs::write(&path, image).expect("it is ours");
+        let volume = Volume::open(&path, Options::new().cache(0)).expect("it opens");
+        let (paths, errors) = walked(&volume);
+        let expected = ["/", "/a", "/b", "/b/other", "/lost+found"];
+        let expected: BTreeSet<_> = expected.iter().map(PathBuf::from).collect();
+        assert_eq!(
+            paths.into_iter().collect::<BTreeSet<_>>(),
+            expected,
+            "{name:?}"
+        );
+        assert_eq!(errors.len(), 1, "{name:?}: {errors:?}");
+        assert_eq!(errors[0].kind(), ErrorKind::InvalidData, "{name:?}");
+        let listed = volume.read_dir("/a").expect("it is a directory");
+        assert!(listed.flatten().next().is_none(), "{name:?}");
+        let asked = [b"/a/", name].concat();
+        let asked = Path::new(std::ffi::OsStr::from_bytes(&asked));
+        let read = volume.read(asked);
+        assert!(read.is_err(), "{name:?}: {read:?}");
+    }
 }

@@ -6,8 +6,8 @@ use std::process::{Command, Output};
 
 use pagefence::{Kind, MapOptions, Mkfs, Options, Volume};
 
-use crate::e2fsck;
 use crate::kit::{FORMATS, file, pattern};
+use pagefence_proofs::e2fsck;
 
 /// Says to the test that is the child which image it has.
 const IMAGE: &str = "PAGEFENCE_MAP_TEST_IMAGE";

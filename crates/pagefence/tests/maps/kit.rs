@@ -10,7 +10,7 @@ use pagefence::{File, Kind, Map, Mkfs, OpenOptions, Options, Volume};
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::{self, thread};
 
-use crate::e2fsck;
+use pagefence_proofs::e2fsck;
 
 /// Extents and block maps, in blocks of a page and of less.
 pub(crate) const FORMATS: [(Kind, u32); 4] = [

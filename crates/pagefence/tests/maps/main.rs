@@ -5,8 +5,6 @@ mod children;
 mod coherence;
 mod descriptors;
 mod durable;
-#[path = "../common/e2fsck.rs"]
-mod e2fsck;
 mod failing;
 mod full;
 mod kit;

@@ -41,7 +41,7 @@ impl Transaction<'_> {
             Backend::Gathered(_) => Ok(()),
             Backend::Running(running) => {
                 let allocator = &running.live.allocator;
-                allocator.check_free(self.instance, inode, block, 1)
+                allocator.check_in_use(self.instance, inode, block, 1)
             }
         }
     }

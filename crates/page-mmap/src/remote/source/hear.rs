@@ -11,7 +11,7 @@ use pagefence_lock_order::primitives::MutexGuard;
 use pagefence_lock_order::primitives::atomic::Ordering;
 use pagefence_page_cache::Hint;
 
-use super::said::Said;
+use super::said::{Question, Said};
 use super::{Because, RemoteSource, poll_in};
 use crate::fault_source::{Ask, Cause};
 use crate::remote::wire::{Asked, Found, FromClient, ToClient};
@@ -145,25 +145,36 @@ impl RemoteSource {
     }
 
     /// Waits until packet `number` is acknowledged, until `deadline` at most. Whether it was, or nobody is
-    /// there who could do what was said.
+    /// there who could do what was said. What is added to `waited` is for the client's account: none of the
+    /// time for which this thread itself was not let run, as where others take the processors.
     pub(super) fn wait_for(
         &self,
         said: &mut MutexGuard<'_, Said>,
         number: u64,
         deadline: Instant,
+        waited: &mut Duration,
     ) -> bool {
+        let mut has_looked = false;
         loop {
             if said.acknowledged >= number || self.is_gone() {
                 return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() && has_looked {
                 return false;
             }
+            if left.is_zero() {
+                // Others may have taken the time: an answer that is there was not late.
+                MutexGuard::unlocked(said, || self.hear());
+                has_looked = true;
+                continue;
+            }
             let slice = left.min(SLICE);
+            let begun = Instant::now();
             let is_listener = self.is_listener();
             if !is_listener {
                 self.heard_of.wait_for(said, slice);
+                *waited += begun.elapsed().min(slice);
                 if said.acknowledged >= number {
                     return true;
                 }
@@ -177,12 +188,36 @@ impl RemoteSource {
                 }
                 self.hear();
             });
+            if is_listener {
+                *waited += begun.elapsed().min(slice);
+            }
         }
     }
 
-    /// As [`Self::wait_for`], for [`PATIENCE`]; who lets that pass is silent.
-    pub(super) fn wait_or_silence(&self, said: &mut MutexGuard<'_, Said>, number: u64) -> bool {
-        let is_done = self.wait_for(said, number, Instant::now() + PATIENCE);
+    /// As [`Self::wait_for`]; the client's account is charged.
+    pub(super) fn wait_charged(
+        &self,
+        said: &mut MutexGuard<'_, Said>,
+        number: u64,
+        deadline: Instant,
+    ) -> bool {
+        if said.acknowledged >= number {
+            return true;
+        }
+        let mut waited = Duration::ZERO;
+        let is_done = self.wait_for(said, number, deadline, &mut waited);
+        self.account.charge(waited, Instant::now());
+        is_done
+    }
+
+    /// As [`Self::wait_charged`], for [`PATIENCE`] from the question on; who lets that pass is silent.
+    pub(super) fn wait_or_silence(
+        &self,
+        said: &mut MutexGuard<'_, Said>,
+        question: Question,
+    ) -> bool {
+        let number = question.number;
+        let is_done = self.wait_charged(said, number, question.at + PATIENCE);
         if !is_done {
             if !said.is_silent() && !self.is_cut_off() {
                 tracing::warn!("a program that maps a file does not answer: nobody waits for it");

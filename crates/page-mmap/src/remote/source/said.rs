@@ -13,6 +13,8 @@ pub(super) struct Said {
     pub(super) packets: u64,
     /// Of that, from the first on, what has taken effect.
     pub(super) acknowledged: u64,
+    /// The last that is to be answered at once.
+    pub(super) asked: u64,
     /// What others may have to wait for, oldest first.
     pub(super) outstanding: VecDeque<Outstanding>,
     /// A wait for this packet was in vain: until it is acknowledged nobody waits for the client, and it gets
@@ -26,8 +28,21 @@ pub(super) struct Said {
     /// No page from here on may be mapped or have a private copy.
     pub(super) mapped_end: u64,
     pub(super) poisoned: BTreeSet<u64>,
+    /// Faults were put off: it is to be told to ask again.
+    pub(super) owes_wake: bool,
     /// It was silent when the file became shorter.
     pub(super) owes_size: bool,
+}
+
+/// What somebody is about to wait for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question {
+    /// The last packet that it is about.
+    pub(super) number: u64,
+    /// When it was asked: from then on the client has its time.
+    pub(super) at: Instant,
+    /// The client was asked to answer, and has nothing else to be waited for.
+    pub(super) is_asked: bool,
 }
 
 /// Something about pages that was not acknowledged.
@@ -41,6 +56,15 @@ pub(super) struct Outstanding {
 }
 
 impl Said {
+    /// That all that was said by now has taken effect.
+    pub(super) fn question(&self, is_asked: bool) -> Question {
+        Question {
+            number: self.packets,
+            at: Instant::now(),
+            is_asked,
+        }
+    }
+
     /// The last of what is outstanding about some of `pages`.
     pub(super) fn last_of(
         &self,

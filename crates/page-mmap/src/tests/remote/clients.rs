@@ -17,14 +17,14 @@ use crate::tests::{Bench, NEVER, PAGE, Task, stamped, stamped_disk};
 use crate::{Kind, Region, View, serve_until_over};
 
 /// A client by hand. Its view is registered nowhere: what the memory has is mapped by touching it.
-struct Fake {
+pub(super) struct Fake {
     wire: Wire,
-    view: View,
+    pub(super) view: View,
 }
 
 impl Fake {
     /// A client of eight pages, and what serves it.
-    fn new(bench: &Bench, kind: RemoteKind) -> (Self, Served) {
+    pub(super) fn new(bench: &Bench, kind: RemoteKind) -> (Self, Served) {
         let (here, there) = pair();
         let open = open_of(0..8, kind);
         let source = source_of(bench, here, &open);
@@ -32,23 +32,28 @@ impl Fake {
         (Self::welcomed(there, kind), served)
     }
 
-    fn welcomed(wire: Wire, kind: RemoteKind) -> Self {
+    pub(super) fn welcomed(wire: Wire, kind: RemoteKind) -> Self {
+        Self::welcomed_to(wire, kind, 8)
+    }
+
+    /// A client that maps the first `pages` pages.
+    pub(super) fn welcomed_to(wire: Wire, kind: RemoteKind, pages: usize) -> Self {
         let memory = memory(&wire);
         let kind = match kind {
             RemoteKind::Shared => Kind::Shared,
             RemoteKind::ReadOnly => Kind::PrivateReadOnly,
             RemoteKind::Private => Kind::Private,
         };
-        let view = View::of_fd(memory, 0, 8 * PAGE_SIZE, kind).expect("a view");
+        let view = View::of_fd(memory, 0, pages * PAGE_SIZE, kind).expect("a view");
         Self { wire, view }
     }
 
-    fn say(&self, done: u64, what: Asked) {
+    pub(super) fn say(&self, done: u64, what: Asked) {
         let packet = FromClient { done, what };
         self.wire.send(&packet, None, true).expect("said");
     }
 
-    fn hear(&self) -> FromDaemon {
+    pub(super) fn hear(&self) -> FromDaemon {
         match self.wire.receive(true) {
             Ok(Found::Packet(packet, None)) => packet,
             other => panic!("{other:?}"),
@@ -56,7 +61,7 @@ impl Fake {
     }
 
     /// Asks for `page` and is given a right to it.
-    fn get(&self, page: u64, is_store: bool) {
+    pub(super) fn get(&self, page: u64, is_store: bool) {
         self.say(
             0,
             Asked::Fault {
@@ -174,12 +179,15 @@ fn a_right_is_waited_for_until_it_is_too_old_and_no_longer() {
     let (fake, served) = Fake::new(&bench, RemoteKind::ReadOnly);
     let source = served.source();
     fake.get(3, false);
-    assert!(time(|| source.settle(100..200)) < AT_ONCE, "other pages");
-    assert!(is_patience(time(|| source.settle(3..4))));
-    assert!(time(|| source.settle(3..4)) < AT_ONCE, "old by now");
+    assert!(
+        time(|| source.settle(100..200).wait()) < AT_ONCE,
+        "other pages"
+    );
+    assert!(is_patience(time(|| source.settle(3..4).wait())));
+    assert!(time(|| source.settle(3..4).wait()) < AT_ONCE, "old by now");
     // It owes an answer, so it gets no right that somebody would have to wait for.
     source.map(3..4, false).expect("told");
-    assert!(time(|| source.settle(3..4)) < AT_ONCE);
+    assert!(time(|| source.settle(3..4).wait()) < AT_ONCE);
     let told: Vec<_> = (0..2).map(|_| fake.hear()).collect();
     assert_eq!(told[0].what, ToClient::Settle);
     assert!(told[0].is_waited_for);
@@ -192,7 +200,7 @@ fn a_right_is_waited_for_until_it_is_too_old_and_no_longer() {
     });
     // One that is old already when somebody comes.
     std::thread::sleep(PATIENCE);
-    assert!(time(|| source.settle(3..4)) < AT_ONCE);
+    assert!(time(|| source.settle(3..4).wait()) < AT_ONCE);
     assert!(!source.is_cut_off());
 }
 

@@ -1,0 +1,302 @@
+//! Checks while others write: of what is sound nothing is ever found, of damage all; and without
+//! what a snapshot keeps, a check would find what is not there.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use pagefence_block_io::{Device, MemoryDevice};
+use pagefence_ext4_format::InodeNo;
+use pagefence_jbd2::SnapshotLost;
+use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
+use pagefence_lock_order::primitives::thread;
+use pagefence_vfs::{FileSystem as _, NewKind, WriteMode};
+
+use super::writer::{Writer, make};
+use super::*;
+use crate::check::{Progress, Subject, check_device};
+use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
+
+/// Bytes that are left to writers, so that what is freed is soon used again.
+const ROOM: u64 = 3 << 20;
+
+/// Kinds, with and without a journal, checksums, an orphan file.
+const KINDS: [(Kind, &str); 5] = [
+    (Kind::Ext2, ""),
+    (Kind::Ext3, ""),
+    (Kind::Ext4, "orphan_file"),
+    (Kind::Ext4, "^metadata_csum,^orphan_file"),
+    (Kind::Ext4, "^has_journal,^orphan_file"),
+];
+
+fn open(kind: Kind, features: &str) -> (Arc<MemoryDevice>, FileSystem) {
+    let device = MemoryDevice::new(16 << 20);
+    let mut parameters = Parameters::new(kind);
+    parameters.features.edit(features).expect("known features");
+    parameters.block_size = Some(1024);
+    parameters.contents = Contents::Zeros;
+    format(&device, &parameters, &Tree::new()).expect("a new file system");
+    let device = Arc::new(device);
+    let options = MountOptions {
+        write: true,
+        cache: Some(16 << 20),
+        commit_interval: Some(Duration::from_millis(50)),
+        discard: true,
+        ..MountOptions::default()
+    };
+    let fs = FileSystem::open(Arc::clone(&device) as _, &options).expect("it is sound");
+    assert_eq!(fs.read_only_because(), None);
+    let filler = make(&fs, fs.root(), b"filler", NewKind::Regular).expect("a file");
+    let file = fs.open(filler, true).expect("it opens");
+    let free = fs.stat_fs().expect("it counts");
+    let free = free.blocks_available * u64::from(free.block_size);
+    for at in (0..free.saturating_sub(ROOM)).step_by(1 << 16) {
+        fs.write(&file, at, &[0xA5; 1 << 16], WriteMode::default())
+            .expect("there is room");
+    }
+    drop(file);
+    fs.sync().expect("nothing fails");
+    (device, fs)
+}
+
+/// What a check finds, a line each; `progress` is told how far it is.
+fn findings(
+    fs: &FileSystem,
+    mut progress: impl FnMut(Progress),
+) -> Result<(Vec<String>, Summary), CheckError> {
+    let mut lines = Vec::new();
+    let summary = fs.check(&mut |event| {
+        match event {
+            Event::Finding(finding) => lines.push(finding.to_string()),
+            Event::Progress(now) => progress(now),
+        }
+        ControlFlow::Continue(())
+    })?;
+    assert!(summary.is_complete && !summary.was_replayed, "{summary:?}");
+    assert_eq!(summary.findings, lines.len() as u64);
+    Ok((lines, summary))
+}
+
+/// Nothing is found on disk either when all is closed.
+fn close(device: &Arc<MemoryDevice>, fs: FileSystem) {
+    fs.shut_down().expect("nothing fails");
+    drop(fs);
+    let mut lines = Vec::new();
+    let checked = check_device(Arc::clone(device) as _, &mut |event| {
+        if let Event::Finding(finding) = event {
+            lines.push(finding.to_string());
+        }
+        ControlFlow::Continue(())
+    });
+    checked.expect("it is there");
+    assert_eq!(lines, [""; 0]);
+}
+
+#[test]
+fn of_what_is_sound_nothing_is_found_while_it_changes() {
+    for (at, (kind, features)) in KINDS.into_iter().enumerate() {
+        let (device, fs) = open(kind, features);
+        let mut writer = Writer::new(&fs, at as u64);
+        (0..40).for_each(|_| writer.step());
+        for round in 0..3 {
+            // Between any two parts, and any two directories, of the check.
+            let (lines, summary) = findings(&fs, |_| {
+                writer.step();
+                fs.sync().expect("nothing fails");
+            })
+            .unwrap_or_else(|error| panic!("{kind:?} {features}: {error}"));
+            assert_eq!(lines, [""; 0], "{kind:?} {features}, check {round}");
+            assert!(summary.directories >= 3, "{summary:?}");
+        }
+        println!("{kind:?} {features}: {} changes", writer.steps);
+        close(&device, fs);
+    }
+}
+
+#[test]
+fn of_what_is_sound_nothing_is_found_beside_writers() {
+    let given = std::env::var("PAGEFENCE_CHECKS").ok();
+    let checks_min: u32 = given.map_or(4, |count| count.parse().expect("a number"));
+    for (at, (kind, features)) in KINDS.into_iter().enumerate() {
+        let (device, fs) = open(kind, features);
+        let (stop, steps) = (AtomicBool::new(false), AtomicU64::new(0));
+        thread::scope(|scope| {
+            let mut writers: Vec<Writer<'_>> = (0..3)
+                .map(|number| Writer::new(&fs, at as u64 * 10 + number))
+                .collect();
+            for mut writer in writers.drain(..) {
+                let (stop, steps) = (&stop, &steps);
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        writer.step();
+                        steps.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let mut checks = 0_u32;
+                while checks < checks_min || steps.load(Ordering::Relaxed) < 200 {
+                    let (lines, _) = findings(&fs, |_| thread::yield_now())
+                        .unwrap_or_else(|error| panic!("{kind:?} {features}: {error}"));
+                    assert_eq!(lines, [""; 0], "{kind:?} {features}, check {checks}");
+                    checks += 1;
+                }
+                println!("{kind:?} {features}: {checks} checks, {steps:?} changes");
+            }));
+            stop.store(true, Ordering::Relaxed);
+            if let Err(panic) = checked {
+                std::panic::resume_unwind(panic);
+            }
+        });
+        close(&device, fs);
+    }
+}
+
+/// The mutant: the check reads the device as it is, not as it was.
+#[test]
+fn without_what_is_kept_the_check_finds_what_is_not_there() {
+    for (kind, features) in KINDS {
+        let (device, fs) = open(kind, features);
+        let mut writer = Writer::new(&fs, 1);
+        (0..60).for_each(|_| writer.step());
+        let found = (0..20).any(|_| {
+            drop(fs.snapshot(fs.instance.live().expect("it is written to"), KEPT_MAX));
+            let now = Arc::clone(&device) as Arc<dyn Device>;
+            let options = MountOptions::default();
+            let checked = opening::check(now, State::Committed, &options, &mut |event| {
+                if let Event::Progress(_) = event {
+                    (0..4).for_each(|_| writer.step());
+                    fs.sync().expect("nothing fails");
+                }
+                ControlFlow::Continue(())
+            });
+            checked.is_ok_and(|summary| summary.findings > 0)
+        });
+        assert!(found, "{kind:?} {features}");
+        close(&device, fs);
+    }
+}
+
+#[test]
+fn damage_is_found_while_others_write() {
+    for (kind, features) in KINDS {
+        let (device, fs) = open(kind, features);
+        // Nobody else has a record in its block.
+        let idle: Vec<InodeNo> = (0..16)
+            .map(|number| {
+                let name = format!("idle {number}");
+                let id = make(&fs, fs.root(), name.as_bytes(), NewKind::Regular).expect("a file");
+                fs.forget(id);
+                InodeNo(u32::try_from(id.0).expect("a number of 32 bits"))
+            })
+            .collect();
+        fs.shut_down().expect("nothing fails");
+        drop(fs);
+        let options = MountOptions {
+            write: true,
+            cache: Some(16 << 20),
+            ..MountOptions::default()
+        };
+        let fs = FileSystem::open(Arc::clone(&device) as _, &options).expect("it is sound");
+        let mut writer = Writer::new(&fs, 7);
+        (0..40).for_each(|_| writer.step());
+        assert_eq!(findings(&fs, |_| {}).expect("it is checked").0, [""; 0]);
+        let victim = idle[8];
+        let (block, offset) = fs.instance.inode_block(victim).expect("it exists");
+        // The link count.
+        device
+            .write(block.0 * 1024 + offset as u64 + 26, &[9, 0])
+            .expect("memory is written");
+        let (due, _) = findings(&fs, |_| {}).expect("it is checked");
+        let about = Subject::Inode(victim).to_string();
+        assert!(due.iter().any(|line| line.starts_with(&about)), "{due:?}");
+        for _ in 0..4 {
+            let (lines, _) = findings(&fs, |_| {
+                (0..3).for_each(|_| writer.step());
+            })
+            .expect("it is checked");
+            assert_eq!(lines, due, "{kind:?} {features}");
+        }
+    }
+}
+
+#[test]
+fn too_many_changes_end_the_check_alone() {
+    for (kind, features) in [(Kind::Ext2, ""), (Kind::Ext4, "")] {
+        let (device, fs) = open(kind, features);
+        let mut writer = Writer::new(&fs, 3);
+        (0..60).for_each(|_| writer.step());
+        let few = 20 << 10;
+        let mut is_first = true;
+        let checked = fs.check_within(few, &mut |_| {
+            if std::mem::take(&mut is_first) {
+                (0..200).for_each(|_| writer.step());
+                fs.sync().expect("nothing fails");
+            }
+            ControlFlow::Continue(())
+        });
+        let Err(CheckError::Snapshot(lost)) = checked else {
+            panic!("{checked:?}");
+        };
+        assert!(matches!(lost, SnapshotLost::Outgrown { bytes_max } if bytes_max == few));
+        assert_eq!(findings(&fs, |_| {}).expect("it is checked").0, [""; 0]);
+        close(&device, fs);
+    }
+}
+
+#[test]
+fn there_is_one_check_at_a_time() {
+    let (device, fs) = open(Kind::Ext4, "");
+    let mut second = None;
+    let (lines, _) = findings(&fs, |_| {
+        let other = || fs.check(&mut |_| ControlFlow::Continue(()));
+        second.get_or_insert_with(other);
+    })
+    .expect("it is checked");
+    assert_eq!(lines, [""; 0]);
+    assert!(matches!(second, Some(Err(CheckError::InUse))), "{second:?}");
+    assert!(findings(&fs, |_| {}).is_ok());
+    close(&device, fs);
+}
+
+#[test]
+fn an_abort_ends_the_check() {
+    let (_device, fs) = open(Kind::Ext4, "");
+    let checked = findings(&fs, |_| {
+        fs.instance
+            .live
+            .as_ref()
+            .expect("it is written to")
+            .abort_half_done();
+        // The superblock says so when it is done.
+        while !fs.instance.live.as_ref().is_some_and(Live::is_aborted) {
+            thread::yield_now();
+        }
+    });
+    assert!(matches!(checked, Err(CheckError::Aborted)), "{checked:?}");
+    let checked = findings(&fs, |_| {});
+    assert!(matches!(checked, Err(CheckError::Aborted)), "{checked:?}");
+}
+
+#[test]
+fn what_nobody_writes_to_is_checked_as_it_is() {
+    let (device, fs) = open(Kind::Ext4, "");
+    let mut writer = Writer::new(&fs, 5);
+    (0..60).for_each(|_| writer.step());
+    fs.sync().expect("nothing fails");
+    // As after a power cut.
+    let unclean = Arc::new(device.fork());
+    close(&device, fs);
+    let before = unclean.to_vec();
+    let options = MountOptions {
+        cache: Some(16 << 20),
+        ..MountOptions::default()
+    };
+    let fs = FileSystem::open(Arc::clone(&unclean) as _, &options).expect("it is sound");
+    let summary = fs.check(&mut |_| ControlFlow::Continue(()));
+    let summary = summary.expect("it is checked");
+    assert!(summary.is_complete && summary.was_replayed, "{summary:?}");
+    assert_eq!(summary.findings, 0);
+    drop(fs);
+    assert!(unclean.to_vec() == before, "not a byte changes");
+}

@@ -1,0 +1,340 @@
+//! Every record in use: its fields, and that its size and its count of blocks fit what it owns.
+
+use pagefence_ext4_format::features::{Compat, Incompat};
+use pagefence_ext4_format::group_desc::GroupFlags;
+use pagefence_ext4_format::inode::{FileKind, Inode, InodeFlags, RawInode};
+use pagefence_ext4_format::{Corruption, FileBlock, GroupNo, InodeNo};
+use zerocopy::FromBytes;
+
+use super::duplicates::Owners;
+use super::map::{self, Mapped, Runs, has_map};
+use super::xattrs::XattrUse;
+use super::{Checker, Stage, Step};
+
+/// Blocks that an extent tree reaches.
+const EXTENT_BLOCKS: u64 = 1 << 32;
+
+/// Blocks of the map of a symbolic link that are read: it has one block.
+const LINK_NODES: u64 = 8;
+
+/// The bytes of `i_block`.
+const BLOCK_AREA: u64 = 60;
+
+/// What a record says at a glance.
+#[derive(Clone, Copy)]
+struct Glance {
+    mode: u16,
+    links: u16,
+    deleted: u32,
+}
+
+impl Checker<'_> {
+    pub(super) fn check_inodes(&mut self) -> Step {
+        let total = u64::from(self.instance.superblock.group_count());
+        for group in self.instance.superblock.groups() {
+            self.report
+                .progress(Stage::Inodes, u64::from(group.0), total)?;
+            self.check_inodes_of(group)?;
+        }
+        self.check_xattr_counts()
+    }
+
+    fn check_inodes_of(&mut self, group: GroupNo) -> Step {
+        if self.lost_groups.contains(&group) {
+            return Ok(());
+        }
+        let Ok(desc) = self.descriptor(group)? else {
+            return Ok(());
+        };
+        let superblock = &self.instance.superblock;
+        if desc.flags(superblock).contains(GroupFlags::INODE_UNINIT) {
+            return Ok(());
+        }
+        let unused = if superblock.has_group_desc_csum() {
+            desc.itable_unused()
+        } else {
+            0
+        };
+        let count = superblock.inodes_per_group().saturating_sub(unused);
+        for index in 0..count {
+            let Some(number) = self.instance.superblock.inode_of_group(group, index) else {
+                break;
+            };
+            let glance = self.with_record(number, |bytes| {
+                let (raw, _) = RawInode::ref_from_prefix(bytes).ok()?;
+                Some(Glance {
+                    mode: raw.i_mode.get(),
+                    links: raw.i_links_count.get(),
+                    deleted: raw.i_dtime.get(),
+                })
+            })?;
+            if let Some(Some(glance)) = glance {
+                self.check_glance(number, glance)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a record is in use, and all of it if it is.
+    fn check_glance(&mut self, number: InodeNo, glance: Glance) -> Step {
+        let is_orphan = self.orphans.contains(&number);
+        let is_bad_blocks = number == InodeNo::BAD_BLOCKS;
+        if glance.links == 0 && !is_orphan && !is_bad_blocks {
+            let is_reserved = number < self.instance.superblock.first_inode();
+            if glance.mode != 0 && glance.deleted == 0 && !is_reserved {
+                self.report
+                    .inode(number, "deleted, but without a time of deletion")?;
+            }
+            return Ok(());
+        }
+        let superblock = &self.instance.superblock;
+        let parsed = self.with_record(number, |bytes| {
+            (
+                Inode::parse(bytes, number, superblock),
+                Inode::read(bytes, number, superblock),
+            )
+        })?;
+        let Some((parsed, read)) = parsed else {
+            return Ok(());
+        };
+        let record = match (parsed, read) {
+            (Ok(record), _) => record,
+            // Only the checksum is wrong: the rest may be worth a look.
+            (Err(what @ Corruption::Checksum { .. }), Ok(record)) => {
+                self.report.inode(number, what)?;
+                record
+            }
+            (Err(what), _) => {
+                self.report.inode(number, what)?;
+                return self.inodes.use_inode(number, None, false, &mut self.memory);
+            }
+        };
+        self.check_record(&record, is_orphan)
+    }
+
+    fn check_record(&mut self, record: &Inode, is_orphan: bool) -> Step {
+        let number = record.ino();
+        let is_ea_inode = record.flags().contains(InodeFlags::EA_INODE);
+        self.inodes
+            .use_inode(number, record.kind(), is_ea_inode, &mut self.memory)?;
+        self.summary.inodes += 1;
+        if record.kind() == Some(FileKind::Directory) {
+            self.summary.directories += 1;
+        }
+        if record.dtime() != 0 && !is_orphan {
+            self.report
+                .inode(number, "in use, and has a time of deletion")?;
+        }
+        if record.kind().is_none()
+            && (record.mode() != 0 || number >= self.instance.superblock.first_inode())
+        {
+            self.report.inode(
+                number,
+                format_args!("mode {:#o} is of no kind of file", record.mode()),
+            )?;
+        }
+        let flags_fit = self.check_flags(record)?;
+        let mut owners = Owners::default();
+        let xattrs = self.check_xattrs(record, &mut owners)?;
+        if number == InodeNo::RESIZE && self.instance.superblock.has_compat(Compat::RESIZE_INODE) {
+            let clusters = self.claim_resize_inode(record, &mut owners)?;
+            return match clusters {
+                Some(clusters) => self.check_sectors(record, clusters),
+                None => Ok(()),
+            };
+        }
+        if !flags_fit {
+            return Ok(());
+        }
+        let mapped = self.claim_map(record, &mut owners)?;
+        if mapped.is_shared || xattrs.is_shared {
+            self.inodes.set_sharing(number, &mut self.memory)?;
+        }
+        if !mapped.is_partial {
+            self.check_sectors(record, mapped.clusters.saturating_add(xattrs.clusters))?;
+            if !is_orphan {
+                self.check_size(record, &mapped, &xattrs)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Flags that go with the features, the kind and each other. Says whether `i_block` can be
+    /// understood.
+    fn check_flags(&mut self, record: &Inode) -> Step<bool> {
+        let number = record.ino();
+        let (flags, kind) = (record.flags(), record.kind());
+        let superblock = &self.instance.superblock;
+        let has_blocks = matches!(
+            kind,
+            Some(FileKind::Regular | FileKind::Directory | FileKind::Symlink) | None
+        );
+        let extents = flags.contains(InodeFlags::EXTENTS);
+        let inline = flags.contains(InodeFlags::INLINE_DATA);
+        let mut wrong = Vec::new();
+        if extents && !superblock.has_incompat(Incompat::EXTENTS) {
+            wrong.push("it has an extent tree, and the file system has not that feature");
+        }
+        if inline && !superblock.has_incompat(Incompat::INLINE_DATA) {
+            wrong.push("it has inline data, and the file system has not that feature");
+        }
+        if extents && inline {
+            wrong.push("it has both inline data and an extent tree");
+        }
+        if (extents || inline) && !has_blocks {
+            wrong.push("a device, pipe or socket with an extent tree or inline data");
+        }
+        let is_usable = wrong.is_empty();
+        if flags.contains(InodeFlags::INDEX) {
+            if kind != Some(FileKind::Directory) {
+                wrong.push("it has a directory's index, and is none");
+            } else if !superblock.has_compat(Compat::DIR_INDEX) {
+                wrong.push("it has an index, and the file system has not that feature");
+            }
+        }
+        for what in wrong {
+            self.report.inode(number, what)?;
+        }
+        Ok(is_usable)
+    }
+
+    /// The count of sectors against the clusters that it owns.
+    fn check_sectors(&mut self, record: &Inode, clusters: u64) -> Step {
+        let per_cluster = u64::from(self.instance.superblock.cluster_size() / 512);
+        let due = clusters.saturating_mul(per_cluster);
+        let stored = record.sectors();
+        if stored == due {
+            return Ok(());
+        }
+        self.report.inode(
+            record.ino(),
+            format_args!("{stored} sectors, counted {due}"),
+        )
+    }
+
+    /// The size against the blocks that are mapped, or what is inline.
+    fn check_size(&mut self, record: &Inode, mapped: &Mapped, xattrs: &XattrUse) -> Step {
+        let number = record.ino();
+        let (size, kind) = (record.size(), record.kind());
+        if record.flags().contains(InodeFlags::INLINE_DATA) {
+            return self.check_inline_size(record, xattrs);
+        }
+        let block_size = u64::from(self.instance.superblock.block_size());
+        match kind {
+            Some(FileKind::Directory) => {
+                let blocks = size / block_size;
+                let slack = u64::from(self.instance.superblock.raw().s_prealloc_dir_blocks);
+                if !size.is_multiple_of(block_size)
+                    || blocks > mapped.end
+                    || mapped.end - blocks > slack
+                    || size == 0
+                {
+                    self.report.inode(
+                        number,
+                        format_args!(
+                            "a directory of {size} bytes with blocks up to byte {}",
+                            mapped.end.saturating_mul(block_size)
+                        ),
+                    )?;
+                }
+                if mapped.has_unwritten {
+                    self.report
+                        .inode(number, "a directory with blocks that were never written")?;
+                }
+                Ok(())
+            }
+            Some(FileKind::Regular) => self.check_file_size(record, mapped),
+            Some(FileKind::Symlink) => self.check_symlink(record, mapped),
+            Some(_) if size != 0 => self
+                .report
+                .inode(number, format_args!("a special file of {size} bytes")),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_file_size(&mut self, record: &Inode, mapped: &Mapped) -> Step {
+        let size = record.size();
+        let block_size = u64::from(self.instance.superblock.block_size());
+        let past_end = mapped
+            .last_written
+            .is_some_and(|last| last.saturating_mul(block_size) > size);
+        // The tree of hashes lies behind the end.
+        if past_end && !record.flags().contains(InodeFlags::VERITY) {
+            return self.report.inode(
+                record.ino(),
+                format_args!(
+                    "{size} bytes, but written blocks up to byte {}",
+                    mapped.end.saturating_mul(block_size)
+                ),
+            );
+        }
+        let reach = if record.flags().contains(InodeFlags::EXTENTS) {
+            EXTENT_BLOCKS
+        } else {
+            u64::from(self.instance.map_shape.end().0)
+        };
+        if size > reach.saturating_mul(block_size) {
+            return self.report.inode(
+                record.ino(),
+                format_args!("{size} bytes are more than its map reaches"),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_inline_size(&mut self, record: &Inode, xattrs: &XattrUse) -> Step {
+        let size = record.size();
+        let room = BLOCK_AREA + xattrs.inline_rest.unwrap_or(0) as u64;
+        let fits = if record.kind() == Some(FileKind::Directory) {
+            size == room
+        } else {
+            size <= room
+        };
+        // The attribute is there even if it is empty.
+        if fits && xattrs.inline_rest.is_some() {
+            return Ok(());
+        }
+        self.report.inode(
+            record.ino(),
+            format_args!("{size} bytes of inline data, with {room} bytes there"),
+        )
+    }
+
+    fn check_symlink(&mut self, record: &Inode, mapped: &Mapped) -> Step {
+        let number = record.ino();
+        let is_opaque = record.flags().contains(InodeFlags::ENCRYPT);
+        if !has_map(record) {
+            return match record.fast_symlink_target() {
+                Err(what) if !is_opaque => self.report.inode(number, what),
+                _ => Ok(()),
+            };
+        }
+        let (size, block_size) = (
+            record.size(),
+            u64::from(self.instance.superblock.block_size()),
+        );
+        if size == 0 || size >= block_size || mapped.data_blocks != 1 || mapped.has_unwritten {
+            return self.report.inode(
+                number,
+                format_args!(
+                    "a symbolic link of {size} bytes in {} blocks",
+                    mapped.data_blocks
+                ),
+            );
+        }
+        let runs = Runs::of(&self.instance, record, &mut { LINK_NODES })?;
+        let Some(block) = map::find(&runs, FileBlock(0)) else {
+            return self
+                .report
+                .inode(number, "a symbolic link without its first block");
+        };
+        let buffer = self.instance.buffers.read(block.0)?;
+        let target = usize::try_from(size).ok().and_then(|len| buffer.get(..len));
+        if !is_opaque && target.is_none_or(|target| target.contains(&0)) {
+            return self
+                .report
+                .inode(number, "a symbolic link whose target holds a NUL byte");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! e2fsck, whose output is read: a wrong count is only told there, and exits 0.
+
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::Path;
+use std::process::Command;
+
+use pagefence::device::{Device as _, MemoryDevice};
+
+/// Bytes that are copied, or left a hole, together.
+const STEP: usize = 64 << 10;
+
+/// Whether there is one.
+#[must_use]
+pub fn is_there() -> bool {
+    Command::new("e2fsck").arg("-V").output().is_ok()
+}
+
+/// A file with what is on the device.
+pub fn file_of(device: &MemoryDevice) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    let size = device.size();
+    let zeros = vec![0; STEP];
+    let mut bytes = vec![0; STEP];
+    for offset in (0..size).step_by(STEP) {
+        let count = STEP.min((size - offset) as usize);
+        device.read(offset, &mut bytes[..count]).expect("in range");
+        if bytes[..count] != zeros[..count] {
+            file.seek(SeekFrom::Start(offset)).expect("a place");
+            file.write_all(&bytes[..count]).expect("it is written");
+        }
+    }
+    file.as_file().set_len(size).expect("its length");
+    file
+}
+
+/// What `e2fsck -fn` has to say about the device: nothing if it is sound.
+pub fn check(device: &MemoryDevice) -> Result<(), String> {
+    check_file(file_of(device).path())
+}
+
+/// As [`check`], of a file.
+pub fn check_file(path: &Path) -> Result<(), String> {
+    let output = Command::new("timeout")
+        .args(["60", "e2fsck", "-fn"])
+        .arg(path)
+        .env("LC_ALL", "C")
+        .output()
+        .map_err(|error| format!("e2fsck: {error}"))?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let image = path.to_string_lossy();
+    let complaints: Vec<&str> = complaints(&printed, &image).collect();
+    if output.status.success() && complaints.is_empty() {
+        return Ok(());
+    }
+    let (status, complaints) = (output.status, complaints.join("\n"));
+    Err(format!("e2fsck -fn, {status}:\n{complaints}"))
+}
+
+/// Whether the line only says that the map of a file that shrank could take less space. The
+/// kernel's files get that, too.
+fn is_advice(line: &str) -> bool {
+    line.contains(" extent tree (at level ")
+        && (line.ends_with(" could be shorter.  Optimize? no")
+            || line.ends_with(" could be narrower.  Optimize? no"))
+}
+
+/// Every line but the headings of passes, the usage and advice.
+fn complaints<'t>(printed: &'t str, image: &'t str) -> impl Iterator<Item = &'t str> {
+    let is_usage = move |line: &str| {
+        line.strip_prefix(image).is_some_and(|rest| {
+            rest.starts_with(": ") && rest.contains(" files (") && rest.ends_with(" blocks")
+        })
+    };
+    printed.lines().map(str::trim).filter(move |line| {
+        !line.is_empty() && !line.starts_with("Pass ") && !is_usage(line) && !is_advice(line)
+    })
+}
+
+#[test]
+fn a_wrong_count_is_a_complaint() {
+    let printed = "Pass 5: Checking group summary information\n\
+        Free blocks count wrong (1, counted=2).\nFix? no\n\n\
+        a.img: 1/2 files (0.0% non-contiguous), 3/4 blocks\n";
+    assert_eq!(complaints(printed, "a.img").count(), 2);
+    assert_eq!(complaints(&printed[..43], "a.img").count(), 0);
+}

@@ -1,0 +1,130 @@
+//! Trials that are chores of their own: processes that are killed, threads that rage, maps of two
+//! processes.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use pagefence_proofs::{Plan, Row};
+
+use crate::command::{Needs, require};
+use crate::kill::{Found, Kills};
+use crate::{memory, soak, storm};
+
+/// A row of what `needs` allow to be tried, or that says what is missing.
+fn row(
+    what: &str,
+    plan: &Plan,
+    needs: &Needs<'_>,
+    trial: impl FnOnce(&mut Row) -> Result<()>,
+) -> Result<Row> {
+    let mut row = Row::new(what, plan.seed);
+    match require(needs) {
+        Ok(()) => trial(&mut row)?,
+        Err(lack) => row.skipped.push(lack.to_string()),
+    }
+    Ok(row)
+}
+
+/// What a mount of an image takes that mke2fs makes.
+const MOUNT: Needs<'_> = Needs {
+    programs: &["mke2fs", "e2fsck"],
+    fuse: true,
+};
+
+/// Servers under fsynced writes, each of which comes to an end or nearly, until the time is over.
+fn rounds(
+    row: &mut Row,
+    plan: &Plan,
+    kills: &Kills,
+    each: &'static str,
+    note: impl Fn(&mut Row, &Found),
+) -> Result<()> {
+    let begun = Instant::now();
+    let mut seed = plan.seed;
+    while seed == plan.seed || begun.elapsed() < plan.time {
+        let kind = ["ext4", "ext3", "ext2"][usize::try_from(seed % 3)?];
+        row.count(each, 1);
+        match kills.round(kind, seed) {
+            Ok(found) => {
+                note(row, &found);
+                row.count("promises kept", found.promises);
+            }
+            Err(error) => row.failures.push(format!("{kind}, seed {seed}: {error:#}")),
+        }
+        seed += 1;
+    }
+    Ok(())
+}
+
+/// The server is killed under fsynced writes, until the time is over.
+pub(crate) fn kill(plan: &Plan) -> Result<Row> {
+    row("kill -9 under fsynced writes", plan, &MOUNT, |row| {
+        rounds(row, plan, &Kills::new()?, "kills", |_, _| ())
+    })
+}
+
+/// The server gets no more memory under fsynced writes: it goes on, or dies, and loses nothing.
+pub(crate) fn memory_that_ends(plan: &Plan) -> Result<Row> {
+    row("no more memory under fsynced writes", plan, &MOUNT, |row| {
+        rounds(row, plan, &Kills::starving()?, "servers", |row, found| {
+            row.count("ended by it", found.starved);
+        })
+    })
+}
+
+/// The server's memory stays within its budget, whatever is read.
+pub(crate) fn budget(plan: &Plan) -> Result<Row> {
+    let needs = Needs {
+        programs: &["mke2fs", "losetup", "mount", "umount", "find"],
+        fuse: true,
+    };
+    row("the budget of the cache", plan, &needs, |row| {
+        row.count("servers", 1);
+        if !memory::run(&memory::Arguments::short())? {
+            row.failures.push("it took more".to_owned());
+        }
+        Ok(())
+    })
+}
+
+/// Threads that do to files all that the library can do, on volumes that are nearly full.
+pub(crate) fn storm(plan: &Plan) -> Result<Row> {
+    let needs = Needs {
+        programs: &["e2fsck"],
+        fuse: false,
+    };
+    let volumes = [
+        ("ext3", 1024),
+        ("ext4", 1024),
+        ("ext3", 4096),
+        ("ext4", 4096),
+    ];
+    row(
+        "threads on a volume that is nearly full",
+        plan,
+        &needs,
+        |row| {
+            let time = plan.time / u32::try_from(volumes.len())?;
+            for (kind, block_size) in volumes {
+                let (operations, outcome) = storm::prove(kind, block_size, plan.seed, time)?;
+                row.count("operations", operations);
+                if let Err(error) = outcome {
+                    row.failures.push(format!("{kind} {block_size}: {error:#}"));
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Files of a mount that two processes map, while others change them.
+pub(crate) fn soak(plan: &Plan) -> Result<Row> {
+    row("maps of two processes on a mount", plan, &MOUNT, |row| {
+        let (operations, stale) = soak::prove(plan.seed, plan.time)?;
+        row.count("operations", operations);
+        if stale > 0 {
+            row.failures.push(format!("{stale} stale"));
+        }
+        Ok(())
+    })
+}
