@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! reservation   blocks promised, nowhere in particular     counts      how many are left
-//! block_alloc   runs of blocks: busy, in use, free again   free_runs   the index of a group
+//! block_alloc   runs of blocks: found, busy, lent          free_runs   the index of a group
 //! inode_alloc   inodes, and the groups they go to          spread      which groups those are
 //! group_state   the truth of one group, in memory          summary     numbers of it, for searches
 //! pending       what waits for a commit                    seal        the blocks of a commit
 //! low_blocks    how many are left that block maps can name, where there are others
+//! in_use        runs of blocks: in use, and free again      owners      whose data they hold
 //! ```
 //!
 //! A group has two views. Its *bitmap* is as of the running transaction: what the next commit
@@ -31,8 +32,10 @@ pub(crate) mod block_alloc;
 mod counts;
 mod free_runs;
 mod group_state;
+mod in_use;
 pub(crate) mod inode_alloc;
 mod low_blocks;
+mod owners;
 mod pending;
 pub(crate) mod reservation;
 mod seal;
@@ -62,6 +65,7 @@ use counts::Counts;
 use group_state::{Group, GroupGuard};
 pub(crate) use inode_alloc::{NewInode, NewNumber};
 use low_blocks::LowBlocks;
+use owners::Owners;
 use pending::Pending;
 pub(crate) use reservation::Reservation;
 use spread::Averages;
@@ -121,6 +125,7 @@ pub(crate) struct Allocator {
     /// Groups whose blocks a block map can name, the first ones.
     low_groups: u32,
     pending: Mutex<Pending>,
+    owners: Owners,
     /// Groups to be sealed, in no order, each once.
     dirty: Mutex<Vec<GroupNo>>,
     /// Groups with a bitmap in memory, each once, and how many there may be.
@@ -205,6 +210,7 @@ impl Allocator {
             groups: groups.into_boxed_slice(),
             summaries: summaries.into_boxed_slice(),
             pending: Mutex::new(Pending::default()),
+            owners: Owners::default(),
             dirty: Mutex::new(Vec::new()),
             resident: Mutex::new(VecDeque::new()),
             resident_max,

@@ -386,6 +386,8 @@ impl FileSystem {
         mut exchange: Exchange,
     ) -> Result<()> {
         let live = self.instance.live()?;
+        live.allocator
+            .forget_owners([first.core.number, second.core.number]);
         loop {
             let tid;
             let progress;

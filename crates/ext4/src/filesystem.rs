@@ -230,6 +230,9 @@ impl Drop for FileSystem {
         if let Err(error) = self.unmount() {
             tracing::error!(%error, "the file system was not closed");
         }
+        if let Some(live) = &self.instance.live {
+            live.orphans.let_go();
+        }
     }
 }
 

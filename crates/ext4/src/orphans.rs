@@ -258,6 +258,16 @@ impl Orphans {
         self.state.lock().due.push(number);
     }
 
+    /// Lets go of the inodes, which stay orphans on the disk: the file system is closed. They have it,
+    /// so that it would never go.
+    pub(crate) fn let_go(&self) {
+        let mut state = self.state.lock();
+        let gone = std::mem::take(&mut state.nodes);
+        state.due.clear();
+        drop(state);
+        drop(gone);
+    }
+
     /// Whether the orphan file has entries.
     pub(crate) fn is_file_in_use(&self) -> bool {
         let state = self.state.lock();

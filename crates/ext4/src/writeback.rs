@@ -203,15 +203,10 @@ impl FileData {
             let first = FileBlock(piece.first);
             let len = piece.len;
             if let Target::Written(start) | Target::Unwritten(start) = piece.target {
-                // Blocks that are free by the bitmap are somebody else's soon. One that can't be read
-                // says nothing, and is no reason to lose the data.
-                match live
-                    .allocator
-                    .check_in_use(&self.instance, self.inode.number, start, len)
-                {
-                    Ok(()) | Err(Error::Io(_)) => {}
-                    Err(error) => return Err(error),
-                }
+                // Blocks that are free by the bitmap are somebody else's soon.
+                let number = self.inode.number;
+                live.allocator
+                    .claim_in_use(&self.instance, number, start, len)?;
             }
             match piece.target {
                 Target::Written(start) => plan.io.push(Io { first, start, len }),
@@ -446,7 +441,7 @@ impl FileData {
                 Some(Unmapped::New { first, run }) => {
                     let blocks = first.0..first.0 + run.len();
                     if let Some((allocator, handle)) = transaction.allocation() {
-                        allocator.use_run(handle, run);
+                        allocator.use_data_run(handle, self.inode.number, run);
                     }
                     delayed.mapped(blocks);
                 }

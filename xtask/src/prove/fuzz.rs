@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use pagefence_proofs::{Plan, Row};
 
-use crate::command::command;
+use crate::command::{Needs, command, require};
 use crate::mounts::workspace_root;
 
 /// The targets, and the most bytes that each is given.
@@ -28,13 +28,19 @@ const EXECUTIONS: &str = "stat::number_of_executed_units:";
 /// Runs each target for its share of the time.
 pub(crate) fn fuzz(plan: &Plan) -> Result<Vec<Row>> {
     let time = plan.time / u32::try_from(TARGETS.len())?;
-    let programs = build();
+    let compiler = Needs {
+        programs: &["c++"],
+        fuse: false,
+    };
+    let lack = require(&compiler).err();
+    let programs = lack.is_none().then(build);
     let mut rows = Vec::new();
     for (target, bytes_max) in TARGETS {
         let mut row = Row::new(format!("fuzzer, {target}"), plan.seed);
-        match &programs {
-            Ok(programs) => run(&programs.join(target), bytes_max, time, &mut row)?,
-            Err(lack) => row.skipped.push(format!("{lack:#}")),
+        match (&programs, &lack) {
+            (Some(Ok(programs)), _) => run(&programs.join(target), bytes_max, time, &mut row)?,
+            (Some(Err(error)), _) => row.failures.push(format!("{error:#}")),
+            (None, lack) => row.skipped.extend(lack.iter().map(|lack| format!("{lack:#}"))),
         }
         rows.push(row);
     }

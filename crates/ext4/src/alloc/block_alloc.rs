@@ -1,20 +1,18 @@
-//! Runs of blocks: found for somebody (busy), in use, and free again.
+//! Runs of blocks that are found for somebody (busy), or lent.
 
 use std::ops::Range;
 
-use pagefence_ext4_format::group_desc::GroupFlags;
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::superblock::Superblock;
-use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
+use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo};
 use pagefence_lock_order::primitives::{Arc, MutexGuard};
 use pagefence_vfs::{Error, Result};
 
+use crate::alloc::Allocator;
 use crate::alloc::free_runs::FreeRuns;
-use crate::alloc::group_state::{Bits, GroupGuard};
+use crate::alloc::group_state::GroupGuard;
 use crate::alloc::low_blocks::LowBlocks;
 use crate::alloc::reservation::Reservation;
-use crate::alloc::{Allocator, Sink};
-use crate::change::free_blocks::{Piece, pieces};
 use crate::instance::Instance;
 
 /// Bitmaps that are read in search of a run that is long enough, at most, before a shorter one
@@ -86,6 +84,12 @@ impl BusyRun {
         let allocator = Arc::clone(&self.allocator);
         let is_low = allocator.low_blocks_at(self.start).is_some();
         reservation.refund(&allocator, self.release(), is_low);
+    }
+
+    /// Its blocks, of which `allocator` keeps the bitmap: they are busy until that says so.
+    pub(super) fn used_in(mut self, allocator: &Allocator) -> (BlockNo, u32) {
+        debug_assert!(std::ptr::eq(allocator, &*self.allocator), "one file system");
+        (self.start, std::mem::take(&mut self.len))
     }
 
     fn release(&mut self) -> u32 {
@@ -244,132 +248,6 @@ impl Allocator {
         self.low_blocks(group)
     }
 
-    /// Marks a busy run as in use: it belongs to who calls. Gives its first block and its length.
-    ///
-    /// Takes the group's lock. A transaction needs credits for three blocks: the bitmap, the
-    /// descriptor's block, the superblock.
-    pub(crate) fn use_run(&self, tx: &mut impl Sink, mut run: BusyRun) -> (BlockNo, u32) {
-        debug_assert!(std::ptr::eq(self, &*run.allocator), "one file system");
-        let (start, len) = (run.start, std::mem::take(&mut run.len));
-        let Ok((number, first)) = self.superblock.group_of_block(start) else {
-            return (start, 0);
-        };
-        let mut guard = self.lock(number);
-        let bitmap = guard.desc.block_bitmap();
-        if let Some(blocks) = guard.blocks_mut() {
-            let changed = bitmap::set_range(&mut blocks.bits, first..first + len);
-            debug_assert_eq!(changed, len, "busy blocks are not in use");
-            blocks.is_dirty = true;
-            blocks.busy -= len;
-            let desc = &mut guard.desc;
-            desc.set_free_clusters(desc.free_clusters().saturating_sub(changed));
-            let flags = desc.flags(&self.superblock);
-            desc.set_flags(flags.difference(GroupFlags::BLOCK_UNINIT));
-        }
-        self.mark_dirty(&mut guard, number);
-        drop(guard);
-        self.defer(tx, number, bitmap);
-        (start, len)
-    }
-
-    /// Frees `count` blocks from `start` on, which `inode` owns. They can be had again when the
-    /// transaction is durable. Blocks of a group whose bitmap is damaged are left as they are, as
-    /// Linux does: e2fsck finds them.
-    ///
-    /// Takes the locks of the groups, all at a time. A transaction needs credits for a bitmap and
-    /// a descriptor's block for each group that the run lies in, and the superblock.
-    ///
-    /// # Errors
-    /// `Corrupt`, and then nothing was freed, if the blocks are not all there, one belongs to the
-    /// file system itself, or one is not in use; `Io`.
-    pub(crate) fn free(
-        &self,
-        instance: &Instance,
-        tx: &mut impl Sink,
-        inode: InodeNo,
-        start: BlockNo,
-        count: u32,
-    ) -> Result<()> {
-        if count == 0 {
-            return Ok(());
-        }
-        let (pieces, mut guards) = self.lock_used(instance, inode, start, count)?;
-        let mut changed = Vec::with_capacity(pieces.len());
-        for (piece, guard) in pieces.iter().zip(&mut guards) {
-            let Some(blocks) = guard.blocks_mut() else {
-                continue;
-            };
-            let freed = bitmap::clear_range(&mut blocks.bits, piece.first..piece.end);
-            blocks.is_dirty = true;
-            blocks.pending += freed;
-            let desc = &mut guard.desc;
-            desc.set_free_clusters(desc.free_clusters().saturating_add(freed));
-            changed.push((piece, desc.block_bitmap()));
-            self.mark_dirty(guard, piece.group);
-        }
-        drop(guards);
-        for (piece, bitmap) in changed {
-            self.defer(tx, piece.group, bitmap);
-            let first = self.superblock.first_block_of_group(piece.group).0;
-            let run = first + u64::from(piece.first)..first + u64::from(piece.end);
-            self.with_pending(|pending| pending.add_blocks(tx.tid(), run));
-        }
-        #[cfg(any(test, feature = "mutants"))]
-        if self
-            .reuses_at_once
-            .load(pagefence_lock_order::primitives::atomic::Ordering::Acquire)
-        {
-            self.committed(tx.tid(), |_, _| ());
-        }
-        Ok(())
-    }
-
-    /// Makes sure that blocks which `inode` claims are in use, and not the file system's own: they
-    /// may be written to, and [`Self::free`] won't refuse them. No group may be locked.
-    ///
-    /// # Errors
-    /// As [`Self::free`].
-    pub(crate) fn check_in_use(
-        &self,
-        instance: &Instance,
-        inode: InodeNo,
-        start: BlockNo,
-        count: u32,
-    ) -> Result<()> {
-        self.lock_used(instance, inode, start, count).map(drop)
-    }
-
-    /// The pieces of a run of blocks that `inode` owns, and the locks of their groups; all of them
-    /// are in use.
-    fn lock_used(
-        &self,
-        instance: &Instance,
-        inode: InodeNo,
-        start: BlockNo,
-        count: u32,
-    ) -> Result<(Vec<Piece>, Vec<GroupGuard<'_>>)> {
-        let refuse = |at: BlockNo, what: &str| Err(instance.damaged(inode, Some(at), what));
-        if !instance.limits.contains(start, count) {
-            return refuse(start, "it owns blocks outside the file system");
-        }
-        if self.zones.overlap(start, count) {
-            return refuse(start, "it owns blocks of the file system itself");
-        }
-        let pieces = pieces(instance, inode, start, count)?;
-        let guards = self.lock_pieces(instance, &pieces)?;
-        for (piece, guard) in pieces.iter().zip(&guards) {
-            if let Bits::Loaded(blocks) = &guard.blocks
-                && let Some(bit) = bitmap::next_zero(&blocks.bits, piece.first..piece.end)
-            {
-                let first = self.superblock.first_block_of_group(piece.group);
-                drop(guards);
-                let at = BlockNo(first.0 + u64::from(bit));
-                return refuse(at, "it owns a block that is free");
-            }
-        }
-        Ok((pieces, guards))
-    }
-
     /// The goal of a file's first block: the start of its inode's group, or with flex groups of
     /// its flex group, in which what is in directories is kept apart from what is in files.
     pub(crate) fn data_goal(&self, inode: InodeNo, is_directory: bool) -> BlockNo {
@@ -461,27 +339,6 @@ impl Allocator {
         if !std::mem::replace(&mut guard.is_dirty, true) {
             self.note_dirty(number);
         }
-    }
-
-    /// Locks the groups of all pieces, their bitmaps in memory or damaged.
-    fn lock_pieces(&self, instance: &Instance, pieces: &[Piece]) -> Result<Vec<GroupGuard<'_>>> {
-        let mut pinned = 0;
-        let loaded = pieces.iter().try_for_each(|piece| {
-            self.lock_with_blocks(instance, piece.group)?.pins += 1;
-            pinned += 1;
-            Ok(())
-        });
-        // Ascending, as locks of one level are to be taken.
-        let guards: Vec<_> = pieces
-            .iter()
-            .take(pinned)
-            .map(|piece| {
-                let mut guard = self.lock(piece.group);
-                guard.pins -= 1;
-                guard
-            })
-            .collect();
-        loaded.map(|()| guards)
     }
 }
 

@@ -430,4 +430,19 @@ fn a_block_that_is_free_by_the_bitmap_is_not_written() {
         .expect("it is read");
     assert_eq!(first, [1]);
     fs.instance.live().expect("no journal is aborted");
+    // Nothing keeps the device for data that has nowhere to go, or is half cut off.
+    drop(file);
+    let shorter = pagefence_vfs::SetAttr {
+        size: Some(0),
+        ..Default::default()
+    };
+    assert!(is_corrupt(fs.set_attr(
+        find(&fs, "file"),
+        &shorter,
+        &root()
+    )));
+    let closed = fs.shut_down();
+    assert!(closed.is_err(), "what can't be written is told");
+    drop(fs);
+    assert_eq!(Arc::strong_count(&device), 1);
 }

@@ -245,6 +245,59 @@ fn preallocation_of_nothing_keeps_the_size() {
     }
 }
 
+/// A block that two files own belongs to the one that wrote to it first: the other one can neither
+/// write there nor free it, and gets an error. What both own else is not concerned.
+#[test]
+fn a_block_of_two_files_is_written_by_one_of_them() {
+    for kind in KINDS.iter().filter(|kind| kind.has_extents) {
+        let image = Image::new(kind.options, "8M");
+        let fs = image.open();
+        let block = fs.stat_fs().unwrap().block_size as usize;
+        let [one, other] = ["one", "other"].map(|name| {
+            let id = create(&fs, name);
+            write_all(&fs, &fs.open(id, true).unwrap(), 0, &vec![7; 2 * block]);
+            id
+        });
+        fs.sync().unwrap();
+        let shared = places(&fs, one)[0] / block as u64;
+        fs.shut_down().unwrap();
+        drop(fs);
+        set_field(&image.path, other, "block[5]", shared);
+
+        let fs = image.open();
+        let files = [one, other].map(|id| fs.open(id, true).unwrap());
+        let is_refused = |outcome: Result<(), Error>, what: &str| {
+            let is_corrupt = matches!(outcome, Err(Error::Corrupt { .. }));
+            assert!(is_corrupt, "{}, {what}: {outcome:?}", kind.name);
+        };
+        // The first to write has it.
+        write_all(&fs, &files[0], 0, &vec![1; block]);
+        fs.sync_file(&files[0], false).unwrap();
+        write_all(&fs, &files[1], 0, &vec![2; block]);
+        is_refused(fs.sync_file(&files[1], false), "a write");
+        is_refused(fs.allocate(&files[1], 0, block as u64, PUNCH), "a hole");
+        // It is free again, and goes to somebody else.
+        set_size(&fs, one, 0).unwrap();
+        fs.sync_file(&files[0], false).unwrap();
+        let space = fs.stat_fs().unwrap().blocks_available as usize;
+        let third = fs.open(create(&fs, "third"), true).unwrap();
+        let _ = fs.allocate(&third, 0, (space * block) as u64, FallocateMode::empty());
+        write_all(&fs, &files[1], 0, &vec![3; block]);
+        is_refused(
+            fs.sync_file(&files[1], false),
+            "a write to what a third has",
+        );
+        is_refused(set_size(&fs, other, 0), "a truncation");
+        drop((files, third));
+        let _ = fs.shut_down();
+        drop(fs);
+        // What the first wrote is still there, though it is nobody's now.
+        let bytes = std::fs::read(&image.path).unwrap();
+        let at = shared as usize * block;
+        assert_eq!(bytes[at..at + block], vec![1; block], "{}", kind.name);
+    }
+}
+
 /// Damage that is met before anything is changed costs the operation, not the mount: here a block
 /// that two files own.
 #[test]
