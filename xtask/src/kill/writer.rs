@@ -273,8 +273,9 @@ mod tests {
                 std::fs::write(directory.join(name), bytes).unwrap();
             }
         };
-        let is_so =
-            |lost: &[Vec<u8>]| verify(&directory, &log, seed, lost, &mut Found::default()).is_ok();
+        let is_so = |lost: Option<&[Vec<u8>]>| {
+            verify(&directory, &log, seed, lost, &mut Found::default()).is_ok()
+        };
         let is_fine = || is_so(None);
         whole();
         assert!(is_fine());
