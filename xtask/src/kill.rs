@@ -1,20 +1,30 @@
-//! `cargo xtask kill`: the server is killed while several processes write and fsync; what their
-//! fsync said is durable is there once the image is mounted again.
+//! `cargo xtask kill`: the server is killed while several processes write and fsync, one stores to a map and
+//! flushes it, and checks of the mount follow on each other. What was said to be durable is there once the
+//! image is mounted again, and what each kill leaves is sound.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
+mod mapper;
+mod online;
+mod process;
+mod writer;
+
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use pagefence::{Options, Volume};
 
-use crate::command::{Needs, command, output, require, run as run_program};
+use self::online::Checks;
+use self::process::Process;
+use crate::command::{Needs, output, require, run as run_program};
 use crate::diff_walk::check;
 use crate::mounts::{ServedMount, Server, pagefence_binary};
 use crate::random::Random;
 use crate::scratch::Scratch;
+use crate::sparse;
+
+pub(crate) use process::{WriterArguments, run as writer};
 
 /// Arguments of `kill`.
 #[derive(clap::Args)]
@@ -22,10 +32,13 @@ pub(crate) struct Arguments {
     /// The binary to try; built in the release profile unless given.
     #[arg(long)]
     binary: Option<PathBuf>,
-    /// How often the server is killed, for each type of file system.
+    /// Images, for each type of file system.
     #[arg(long, default_value_t = 20)]
     rounds: u64,
-    /// Processes that write.
+    /// How often the server of an image is killed; once if it gets no memory.
+    #[arg(long, default_value_t = 3)]
+    lives: u64,
+    /// Processes that write, besides one that stores to a map.
     #[arg(long, default_value_t = 4)]
     writers: u64,
     /// Types of file system, separated by commas.
@@ -45,219 +58,29 @@ pub(crate) struct Arguments {
     starve: bool,
 }
 
-/// Arguments of a process that writes.
-#[derive(clap::Args)]
-pub(crate) struct WriterArguments {
-    directory: PathBuf,
-    log: PathBuf,
-    seed: u64,
-}
-
 /// How long a server goes on that gets no more memory.
 const STARVED_FOR: Duration = Duration::from_secs(1);
 /// Bytes of the image.
 const IMAGE_BYTES: u64 = 512 << 20;
-/// Bytes of a record: its number, its length, its checksum, and what it says.
-const HEADER_BYTES: usize = 24;
-const PAYLOAD_BYTES_MAX: u64 = 6000;
-
-/// What a writer says after an fsync returned: a line of its log, which the kill doesn't touch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Promise {
-    /// Records below this number are in `records`.
-    Records(u64),
-    /// The file `file-N` is there.
-    Made(u64),
-    /// It is called `moved-N` now.
-    Moved(u64),
-    /// `current` is of this version or a later one.
-    Current(u64),
-}
-
-impl Promise {
-    fn line(self) -> String {
-        let (letter, number) = match self {
-            Self::Records(number) => ('r', number),
-            Self::Made(number) => ('c', number),
-            Self::Moved(number) => ('m', number),
-            Self::Current(number) => ('v', number),
-        };
-        format!("{letter} {number}\n")
-    }
-
-    fn parse(line: &str) -> Result<Self> {
-        let (letter, number) = line.split_once(' ').context("a line of two words")?;
-        let number = number.parse().context("a number")?;
-        Ok(match letter {
-            "r" => Self::Records(number),
-            "c" => Self::Made(number),
-            "m" => Self::Moved(number),
-            "v" => Self::Current(number),
-            other => bail!("no promise is called {other}"),
-        })
-    }
-}
-
-/// What records, files and versions hold: known from the writer's seed and the number.
-fn record(seed: u64, number: u64) -> Vec<u8> {
-    let mut random = Random::new(seed ^ number.wrapping_mul(0x9e37_79b9));
-    let length = random.below(PAYLOAD_BYTES_MAX);
-    let payload = random.bytes(usize::try_from(length).unwrap_or(0));
-    let mut record = Vec::with_capacity(HEADER_BYTES + payload.len());
-    for word in [number, length, checksum(number, &payload)] {
-        record.extend_from_slice(&word.to_le_bytes());
-    }
-    record.extend_from_slice(&payload);
-    record
-}
-
-/// FNV-1a, of the number and the payload.
-fn checksum(number: u64, payload: &[u8]) -> u64 {
-    let number = number.to_le_bytes();
-    let bytes = number.iter().chain(payload);
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
-/// A writer: works until the file system goes away.
-pub(crate) fn writer(arguments: &WriterArguments) -> Result<bool> {
-    // That the server is killed is why we are here; what was promised before counts.
-    let _ = write_until_it_fails(arguments);
-    Ok(true)
-}
-
-fn write_until_it_fails(arguments: &WriterArguments) -> Result<()> {
-    let (directory, seed) = (&arguments.directory, arguments.seed);
-    let mut log = OpenOptions::new().append(true).open(&arguments.log)?;
-    let mut promise =
-        |promise: Promise| -> Result<()> { Ok(log.write_all(promise.line().as_bytes())?) };
-    let mut random = Random::new(seed);
-    let mut records = File::create_new(directory.join("records"))?;
-    let mut written = 0;
-    for number in 0.. {
-        match random.below(8) {
-            0..5 => {
-                for _ in 0..=random.below(4) {
-                    records.write_all(&record(seed, written))?;
-                    written += 1;
-                }
-                if random.below(4) == 0 {
-                    records.sync_all()?;
-                } else {
-                    records.sync_data()?;
-                }
-                promise(Promise::Records(written))?;
-            }
-            5 | 6 => {
-                let (made, moved) = (
-                    directory.join(format!("file-{number}")),
-                    directory.join(format!("moved-{number}")),
-                );
-                let mut file = File::create_new(&made)?;
-                file.write_all(&record(seed, number))?;
-                file.sync_all()?;
-                promise(Promise::Made(number))?;
-                if random.below(2) == 0 {
-                    std::fs::rename(&made, &moved)?;
-                    File::open(directory)?.sync_all()?;
-                    promise(Promise::Moved(number))?;
-                }
-            }
-            _ => {
-                let new = directory.join("new");
-                let mut file = File::create(&new)?;
-                file.write_all(&record(seed, number))?;
-                file.sync_all()?;
-                std::fs::rename(&new, directory.join("current"))?;
-                File::open(directory)?.sync_all()?;
-                promise(Promise::Current(number))?;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// What was found of what was promised.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Found {
-    /// What was promised, and was there.
+    /// Servers that were killed.
+    pub(crate) kills: u64,
+    /// What was promised, and was there at the end.
     pub(crate) promises: u64,
+    /// Stamps that were stored to a map, flushed, and there at the end.
+    pub(crate) stamps: u64,
+    /// Processes with a map that were ended by SIGBUS, or by an error.
+    pub(crate) by_signal: u64,
+    pub(crate) by_error: u64,
+    /// Checks of mounts that were in use, which found nothing.
+    pub(crate) checks: u64,
+    /// Checks of images, which found nothing.
+    pub(crate) images: u64,
     bytes: u64,
     /// Servers that ended for want of memory.
     pub(crate) starved: u64,
-}
-
-/// Holds a writer's directory against its log.
-fn verify(directory: &Path, log: &Path, seed: u64, found: &mut Found) -> Result<()> {
-    let log = std::fs::read_to_string(log)?;
-    let mut records = 0;
-    let mut current = None;
-    let mut made = Vec::new();
-    for line in log.split_inclusive('\n') {
-        // The writer itself is not killed: every line is whole.
-        match Promise::parse(line.trim_end())? {
-            Promise::Records(number) => records = number,
-            Promise::Made(number) => made.push((number, false)),
-            Promise::Moved(number) => {
-                let last = made.last_mut().context("made before it is moved")?;
-                ensure!(last.0 == number, "the last one that was made is moved");
-                last.1 = true;
-            }
-            Promise::Current(number) => current = Some(number),
-        }
-        found.promises += 1;
-    }
-    let mut offset = 0;
-    if records > 0 {
-        let file = File::open(directory.join("records")).context("the records")?;
-        for number in 0..records {
-            let expected = record(seed, number);
-            let mut bytes = vec![0; expected.len()];
-            file.read_exact_at(&mut bytes, offset)
-                .with_context(|| format!("record {number} of {records}, at byte {offset}"))?;
-            ensure!(
-                bytes == expected,
-                "record {number} of {records}, at byte {offset}, is not what was written"
-            );
-            offset += bytes.len() as u64;
-        }
-    }
-    found.bytes += offset;
-    let last = made.len().saturating_sub(1);
-    for (index, (number, is_moved)) in made.into_iter().enumerate() {
-        let old = directory.join(format!("file-{number}"));
-        let new = directory.join(format!("moved-{number}"));
-        // The last one may have been moved without a promise.
-        let is_there = if is_moved {
-            ensure!(!old.exists(), "file-{number} was moved and is still there");
-            new.exists()
-        } else {
-            old.exists() || (index == last && new.exists())
-        };
-        ensure!(is_there, "file-{number} is lost (moved: {is_moved})");
-        let bytes = std::fs::read(if old.exists() { old } else { new })?;
-        ensure!(
-            bytes == record(seed, number),
-            "file-{number} is not what was written"
-        );
-        found.bytes += bytes.len() as u64;
-    }
-    let Some(current) = current else {
-        return Ok(());
-    };
-    let bytes = std::fs::read(directory.join("current")).context("the current version")?;
-    let head = bytes.get(..8).context("the current version is cut off")?;
-    let version = u64::from_le_bytes(head.try_into()?);
-    ensure!(
-        version >= current,
-        "version {current} was durable, {version} came back"
-    );
-    ensure!(
-        bytes == record(seed, version),
-        "version {version} is not what was written"
-    );
-    Ok(())
 }
 
 /// Runs the chore; `true` if nothing was lost.
@@ -282,9 +105,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             println!("{kind}, round {round} of seed {}: {lost:#}", arguments.seed);
         }
         println!(
-            "{kind}: {} kills under {} writers, {} promises, {} bytes of them read back, \
-             failures {failures}",
-            arguments.rounds, arguments.writers, found.promises, found.bytes
+            "{kind}: {} kills under {} writers, {} promises, {} bytes of them read back, {} stamps of \
+             maps, {} checks of mounts and {} of images, failures {failures}",
+            found.kills,
+            arguments.writers,
+            found.promises,
+            found.bytes,
+            found.stamps,
+            found.checks,
+            found.images,
         );
         all_kept &= failures == 0;
     }
@@ -304,6 +133,7 @@ impl Kills {
             arguments: Arguments {
                 binary: None,
                 rounds: 1,
+                lives: 3,
                 writers: 4,
                 types: Vec::new(),
                 block_size: 4096,
@@ -322,11 +152,11 @@ impl Kills {
         Ok(kills)
     }
 
-    /// One round, and what was found of what was promised.
-    pub(crate) fn round(&self, kind: &str, seed: u64) -> Result<Found> {
+    /// One round: what was found, and whether all of it was as it should be.
+    pub(crate) fn round(&self, kind: &str, seed: u64) -> (Found, Result<()>) {
         let mut found = Found::default();
-        one_round(&self.arguments, &self.server, kind, seed, &mut found)?;
-        Ok(found)
+        let outcome = one_round(&self.arguments, &self.server, kind, seed, &mut found);
+        (found, outcome)
     }
 }
 
@@ -346,131 +176,96 @@ fn one_round(
     let options = options.into_iter().map(AsRef::as_ref);
     run_program("mke2fs", options.chain([image.as_os_str()]))?;
 
-    let mut mount = ServedMount::new(server, &image, &directory, "rw")?;
     let mut writers = Vec::new();
-    for number in 0..arguments.writers {
-        let writer = Writer {
-            name: format!("writer-{number}"),
-            log: scratch.join(&format!("log-{number}")),
-            seed: random.next(),
+    let lives = if arguments.starve { 1 } else { arguments.lives };
+    for life in 0..lives {
+        let mut mount = ServedMount::new(server, &image, &directory, "rw")?;
+        let new = Process::all(arguments, life, &mut random, &scratch, &directory)?;
+        let children: Vec<Child> = new
+            .iter()
+            .map(|process| process.start(&directory))
+            .collect::<Result<_>>()?;
+        // Of a server that gets no memory nothing is asked.
+        let checks = match arguments.starve {
+            true => None,
+            false => Some(Checks::begin(server, &directory)?),
         };
-        std::fs::create_dir(directory.join(&writer.name))?;
-        File::create(&writer.log)?;
-        writers.push(writer);
-    }
-    // The directories are durable before anything in them is promised.
-    rustix::fs::syncfs(File::open(&directory)?)?;
-    let children: Vec<Child> = writers
-        .iter()
-        .map(|writer| writer.start(&directory))
-        .collect::<Result<_>>()?;
-    std::thread::sleep(Duration::from_millis(random.below(arguments.latest_ms)));
-    if arguments.starve {
-        mount.take_memory()?;
-        std::thread::sleep(STARVED_FOR);
-        found.starved += u64::from(mount.is_dead()?);
-    }
-    mount.kill()?;
-    for mut child in children {
-        child.wait()?;
+        verify_all(kind, &writers, &directory, &mut Found::default())
+            .with_context(|| format!("after kill {life}"))?;
+        std::thread::sleep(Duration::from_millis(random.below(arguments.latest_ms)));
+        if arguments.starve {
+            mount.take_memory()?;
+            std::thread::sleep(STARVED_FOR);
+            found.starved += u64::from(mount.is_dead()?);
+        }
+        if let Some(checks) = &checks {
+            checks.may_fail();
+        }
+        found.kills += 1;
+        mount.kill()?;
+        for (process, child) in new.iter().zip(children) {
+            process.wait(child, found)?;
+        }
+        if let Some(checks) = checks {
+            found.checks += checks.end()?;
+        }
+        writers.extend(new);
+        look_at_what_is_left(server, kind, &image, &scratch.join("copy"), found)
+            .with_context(|| format!("after kill {}", life + 1))?;
     }
 
+    let mount = ServedMount::new(server, &image, &directory, "rw")?;
+    let verified = verify_all(kind, &writers, &directory, found);
+    let checked = online::check(server, &directory);
+    mount.unmount()?;
+    verified?;
+    checked.context("at the end")?;
+    found.checks += 1;
+    ensure_sound(server, &image, found).context("at the end")
+}
+
+fn verify_all(kind: &str, writers: &[Process], directory: &Path, found: &mut Found) -> Result<()> {
+    // Without a journal a rename is not atomic (docs/CRASH.md).
+    let lost = match kind {
+        "ext2" => Some(writer::lost_and_found(directory)?),
+        _ => None,
+    };
+    writers
+        .iter()
+        .try_for_each(|writer| writer.verify(directory, lost.as_deref(), found))
+}
+
+/// What a kill leaves is sound once its journal is replayed: in memory by a check, and in a copy by us. Without
+/// a journal e2fsck is who recovers.
+fn look_at_what_is_left(
+    server: &Server,
+    kind: &str,
+    image: &Path,
+    copy: &Path,
+    found: &mut Found,
+) -> Result<()> {
     if kind == "ext2" {
-        // Without a journal e2fsck is who recovers.
         let mended = output("e2fsck", ["-fy".as_ref(), image.as_os_str()])?;
         ensure!(
             mended.status.code().is_some_and(|code| code <= 1),
             "e2fsck can't mend it: {}",
             String::from_utf8_lossy(&mended.stdout)
         );
+        return ensure_sound(server, image, found);
     }
-    let mount = ServedMount::new(server, &image, &directory, "rw")?;
-    let verified = writers.iter().try_for_each(|writer| {
-        let directory = directory.join(&writer.name);
-        verify(&directory, &writer.log, writer.seed, found).context(writer.name.clone())
-    });
-    mount.unmount()?;
-    verified?;
-    match check::complaints(&image)? {
-        None => Ok(()),
-        Some(complaints) => bail!("e2fsck: {complaints}"),
-    }
+    online::check(server, image).context("before its recovery")?;
+    found.images += 1;
+    sparse::copy(image, copy)?;
+    Volume::open(copy, Options::new().write(true))?.close()?;
+    ensure_sound(server, copy, found).context("recovered")
 }
 
-/// A process that writes.
-struct Writer {
-    name: String,
-    log: PathBuf,
-    seed: u64,
-}
-
-impl Writer {
-    fn start(&self, directory: &Path) -> Result<Child> {
-        command(std::env::current_exe()?, ["kill-writer"])
-            .arg(directory.join(&self.name))
-            .arg(&self.log)
-            .arg(self.seed.to_string())
-            .stdout(Stdio::null())
-            .spawn()
-            .context("a writer can't be started")
+/// Neither e2fsck nor a check has anything to say about an image that was closed.
+fn ensure_sound(server: &Server, image: &Path, found: &mut Found) -> Result<()> {
+    if let Some(complaints) = check::complaints(image)? {
+        bail!("e2fsck: {complaints}");
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Found, Promise, record, verify};
-    use crate::scratch::Scratch;
-
-    #[test]
-    fn promises_are_read_as_they_were_written() {
-        for promise in [
-            Promise::Records(3),
-            Promise::Made(0),
-            Promise::Moved(u64::MAX),
-            Promise::Current(7),
-        ] {
-            assert_eq!(Promise::parse(promise.line().trim_end()).unwrap(), promise);
-        }
-        assert!(Promise::parse("x 1").is_err());
-        assert!(Promise::parse("r").is_err());
-    }
-
-    /// A loss of any sort is told.
-    #[test]
-    fn what_is_lost_is_found() {
-        let scratch = Scratch::new().unwrap();
-        let directory = scratch.directory("of-a-writer").unwrap();
-        let log = scratch.join("log");
-        let seed = 5;
-        std::fs::write(&log, "r 2\nc 3\nc 4\nm 4\nv 6\n").unwrap();
-        let records = [record(seed, 0), record(seed, 1)].concat();
-        let whole = || {
-            let files = [
-                ("records", records.clone()),
-                ("file-3", record(seed, 3)),
-                ("moved-4", record(seed, 4)),
-                ("current", record(seed, 7)),
-            ];
-            for (name, bytes) in files {
-                std::fs::write(directory.join(name), bytes).unwrap();
-            }
-        };
-        let is_fine = || verify(&directory, &log, seed, &mut Found::default()).is_ok();
-        whole();
-        assert!(is_fine());
-        for name in ["records", "file-3", "moved-4", "current"] {
-            std::fs::remove_file(directory.join(name)).unwrap();
-            assert!(!is_fine(), "{name} is gone");
-            let mut bytes = record(seed, 1);
-            bytes.pop();
-            std::fs::write(directory.join(name), bytes).unwrap();
-            assert!(!is_fine(), "{name} is another");
-            whole();
-        }
-        std::fs::write(directory.join("current"), record(seed, 5)).unwrap();
-        assert!(!is_fine(), "an old version");
-        whole();
-        std::fs::write(directory.join("file-4"), record(seed, 4)).unwrap();
-        assert!(!is_fine(), "the old name");
-    }
+    online::check(server, image)?;
+    found.images += 1;
+    Ok(())
 }

@@ -2,19 +2,22 @@
 
 use std::fmt::{Display, Write as _};
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pagefence::check::{Event, check};
+use indicatif::{ProgressBar, ProgressStyle};
+use pagefence::check::Event;
+use pagefence::{Image, Options};
 use pagefence_fuse_front::check::Checked;
 use pagefence_vfs::{CheckEvent, CheckSummary};
 use rustix::io::Errno;
 
+use crate::confinement::Confinement;
 use crate::size::parse_size;
+use crate::terminal;
 
 /// Errors are left in the file system, as e2fsck says it.
 const LEFT: u8 = 4;
@@ -61,13 +64,14 @@ pub(crate) fn run(arguments: &CheckArguments) -> ExitCode {
             eprintln!("pagefence: --offset goes with an image");
             return ExitCode::from(USAGE);
         }
-        true => check_mount(&arguments.place, &mut output),
+        true => check_mount(&arguments.place, &mut output)
+            .map_err(|error| format!("{}: {error}", arguments.place.display())),
         false => check_image(arguments, &mut output),
     };
     output.bar.finish_and_clear();
     let failed = match (checked, output.failed.take()) {
         (_, Some(error)) => format!("the findings can't be written: {error}"),
-        (Err(error), None) => format!("{}: {error}", arguments.place.display()),
+        (Err(error), None) => error,
         (Ok(summary), None) => match writeln!(io::stdout(), "{}", told(&summary)) {
             Ok(()) if summary.findings == 0 && summary.is_complete => return ExitCode::SUCCESS,
             Ok(()) => return ExitCode::from(LEFT),
@@ -78,25 +82,36 @@ pub(crate) fn run(arguments: &CheckArguments) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
+/// Once the image is open, nothing else can be had, but `output`.
 fn check_image(arguments: &CheckArguments, output: &mut Output) -> Result<CheckSummary, String> {
-    check(&arguments.place, arguments.offset, |event| match event {
+    let place = &arguments.place;
+    let image = Image::open(place, Options::new().offset(arguments.offset))
+        .map_err(|error| error.to_string())?;
+    confine(Confinement::of_command())?;
+    let checked = image.check(|event| match event {
         Event::Finding(finding) => output.find(finding),
         Event::Progress(now) => output.show(&now.stage, now.done, now.total),
         _ => ControlFlow::Continue(()),
-    })
-    .map(CheckSummary::from)
-    .map_err(|error| error.to_string())
+    });
+    checked
+        .map(CheckSummary::from)
+        .map_err(|error| format!("{}: {error}", place.display()))
+}
+
+fn confine(mut confinement: Confinement) -> Result<(), String> {
+    confinement.enter().map_err(|error| format!("{error:#}"))
 }
 
 fn check_mount(mount_point: &Path, output: &mut Output) -> Result<CheckSummary, String> {
     let directory = File::open(mount_point).map_err(|error| error.to_string())?;
+    confine(Confinement::of_client())?;
     let checked = pagefence_fuse_front::check::check(&directory, |event| match event {
-        CheckEvent::Finding(finding) => output.find(finding),
-        CheckEvent::Progress(now) => output.show(now.stage, now.done, now.total),
+        CheckEvent::Finding(finding) => output.find(&plain(finding)),
+        CheckEvent::Progress(now) => output.show(&plain(now.stage), now.done, now.total),
     });
     match checked {
         Ok(Checked::Ended(summary)) => Ok(summary),
-        Ok(Checked::Failed(why)) => Err(why),
+        Ok(Checked::Failed(why)) => Err(plain(&why)),
         Ok(Checked::LeftOff) => Err("the check was left off".to_owned()),
         Err(error) => Err(match Errno::from_io_error(&error) {
             Some(Errno::NOTTY) => "a directory, and no mount point of pagefence".to_owned(),
@@ -108,6 +123,18 @@ fn check_mount(mount_point: &Path, output: &mut Output) -> Result<CheckSummary, 
     }
 }
 
+/// What a server says, without what a terminal would obey: it may have been taken over by what it reads.
+fn plain(text: &dyn Display) -> String {
+    let mut plain = String::new();
+    for character in text.to_string().chars() {
+        match character.is_control() {
+            true => plain.extend(character.escape_default()),
+            false => plain.push(character),
+        }
+    }
+    plain
+}
+
 /// Findings go to stdout, progress to stderr if that is a terminal.
 struct Output {
     bar: ProgressBar,
@@ -116,19 +143,18 @@ struct Output {
 }
 
 impl Output {
+    /// Before rights are given up: afterwards a terminal can be asked nothing.
     fn new() -> Self {
-        let target = if io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
         let style = ProgressStyle::with_template("{msg:<18} {bar:40} {pos}/{len} {eta}");
-        let bar = ProgressBar::with_draw_target(None, target);
+        let bar = ProgressBar::with_draw_target(None, terminal::progress_target());
+        let bar = match style {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        };
+        // What is asked once, whether there are colours say, is asked now.
+        bar.tick();
         Self {
-            bar: match style {
-                Ok(style) => bar.with_style(style),
-                Err(_) => bar,
-            },
+            bar,
             stage: String::new(),
             failed: None,
         }
@@ -180,4 +206,16 @@ fn told(summary: &CheckSummary) -> String {
         text.push_str("; its journal was replayed in memory");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn a_server_does_not_speak_to_the_terminal() {
+        assert_eq!(plain(&"inode 12: name \"é\""), "inode 12: name \"é\"");
+        let told = plain(&"sound\r\x1b[2J\u{9b}31m");
+        assert_eq!(told, "sound\\r\\u{1b}[2J\\u{9b}31m");
+    }
 }

@@ -16,6 +16,7 @@ mod files;
 mod tests;
 
 use anyhow::{Context as _, bail};
+use pagefence_fuse_front::check::{CHECK_BEGIN, CHECK_NEWS};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 /// The end of a process's rights, for who opens a file system.
@@ -32,6 +33,18 @@ pub(crate) enum User {
     Server,
     /// A command that works on an image without a mount.
     Command,
+    /// A command that asks the server of a mount, of which it has a directory open.
+    Client,
+}
+
+impl User {
+    /// Ioctls that it calls besides those of every process, on what it has open.
+    fn ioctls(self) -> &'static [u32] {
+        match self {
+            Self::Server | Self::Command => &[],
+            Self::Client => &[CHECK_BEGIN, CHECK_NEWS],
+        }
+    }
 }
 
 /// What commands look for in the environment: with [`UNWANTED`], they keep their rights.
@@ -63,10 +76,19 @@ impl Confinement {
         Self::new(User::Server, wanted)
     }
 
-    /// What a command is to enter, unless the environment says otherwise.
+    /// What a command that reads an image is to enter, unless the environment says otherwise.
     pub(crate) fn of_command() -> Self {
+        Self::unless_unwanted(User::Command)
+    }
+
+    /// What a command that asks a server is to enter, unless the environment says otherwise.
+    pub(crate) fn of_client() -> Self {
+        Self::unless_unwanted(User::Client)
+    }
+
+    fn unless_unwanted(user: User) -> Self {
         let wanted = std::env::var_os(VARIABLE).is_none_or(|value| value != UNWANTED);
-        Self::new(User::Command, wanted)
+        Self::new(user, wanted)
     }
 
     fn new(user: User, wanted: bool) -> Self {
@@ -101,7 +123,7 @@ impl Confinement {
                     User::Server => {
                         "the server can't confine itself; `-o unconfined` mounts without that".to_owned()
                     }
-                    User::Command => format!(
+                    User::Command | User::Client => format!(
                         "the command can't confine itself; {VARIABLE}={UNWANTED} in the environment runs it \
                          without that"
                     ),
@@ -121,7 +143,7 @@ fn confine(user: User) -> anyhow::Result<()> {
     tracing::debug!("confined: no capabilities, and no program that has any can be run");
     for (name, outcome) in [
         ("landlock", files::restrict(user)?),
-        ("seccomp", calls::restrict()?),
+        ("seccomp", calls::restrict(user)?),
     ] {
         match outcome {
             Outcome::InForce(denied) => tracing::debug!("confined by {name}: {denied}"),

@@ -9,7 +9,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use pagefence::{Options, Volume};
+use pagefence::{Image, Options};
+use tempfile::TempDir;
+
+use crate::confinement::Confinement;
 
 /// Entries that are listed.
 const LISTED_MAX: usize = 24;
@@ -63,7 +66,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<()> {
         Ok(mounted) => mounted,
         Err(error) => {
             println!("It can't be mounted here. The same through the library, without a mount:\n");
-            through_library(&image)?.print(Path::new("/"));
+            show_without_mount(&image, directory)?;
             println!();
             return Err(error);
         }
@@ -285,9 +288,21 @@ fn through_mount(root: &Path) -> anyhow::Result<Contents> {
     Ok(contents)
 }
 
+/// Shows the image through the library. What was made is taken away first: once the image is read, nothing
+/// can be.
+fn show_without_mount(image: &Path, directory: TempDir) -> anyhow::Result<()> {
+    let image = Image::open(image, Options::new())?;
+    directory
+        .close()
+        .context("the directory for temporary files can't be removed")?;
+    Confinement::of_command().enter()?;
+    through_library(image)?.print(Path::new("/"));
+    Ok(())
+}
+
 /// Looks at the image through the library.
-fn through_library(image: &Path) -> anyhow::Result<Contents> {
-    let volume = Volume::open(image, Options::new())?;
+fn through_library(image: Image) -> anyhow::Result<Contents> {
+    let volume = image.into_volume()?;
     let read_dir = |directory: &Path| {
         let mut entries = Vec::new();
         for entry in volume.read_dir(directory)? {

@@ -45,6 +45,7 @@ mod server;
 mod signals;
 mod size;
 mod target;
+mod terminal;
 mod tmpfs;
 mod truncate;
 mod umount;

@@ -4,21 +4,26 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Bench, can_mount, said};
+use pagefence::{Options, Volume};
 use pagefence_fuse_front::check::Checked;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
 use pagefence_lock_order::primitives::thread::scope;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
+/// A check that ends by a signal if it makes a call that the list lacks.
 fn check(bench: &Bench, line: &str) -> (i32, String, String) {
     let output: Output = bench
         .command(line)
+        .env("PAGEFENCE_CONFINED", "kill")
         .output()
         .expect("the program can be run");
     let code = output.status.code().expect("it ends");
@@ -95,6 +100,70 @@ fn what_cant_be_checked_is_no_finding() {
     let (status, help, _) = check(&bench, "check --help");
     assert_eq!(status, 0);
     assert!(help.contains("Not checked: "), "{help}");
+}
+
+/// What `check` draws on a terminal of this kind, its standard error.
+fn drawn(bench: &Bench, line: &str, kind: &str) -> String {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("there are terminals");
+    grantpt(&terminal)
+        .and_then(|()| unlockpt(&terminal))
+        .expect("it is ours");
+    let name = ptsname(&terminal, Vec::new()).expect("it has a name");
+    let name = Path::new(std::ffi::OsStr::from_bytes(name.as_bytes()));
+    let other = File::options().read(true).write(true).open(name);
+    let mut process = bench
+        .command(line)
+        .env("PAGEFENCE_CONFINED", "kill")
+        .env("TERM", kind)
+        .stdout(Stdio::null())
+        .stderr(other.expect("it is there"))
+        .spawn()
+        .expect("the program can be run");
+    let mut drawn = Vec::new();
+    // That nobody has it open any more is an error.
+    let _ = File::from(terminal).read_to_end(&mut drawn);
+    assert!(process.wait().expect("it ends").success());
+    String::from_utf8_lossy(&drawn).into_owned()
+}
+
+/// What the terminal is was asked before; then it is out of reach.
+#[test]
+fn progress_is_drawn_on_a_terminal_that_may_not_be_asked_anything() {
+    let bench = Bench::new();
+    bench.run("mkfs -q --size 16M a.img");
+    let all = drawn(&bench, "check a.img", "xterm");
+    assert!(
+        all.contains("group descriptors") && all.contains("█"),
+        "{all}"
+    );
+    assert_eq!(drawn(&bench, "check a.img", "dumb"), "");
+    if can_mount() {
+        fs::create_dir(bench.join("mnt")).expect("a directory");
+        bench.run("mount a.img mnt");
+        let all = drawn(&bench, "check mnt", "xterm");
+        assert!(all.contains("█"), "{all}");
+        bench.run("umount mnt");
+    }
+}
+
+/// Of what was not closed properly: its journal is replayed within the list of calls, too.
+#[test]
+fn an_unclean_image_is_checked_as_a_mount_would_see_it() {
+    let bench = Bench::new();
+    bench.run("mkfs -q --size 16M a.img");
+    let volume = Volume::open(bench.join("a.img"), Options::new().write(true));
+    let volume = volume.expect("it was made");
+    volume.create_dir("/directory").expect("there is room");
+    volume.sync().expect("nothing fails");
+    // As after a power cut.
+    fs::copy(bench.join("a.img"), bench.join("b.img")).expect("there is room");
+    volume.close().expect("it closes");
+    let before = fs::read(bench.join("b.img")).expect("it is there");
+    let (code, told, complaint) = check(&bench, "check b.img");
+    assert_eq!((code, complaint.as_str()), (0, ""), "{told}");
+    let due = "3 of them directories";
+    assert!(told.contains(due) && told.contains("replayed"), "{told}");
+    assert!(before == fs::read(bench.join("b.img")).expect("it is there"));
 }
 
 /// Makes, fills and removes directories until it is told to end; how many.

@@ -258,10 +258,9 @@ fn is_confined(process: Pid) -> bool {
     !threads.is_empty() && threads.iter().all(confined)
 }
 
-#[test]
-fn who_looks_at_an_image_is_confined() {
-    let bench = Bench::new();
-    bench.run("mkfs -q -t ext4 --size 8M a.img");
+/// Fails unless the command `line`, when it has something to say, is confined as the environment asks; and
+/// unless it then says `expected`.
+fn assert_confined_if_asked(bench: &Bench, line: &str, expected: &str) {
     for (variable, confined) in [("yes", true), ("no", false)] {
         // It can't get rid of what it says, and waits.
         let (mut read, write) = std::io::pipe().expect("descriptors can be had");
@@ -272,7 +271,7 @@ fn who_looks_at_an_image_is_confined() {
         }
         rustix::io::ioctl_fionbio(&write, false).expect("it is ours");
         let mut process = bench
-            .command("info a.img")
+            .command(line)
             .env("PAGEFENCE_CONFINED", variable)
             .stdout(write)
             .spawn()
@@ -290,8 +289,24 @@ fn who_looks_at_an_image_is_confined() {
         read.read_to_end(&mut said).expect("it ends");
         assert!(process.wait().expect("it ends").success());
         let said = String::from_utf8_lossy(&said[filled..]);
-        assert!(said.contains("ext4"), "{said}");
+        assert!(said.contains(expected), "{line}: {said}");
     }
+}
+
+#[test]
+fn who_looks_at_an_image_is_confined() {
+    let bench = Bench::new();
+    bench.run("mkfs -q -t ext4 --size 8M a.img");
+    assert_confined_if_asked(&bench, "info a.img", "ext4");
+    assert_confined_if_asked(&bench, "check a.img", "sound; ");
+}
+
+#[test]
+fn who_checks_a_mount_is_confined() {
+    let Some(bench) = bench() else { return };
+    bench.run("mount a.img mnt");
+    assert_confined_if_asked(&bench, "check mnt", "sound; ");
+    bench.run("umount mnt");
 }
 
 #[test]
@@ -307,19 +322,52 @@ fn who_changes_an_image_is_confined() {
         "fallocate --offset 0 --length 90000 a.img:/f",
         "migrate --to extents a.img:/f",
     ] {
-        // It may be too fast to be seen.
-        eventually(line, || {
-            let mut process = bench.command(line).spawn().expect("it can be run");
-            let mut seen = false;
-            loop {
-                seen |= is_confined(Pid::from_child(&process));
-                if let Some(status) = process.try_wait().expect("it is ours") {
-                    assert!(status.success(), "{line}");
-                    return seen;
-                }
-            }
-        });
+        assert_seen_confined(line, 0, || bench.command(line));
     }
+}
+
+/// Fails unless the command, which ends with `code`, is seen to be confined.
+fn assert_seen_confined(what: &str, code: i32, mut command: impl FnMut() -> Command) {
+    // It may be too fast to be seen.
+    eventually(what, || {
+        let mut process = command().spawn().expect("it can be run");
+        let mut seen = false;
+        loop {
+            seen |= is_confined(Pid::from_child(&process));
+            if let Some(status) = process.try_wait().expect("it is ours") {
+                assert_eq!(status.code(), Some(code), "{what}");
+                return seen;
+            }
+        }
+    });
+}
+
+/// The demonstration without a mount reads the image itself.
+#[test]
+fn who_shows_an_image_without_a_mount_is_confined() {
+    let bench = Bench::new();
+    bench.run("mkfs -q -t ext4 --size 8M a.img");
+    // The program can't be run again where it has no /proc: as good as no FUSE.
+    let hide = "mount -t tmpfs none /proc";
+    let unshared = |line: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", line]);
+        command
+    };
+    if !unshared(hide).status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: mount namespaces need root and unshare");
+        return;
+    }
+    let line = format!("{hide} && exec \"$0\" demo \"$1\"");
+    assert_seen_confined("demo", 1, || {
+        let mut command = unshared(&line);
+        command
+            .arg(bench.command("demo").get_program())
+            .arg(bench.join("a.img"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    });
 }
 
 #[test]

@@ -161,6 +161,7 @@ fn the_demo_without_fuse_shows_the_same_through_the_library() {
         .args(["-m", "sh", "-c", line])
         .arg(demo.get_program())
         .env("TMPDIR", bench.join(""))
+        .env("PAGEFENCE_CONFINED", "kill")
         .output();
     let Ok(output) = output else {
         eprintln!("skipped: there is no unshare");

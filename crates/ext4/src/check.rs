@@ -40,7 +40,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use pagefence_block_io::{Buffer, Device, DeviceError};
+use pagefence_block_io::{Buffer, Device, DeviceError, FileDevice};
 use pagefence_ext4_format::group_desc::GroupDesc;
 use pagefence_ext4_format::{BlockNo, Corruption, GroupNo, InodeNo};
 use pagefence_jbd2::SnapshotLost;
@@ -150,8 +150,25 @@ pub fn check_image(
         offset,
         ..MountOptions::default()
     };
-    let device = Arc::new(open_device(path, &options)?);
-    opening::check(device, State::OnDisk, &options, event)
+    let device = open_device(path, &options)?;
+    check_opened(device, offset, event)
+}
+
+/// Checks the file system on `device`, an image that is open, as [`check_image`] does: `offset` is where
+/// in the image it starts, and is told, not added. Opens nothing.
+///
+/// # Errors
+/// As [`check_image`], but that it is open already.
+pub fn check_opened(
+    device: FileDevice,
+    offset: u64,
+    event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Summary, CheckError> {
+    let options = MountOptions {
+        offset,
+        ..MountOptions::default()
+    };
+    opening::check(Arc::new(device), State::OnDisk, &options, event)
 }
 
 /// Checks the file system that starts at byte 0 of `device`, as [`check_image`] does.

@@ -5,11 +5,13 @@
 //! What a failure says is enough to run it again; an error of the file system ends the race.
 
 mod cells;
+mod churn;
 mod file;
 mod full;
 mod names;
 mod random;
 
+pub use churn::{Churn, leave_room};
 pub use file::{FileRace, race_over_a_file};
 pub use full::fill_to_the_last_byte;
 pub use names::race_over_names;

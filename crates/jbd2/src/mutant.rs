@@ -44,6 +44,7 @@ impl Mutant {
         match std::env::var(VARIABLE).ok()?.as_str() {
             "dropped-flush" => Some(Self::NoFlushBehindCommitBlock),
             "missing-revoke" => Some(Self::NoRevokeRecords),
+            "home-not-kept" => Some(Self::HomeNotKept),
             _ => None,
         }
     }

@@ -76,6 +76,6 @@ impl Image {
         self,
         mut event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> std::result::Result<Summary, CheckError> {
-        pagefence_ext4::check::check_device(Arc::new(self.device), &mut event)
+        pagefence_ext4::check::check_opened(self.device, self.options.offset, &mut event)
     }
 }

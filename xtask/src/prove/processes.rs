@@ -36,37 +36,43 @@ fn rounds(
     row: &mut Row,
     plan: &Plan,
     kills: &Kills,
-    each: &'static str,
     note: impl Fn(&mut Row, &Found),
 ) -> Result<()> {
     let begun = Instant::now();
     let mut seed = plan.seed;
     while seed == plan.seed || begun.elapsed() < plan.time {
         let kind = ["ext4", "ext3", "ext2"][usize::try_from(seed % 3)?];
-        row.count(each, 1);
-        match kills.round(kind, seed) {
-            Ok(found) => {
-                note(row, &found);
-                row.count("promises kept", found.promises);
-            }
-            Err(error) => row.failures.push(format!("{kind}, seed {seed}: {error:#}")),
+        let (found, outcome) = kills.round(kind, seed);
+        note(row, &found);
+        row.count("promises kept", found.promises);
+        if let Err(error) = outcome {
+            row.failures.push(format!("{kind}, seed {seed}: {error:#}"));
         }
         seed += 1;
     }
     Ok(())
 }
 
-/// The server is killed under fsynced writes, until the time is over.
+/// The server is killed under fsynced writes, maps and checks, until the time is over.
 pub(crate) fn kill(plan: &Plan) -> Result<Row> {
-    row("kill -9 under fsynced writes", plan, &MOUNT, |row| {
-        rounds(row, plan, &Kills::new()?, "kills", |_, _| ())
+    let what = "kill -9 under fsynced writes, maps and checks";
+    row(what, plan, &MOUNT, |row| {
+        rounds(row, plan, &Kills::new()?, |row, found| {
+            row.count("kills", found.kills);
+            row.count("stamps of maps kept", found.stamps);
+            row.count("maps ended by SIGBUS", found.by_signal);
+            row.count("by an error", found.by_error);
+            row.count("checks of mounts", found.checks);
+            row.count("of images", found.images);
+        })
     })
 }
 
 /// The server gets no more memory under fsynced writes: it goes on, or dies, and loses nothing.
 pub(crate) fn memory_that_ends(plan: &Plan) -> Result<Row> {
     row("no more memory under fsynced writes", plan, &MOUNT, |row| {
-        rounds(row, plan, &Kills::starving()?, "servers", |row, found| {
+        rounds(row, plan, &Kills::starving()?, |row, found| {
+            row.count("servers", found.kills);
             row.count("ended by it", found.starved);
         })
     })

@@ -50,7 +50,7 @@ const MODEL: &str = "fs-model";
 /// What tests of a crate may import that is not below it: they need the kernel's page faults for what
 /// they test, and whoever maps pages knows nothing of file systems.
 const ARROWS_OF_TESTS: &[(&str, &[&str])] = &[
-    ("ext4", &["page-mmap"]),
+    ("ext4", &["page-mmap", MODEL]),
     ("page-mmap", &[MODEL]),
     ("pagefence", &["proofs"]),
 ];

@@ -19,7 +19,7 @@ use seccompiler::{
     apply_filter_all_threads,
 };
 
-use super::{Outcome, VARIABLE};
+use super::{Outcome, User, VARIABLE};
 
 /// Calls with any arguments.
 const ALLOWED: &[libc::c_long] = &[
@@ -112,7 +112,7 @@ const ALLOWED: &[libc::c_long] = &[
 ///
 /// # Errors
 /// The kernel has seccomp and refuses.
-pub(super) fn restrict() -> anyhow::Result<Outcome> {
+pub(super) fn restrict(user: User) -> anyhow::Result<Outcome> {
     if architecture().is_none() {
         return Ok(Outcome::Missing(
             "there is no list of calls for this architecture".to_owned(),
@@ -125,7 +125,7 @@ pub(super) fn restrict() -> anyhow::Result<Outcome> {
     } else {
         SeccompAction::Errno(errno(Errno::PERM))
     };
-    let rules = rules()?;
+    let rules = rules(user)?;
     let left = rules.len();
     for program in programs(rules, mismatch)? {
         match apply_filter_all_threads(&program) {
@@ -181,8 +181,8 @@ fn errno(errno: Errno) -> u32 {
     errno.raw_os_error().unsigned_abs()
 }
 
-/// The list: each call with the alternatives of its arguments; none of those stands for any.
-pub(super) fn rules() -> anyhow::Result<BTreeMap<i64, Vec<SeccompRule>>> {
+/// The list of `user`: each call with the alternatives of its arguments; none of those stands for any.
+pub(super) fn rules(user: User) -> anyhow::Result<BTreeMap<i64, Vec<SeccompRule>>> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
     rules.insert(libc::SYS_clone3, Vec::new());
@@ -229,7 +229,9 @@ pub(super) fn rules() -> anyhow::Result<BTreeMap<i64, Vec<SeccompRule>>> {
     // Another queue of requests; sockets that don't wait; all that there is for faults of maps.
     const FUSE_DEV_IOC_CLONE: i32 = 0x8004_e500_u32.cast_signed();
     const FIONBIO: i32 = 0x5421;
-    let mut controls = one_of(1, &[FUSE_DEV_IOC_CLONE, FIONBIO])?;
+    let of_user = user.ioctls().iter().map(|number| number.cast_signed());
+    let controls: Vec<i32> = of_user.chain([FUSE_DEV_IOC_CLONE, FIONBIO]).collect();
+    let mut controls = one_of(1, &controls)?;
     controls.push(all([masked(1, 0xff00, 0xaa00)])?);
     rules.insert(libc::SYS_ioctl, controls);
     // Sockets of this machine, connected before anything is sent: others could send to any name.

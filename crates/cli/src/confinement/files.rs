@@ -33,7 +33,7 @@ pub(super) fn restrict(user: User) -> anyhow::Result<Outcome> {
     let reading = AccessFs::ReadFile | AccessFs::ReadDir;
     let read_and_write: &[&str] = match user {
         User::Server => &READ_AND_WRITE,
-        User::Command => &[],
+        User::Command | User::Client => &[],
     };
     let serving: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
     let rules = || -> Result<_, landlock::RulesetError> {

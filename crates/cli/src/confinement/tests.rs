@@ -243,7 +243,7 @@ fn other_calls_are_out_of_reach_for_seccomp_alone() {
     alone("other_calls_are_out_of_reach_for_seccomp_alone", |place| {
         let (parent, namespace) = (parent(), own_namespace());
         let image = reading("/proc/self/exe").expect("this test");
-        match calls::restrict().expect("it is not refused") {
+        match calls::restrict(User::Server).expect("it is not refused") {
             Outcome::InForce(_) => {
                 all_are_denied(system_calls(place, parent, [&image, &namespace]))
             }
@@ -352,7 +352,7 @@ fn a_kernel_that_has_none_of_it_is_no_obstacle() {
         .expect("a filter");
         seccompiler::apply_filter(&hidden).expect("this kernel has seccomp");
         let missing = |outcome| matches!(outcome, Ok(Outcome::Missing(_)));
-        assert!(missing(files::restrict(User::Server)) && missing(calls::restrict()));
+        assert!(missing(files::restrict(User::Server)) && missing(calls::restrict(User::Server)));
         super::confine(User::Server).expect("what there is, is in force");
         reading(place.join("secret")).expect("this is not there");
         all_are_denied([tried("another root", rustix::process::chroot("/"))]);
@@ -374,7 +374,7 @@ fn a_run_that_looks_for_calls_that_the_list_lacks_ends_at_the_first() {
 /// What no test can try without `unsafe`, and what must never be added in passing.
 #[test]
 fn the_list_has_no_way_out() {
-    let rules = calls::rules().expect("it is sound");
+    let rules = calls::rules(User::Server).expect("it is sound");
     for call in [
         libc::SYS_ptrace,
         libc::SYS_process_vm_readv,

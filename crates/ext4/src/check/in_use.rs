@@ -114,5 +114,3 @@ impl FileSystem {
 
 #[cfg(all(test, not(shuttle)))]
 mod tests;
-#[cfg(all(test, not(shuttle)))]
-mod writer;

@@ -17,6 +17,11 @@ impl Random {
     pub(super) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
+
+    /// True once in `count`, which is not 0.
+    pub(super) fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
 }
 
 /// A number that has nothing to do with these two, or that is always the same for them.

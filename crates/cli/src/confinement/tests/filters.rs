@@ -9,7 +9,7 @@ use std::process::Command;
 use rustix::io::Errno;
 use seccompiler::{BpfProgram, SeccompAction, sock_filter};
 
-use super::super::calls;
+use super::super::{User, calls};
 use super::{PLACE, child};
 
 const ALLOW: u32 = 0x7fff_0000;
@@ -29,9 +29,14 @@ fn architecture() -> u32 {
 struct Filters([BpfProgram; 2]);
 
 impl Filters {
+    /// A server's.
     fn new() -> Self {
+        Self::of(User::Server)
+    }
+
+    fn of(user: User) -> Self {
         let denied = SeccompAction::Errno(Errno::PERM.raw_os_error().unsigned_abs());
-        Self(calls::programs(calls::rules().expect("sound"), denied).expect("sound"))
+        Self(calls::programs(calls::rules(user).expect("sound"), denied).expect("sound"))
     }
 
     /// What the kernel does: of what the filters say, the severest; of two errors the later filter's.
@@ -117,17 +122,23 @@ fn no_memory_becomes_executable() {
 }
 
 #[test]
-fn ioctls_are_those_of_the_connection_and_of_faults() {
-    let filters = Filters::new();
+fn ioctls_are_those_of_the_connection_of_faults_and_of_a_check() {
     let (clone, non_blocking) = (0x8004_e500, 0x5421);
-    for low in 0..=0xffff_u64 {
-        // As they are, with sizes and directions, and with what the kernel does not look at.
-        for high in [0, 0x8004_0000, 0xc020_0000, 0x7_0000_0000] {
-            let number = low | high;
-            let seen = number & 0xffff_ffff;
-            let expected = seen == clone || seen == non_blocking || low >> 8 == 0xaa;
-            let allowed = filters.allow(libc::SYS_ioctl, &[0, number]);
-            assert_eq!(allowed, expected, "ioctl {number:x}");
+    let (begin, news) = (0x8008_f706, 0xbfe0_f707);
+    for user in [User::Server, User::Command, User::Client] {
+        let filters = Filters::of(user);
+        let own: &[u64] = match user {
+            User::Client => &[clone, non_blocking, begin, news],
+            User::Server | User::Command => &[clone, non_blocking],
+        };
+        for low in 0..=0xffff_u64 {
+            // As they are, with sizes and directions, and with what the kernel does not look at.
+            for high in [0, 0x8004, 0x8008, 0xbfe0, 0xc020, 0x7_0000] {
+                let number = low | high << 16;
+                let expected = own.contains(&(number & 0xffff_ffff)) || low >> 8 == 0xaa;
+                let allowed = filters.allow(libc::SYS_ioctl, &[0, number]);
+                assert_eq!(allowed, expected, "{user:?}: ioctl {number:x}");
+            }
         }
     }
 }
@@ -207,7 +218,7 @@ fn others_are_out_of_reach_by_their_numbers() {
 #[test]
 fn calls_by_other_numbers_are_not_made() {
     let filters = Filters::new();
-    let listed = calls::rules().expect("sound");
+    let listed = calls::rules(User::Server).expect("sound");
     for number in (0..1000).filter(|number| !listed.contains_key(number)) {
         assert!(!filters.allow(number, &[0; 6]), "call {number}");
     }
@@ -230,7 +241,7 @@ fn a_program_whose_memory_is_never_executable_does_not_start() {
     const NAME: &str = "filters::a_program_whose_memory_is_never_executable_does_not_start";
     let memory = [libc::SYS_mmap, libc::SYS_mprotect].map(|call| (call, Vec::new()));
     if let Some(place) = std::env::var_os(PLACE) {
-        let mut rules = calls::rules().expect("sound");
+        let mut rules = calls::rules(User::Server).expect("sound");
         for call in [
             libc::SYS_execve,
             libc::SYS_set_tid_address,

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use pagefence_block_io::{Device, MemoryDevice};
 use pagefence_ext4_format::InodeNo;
+use pagefence_fs_model::races::{Churn, leave_room};
 use pagefence_jbd2::SnapshotLost;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
 use pagefence_lock_order::primitives::thread;
-use pagefence_vfs::{FileSystem as _, NewKind, WriteMode};
+use pagefence_vfs::{Credentials, FileSystem as _, New, NewKind};
 
-use super::writer::{Writer, make};
 use super::*;
 use crate::check::{Progress, Subject, check_device};
 use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
@@ -46,17 +46,26 @@ fn open(kind: Kind, features: &str) -> (Arc<MemoryDevice>, FileSystem) {
     };
     let fs = FileSystem::open(Arc::clone(&device) as _, &options).expect("it is sound");
     assert_eq!(fs.read_only_because(), None);
-    let filler = make(&fs, fs.root(), b"filler", NewKind::Regular).expect("a file");
-    let file = fs.open(filler, true).expect("it opens");
-    let free = fs.stat_fs().expect("it counts");
-    let free = free.blocks_available * u64::from(free.block_size);
-    for at in (0..free.saturating_sub(ROOM)).step_by(1 << 16) {
-        fs.write(&file, at, &[0xA5; 1 << 16], WriteMode::default())
-            .expect("there is room");
-    }
-    drop(file);
-    fs.sync().expect("nothing fails");
+    leave_room(&fs, ROOM).expect("there is room");
     (device, fs)
+}
+
+fn root() -> Credentials {
+    Credentials {
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+    }
+}
+
+fn churn(fs: &FileSystem, seed: u64) -> Churn<'_, FileSystem> {
+    Churn::new(fs, seed).expect("a directory")
+}
+
+fn steps(churn: &mut Churn<'_, FileSystem>, count: u32) {
+    for _ in 0..count {
+        churn.step().unwrap_or_else(|error| panic!("{error}"));
+    }
 }
 
 /// What a check finds, a line each; `progress` is told how far it is.
@@ -96,12 +105,12 @@ fn close(device: &Arc<MemoryDevice>, fs: FileSystem) {
 fn of_what_is_sound_nothing_is_found_while_it_changes() {
     for (at, (kind, features)) in KINDS.into_iter().enumerate() {
         let (device, fs) = open(kind, features);
-        let mut writer = Writer::new(&fs, at as u64);
-        (0..40).for_each(|_| writer.step());
+        let mut writer = churn(&fs, at as u64);
+        steps(&mut writer, 40);
         for round in 0..3 {
             // Between any two parts, and any two directories, of the check.
             let (lines, summary) = findings(&fs, |_| {
-                writer.step();
+                steps(&mut writer, 1);
                 fs.sync().expect("nothing fails");
             })
             .unwrap_or_else(|error| panic!("{kind:?} {features}: {error}"));
@@ -119,29 +128,29 @@ fn of_what_is_sound_nothing_is_found_beside_writers() {
     let checks_min: u32 = given.map_or(4, |count| count.parse().expect("a number"));
     for (at, (kind, features)) in KINDS.into_iter().enumerate() {
         let (device, fs) = open(kind, features);
-        let (stop, steps) = (AtomicBool::new(false), AtomicU64::new(0));
+        let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
         thread::scope(|scope| {
-            let mut writers: Vec<Writer<'_>> = (0..3)
-                .map(|number| Writer::new(&fs, at as u64 * 10 + number))
+            let mut writers: Vec<Churn<'_, FileSystem>> = (0..3)
+                .map(|number| churn(&fs, at as u64 * 10 + number))
                 .collect();
             for mut writer in writers.drain(..) {
-                let (stop, steps) = (&stop, &steps);
+                let (stop, done) = (&stop, &done);
                 scope.spawn(move || {
                     while !stop.load(Ordering::Relaxed) {
-                        writer.step();
-                        steps.fetch_add(1, Ordering::Relaxed);
+                        writer.step().unwrap_or_else(|error| panic!("{error}"));
+                        done.fetch_add(1, Ordering::Relaxed);
                     }
                 });
             }
             let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let mut checks = 0_u32;
-                while checks < checks_min || steps.load(Ordering::Relaxed) < 200 {
+                while checks < checks_min || done.load(Ordering::Relaxed) < 200 {
                     let (lines, _) = findings(&fs, |_| thread::yield_now())
                         .unwrap_or_else(|error| panic!("{kind:?} {features}: {error}"));
                     assert_eq!(lines, [""; 0], "{kind:?} {features}, check {checks}");
                     checks += 1;
                 }
-                println!("{kind:?} {features}: {checks} checks, {steps:?} changes");
+                println!("{kind:?} {features}: {checks} checks, {done:?} changes");
             }));
             stop.store(true, Ordering::Relaxed);
             if let Err(panic) = checked {
@@ -157,15 +166,15 @@ fn of_what_is_sound_nothing_is_found_beside_writers() {
 fn without_what_is_kept_the_check_finds_what_is_not_there() {
     for (kind, features) in KINDS {
         let (device, fs) = open(kind, features);
-        let mut writer = Writer::new(&fs, 1);
-        (0..60).for_each(|_| writer.step());
+        let mut writer = churn(&fs, 1);
+        steps(&mut writer, 60);
         let found = (0..20).any(|_| {
             drop(fs.snapshot(fs.instance.live().expect("it is written to"), KEPT_MAX));
             let now = Arc::clone(&device) as Arc<dyn Device>;
             let options = MountOptions::default();
             let checked = opening::check(now, State::Committed, &options, &mut |event| {
                 if let Event::Progress(_) = event {
-                    (0..4).for_each(|_| writer.step());
+                    steps(&mut writer, 4);
                     fs.sync().expect("nothing fails");
                 }
                 ControlFlow::Continue(())
@@ -185,7 +194,13 @@ fn damage_is_found_while_others_write() {
         let idle: Vec<InodeNo> = (0..16)
             .map(|number| {
                 let name = format!("idle {number}");
-                let id = make(&fs, fs.root(), name.as_bytes(), NewKind::Regular).expect("a file");
+                let new = New {
+                    kind: NewKind::Regular,
+                    permissions: 0o644,
+                    umask: 0,
+                };
+                let made = fs.create(fs.root(), name.as_bytes(), &new, &root());
+                let id = made.expect("a file").attr.id;
                 fs.forget(id);
                 InodeNo(u32::try_from(id.0).expect("a number of 32 bits"))
             })
@@ -198,8 +213,8 @@ fn damage_is_found_while_others_write() {
             ..MountOptions::default()
         };
         let fs = FileSystem::open(Arc::clone(&device) as _, &options).expect("it is sound");
-        let mut writer = Writer::new(&fs, 7);
-        (0..40).for_each(|_| writer.step());
+        let mut writer = churn(&fs, 7);
+        steps(&mut writer, 40);
         assert_eq!(findings(&fs, |_| {}).expect("it is checked").0, [""; 0]);
         let victim = idle[8];
         let (block, offset) = fs.instance.inode_block(victim).expect("it exists");
@@ -212,7 +227,7 @@ fn damage_is_found_while_others_write() {
         assert!(due.iter().any(|line| line.starts_with(&about)), "{due:?}");
         for _ in 0..4 {
             let (lines, _) = findings(&fs, |_| {
-                (0..3).for_each(|_| writer.step());
+                steps(&mut writer, 3);
             })
             .expect("it is checked");
             assert_eq!(lines, due, "{kind:?} {features}");
@@ -224,13 +239,13 @@ fn damage_is_found_while_others_write() {
 fn too_many_changes_end_the_check_alone() {
     for (kind, features) in [(Kind::Ext2, ""), (Kind::Ext4, "")] {
         let (device, fs) = open(kind, features);
-        let mut writer = Writer::new(&fs, 3);
-        (0..60).for_each(|_| writer.step());
+        let mut writer = churn(&fs, 3);
+        steps(&mut writer, 60);
         let few = 20 << 10;
         let mut is_first = true;
         let checked = fs.check_within(few, &mut |_| {
             if std::mem::take(&mut is_first) {
-                (0..200).for_each(|_| writer.step());
+                steps(&mut writer, 200);
                 fs.sync().expect("nothing fails");
             }
             ControlFlow::Continue(())
@@ -281,8 +296,8 @@ fn an_abort_ends_the_check() {
 #[test]
 fn what_nobody_writes_to_is_checked_as_it_is() {
     let (device, fs) = open(Kind::Ext4, "");
-    let mut writer = Writer::new(&fs, 5);
-    (0..60).for_each(|_| writer.step());
+    let mut writer = churn(&fs, 5);
+    steps(&mut writer, 60);
     fs.sync().expect("nothing fails");
     // As after a power cut.
     let unclean = Arc::new(device.fork());

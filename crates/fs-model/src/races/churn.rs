@@ -1,61 +1,63 @@
-//! Somebody who writes while checks go on: all that changes metadata, frees it, and uses it again.
+//! Somebody who changes metadata in all ways that there are, frees it, and uses it again.
 
-use pagefence_block_io::fault_device::random::Random;
 use pagefence_vfs::{
-    Credentials, Error, FallocateMode, FileSystem as _, InodeId, MapFormat, New, NewKind,
-    RenameMode, Result, SetAttr, WriteMode, XattrMode,
+    Error, FallocateMode, FileSystem, InodeId, MapFormat, NewKind, RenameMode, Result, SetAttr,
+    WriteMode, XattrMode,
 };
 
-use crate::filesystem::FileSystem;
+use super::random::Random;
+use super::{make, root};
 
-/// Names of a kind that a writer uses.
+/// Names of a kind that are used.
 const NAMES: u64 = 8;
 
 /// Chooses what to do by a seed, in a directory of its own.
-pub(super) struct Writer<'a> {
-    fs: &'a FileSystem,
+pub struct Churn<'a, F> {
+    fs: &'a F,
     random: Random,
     home: InodeId,
-    pub(super) steps: u64,
+    /// What was done so far.
+    pub steps: u64,
 }
 
-pub(super) fn root() -> Credentials {
-    Credentials {
-        uid: 0,
-        gid: 0,
-        groups: Vec::new(),
+/// Leaves `bytes` free, so that what is freed is soon used again: for files of bytes that metadata would not be.
+///
+/// # Errors
+/// What the file system says.
+pub fn leave_room<F: FileSystem>(fs: &F, bytes: u64) -> Result<()> {
+    const PIECE: u64 = 1 << 16;
+    let filler = make(fs, fs.root(), b"filler", NewKind::Regular)?;
+    let file = fs.open(filler, true)?;
+    let free = fs.stat_fs()?;
+    let free = free.blocks_available * u64::from(free.block_size);
+    for at in (0..free.saturating_sub(bytes)).step_by(PIECE as usize) {
+        fs.write(&file, at, &[0xA5; PIECE as usize], WriteMode::default())?;
     }
+    drop(file);
+    fs.sync()
 }
 
-pub(super) fn make(
-    fs: &FileSystem,
-    parent: InodeId,
-    name: &[u8],
-    kind: NewKind<'_>,
-) -> Result<InodeId> {
-    let new = New {
-        kind,
-        permissions: 0o755,
-        umask: 0,
-    };
-    let made = fs.create(parent, name, &new, &root())?.attr.id;
-    Ok(made)
-}
-
-impl<'a> Writer<'a> {
-    pub(super) fn new(fs: &'a FileSystem, seed: u64) -> Self {
-        let name = format!("writer {seed}");
-        let home = make(fs, fs.root(), name.as_bytes(), NewKind::Directory).expect("a directory");
-        Self {
+impl<'a, F: FileSystem> Churn<'a, F> {
+    /// One in a new directory, named for `seed`.
+    ///
+    /// # Errors
+    /// The directory can't be made.
+    pub fn new(fs: &'a F, seed: u64) -> Result<Self> {
+        let name = format!("churn {seed}");
+        let home = make(fs, fs.root(), name.as_bytes(), NewKind::Directory)?;
+        Ok(Self {
             fs,
-            random: Random::new(seed),
+            random: Random::new(seed, 0),
             home,
             steps: 0,
-        }
+        })
     }
 
     /// Does one thing. That there is no space for it, or nothing to do it to, is no failure.
-    pub(super) fn step(&mut self) {
+    ///
+    /// # Errors
+    /// What should not fail did: a sentence that says what.
+    pub fn step(&mut self) -> std::result::Result<(), String> {
         let kind = self.random.below(16);
         let done = match kind {
             0..=3 => self.write(),
@@ -86,8 +88,8 @@ impl<'a> Writer<'a> {
                 | Error::NotDirectory
                 | Error::TooLarge
                 | Error::Unsupported(_),
-            ) => {}
-            Err(error) => panic!("{kind}: {error}"),
+            ) => Ok(()),
+            Err(error) => Err(format!("after {} steps, kind {kind}: {error}", self.steps)),
         }
     }
 
