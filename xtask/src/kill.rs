@@ -17,6 +17,7 @@ use pagefence::{Options, Volume};
 
 use self::online::Checks;
 use self::process::Process;
+use crate::cgroup::MemoryCgroup;
 use crate::command::{Needs, output, require, run as run_program};
 use crate::diff_walk::check;
 use crate::mounts::{ServedMount, Server, pagefence_binary};
@@ -53,13 +54,24 @@ pub(crate) struct Arguments {
     /// The latest moment of a kill, in milliseconds after the writers began.
     #[arg(long, default_value_t = 1500)]
     latest_ms: u64,
-    /// Leave the server no more memory than it has a second before it is killed.
-    #[arg(long)]
-    starve: bool,
+    /// Leave the server no more memory than it has, or hardly more, a second before it is killed.
+    #[arg(long, value_enum)]
+    starve: Option<Shortage>,
+}
+
+/// Who says that there is no more memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Shortage {
+    /// The limit of its address space (`RLIMIT_AS`): a call for more fails.
+    AddressSpace,
+    /// A control group, with what the page cache has of the image: the kernel kills who needs more.
+    Cgroup,
 }
 
 /// How long a server goes on that gets no more memory.
 const STARVED_FOR: Duration = Duration::from_secs(1);
+/// What its control group leaves it, in bytes: as much as one of its writers makes dirty in a moment.
+const CGROUP_BYTES: u64 = 2 << 20;
 /// Bytes of the image.
 const IMAGE_BYTES: u64 = 512 << 20;
 /// What was found of what was promised.
@@ -79,8 +91,9 @@ pub(crate) struct Found {
     /// Checks of images, which found nothing.
     pub(crate) images: u64,
     bytes: u64,
-    /// Servers that ended for want of memory.
+    /// Servers that ended for want of memory, and those of them that the kernel killed.
     pub(crate) starved: u64,
+    pub(crate) by_kernel: u64,
 }
 
 /// Runs the chore; `true` if nothing was lost.
@@ -139,16 +152,16 @@ impl Kills {
                 block_size: 4096,
                 seed: 1,
                 latest_ms: 1500,
-                starve: false,
+                starve: None,
             },
             server: Server::Pagefence(pagefence_binary(None)?),
         })
     }
 
     /// As [`Self::new`], of servers that get no more memory.
-    pub(crate) fn starving() -> Result<Self> {
+    pub(crate) fn starving(shortage: Shortage) -> Result<Self> {
         let mut kills = Self::new()?;
-        kills.arguments.starve = true;
+        kills.arguments.starve = Some(shortage);
         Ok(kills)
     }
 
@@ -177,7 +190,10 @@ fn one_round(
     run_program("mke2fs", options.chain([image.as_os_str()]))?;
 
     let mut writers = Vec::new();
-    let lives = if arguments.starve { 1 } else { arguments.lives };
+    let lives = match arguments.starve {
+        Some(_) => 1,
+        None => arguments.lives,
+    };
     for life in 0..lives {
         let mut mount = ServedMount::new(server, &image, &directory, "rw")?;
         let new = Process::all(arguments, life, &mut random, &scratch, &directory)?;
@@ -187,16 +203,14 @@ fn one_round(
             .collect::<Result<_>>()?;
         // Of a server that gets no memory nothing is asked.
         let checks = match arguments.starve {
-            true => None,
-            false => Some(Checks::begin(server, &directory)?),
+            Some(_) => None,
+            None => Some(Checks::begin(server, &directory)?),
         };
         verify_all(kind, &writers, &directory, &mut Found::default())
             .with_context(|| format!("after kill {life}"))?;
         std::thread::sleep(Duration::from_millis(random.below(arguments.latest_ms)));
-        if arguments.starve {
-            mount.take_memory()?;
-            std::thread::sleep(STARVED_FOR);
-            found.starved += u64::from(mount.is_dead()?);
+        if let Some(shortage) = arguments.starve {
+            starve(shortage, &mut mount, found)?;
         }
         if let Some(checks) = &checks {
             checks.may_fail();
@@ -222,6 +236,26 @@ fn one_round(
     checked.context("at the end")?;
     found.checks += 1;
     ensure_sound(server, &image, found).context("at the end")
+}
+
+fn starve(shortage: Shortage, mount: &mut ServedMount, found: &mut Found) -> Result<()> {
+    let group = match shortage {
+        Shortage::AddressSpace => {
+            mount.take_memory()?;
+            None
+        }
+        Shortage::Cgroup => {
+            let group = MemoryCgroup::new(CGROUP_BYTES)?;
+            group.add(mount.process())?;
+            Some(group)
+        }
+    };
+    std::thread::sleep(STARVED_FOR);
+    found.starved += u64::from(mount.is_dead()?);
+    if let Some(group) = group {
+        found.by_kernel += group.killed()?;
+    }
+    Ok(())
 }
 
 fn verify_all(kind: &str, writers: &[Process], directory: &Path, found: &mut Found) -> Result<()> {

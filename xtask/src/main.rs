@@ -1,6 +1,7 @@
 //! The chores of this workspace, one subcommand each; `cargo xtask help` lists them.
 
 mod bench;
+mod cgroup;
 mod command;
 mod copy_tree;
 mod diff_walk;

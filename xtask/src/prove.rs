@@ -123,9 +123,10 @@ impl Class {
                     time: plan.time * share / 10,
                     ..plan.clone()
                 };
-                let mut rows = in_process(&name, trials::enospc(), &part(8))?;
+                let mut rows = in_process(&name, trials::enospc(), &part(7))?;
                 if std::env::var_os(MUTANT_VARIABLE).is_none() {
-                    rows.push(shown(&name, processes::memory_that_ends(&part(2))?));
+                    rows.push(shown(&name, processes::memory_that_ends(&part(1))?));
+                    rows.push(shown(&name, processes::cgroup_that_ends(&part(2))?));
                     rows.push(shown(&name, processes::budget(plan)?));
                 }
                 Ok(rows)

@@ -65,7 +65,7 @@ impl Process {
         let mut processes = Vec::new();
         for number in 0..=arguments.writers {
             let maps = number == arguments.writers;
-            if maps && arguments.starve {
+            if maps && arguments.starve.is_some() {
                 continue;
             }
             let process = Self {

@@ -40,7 +40,9 @@ pub(crate) fn fuzz(plan: &Plan) -> Result<Vec<Row>> {
         match (&programs, &lack) {
             (Some(Ok(programs)), _) => run(&programs.join(target), bytes_max, time, &mut row)?,
             (Some(Err(error)), _) => row.failures.push(format!("{error:#}")),
-            (None, lack) => row.skipped.extend(lack.iter().map(|lack| format!("{lack:#}"))),
+            (None, lack) => row
+                .skipped
+                .extend(lack.iter().map(|lack| format!("{lack:#}"))),
         }
         rows.push(row);
     }

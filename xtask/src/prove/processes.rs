@@ -6,8 +6,9 @@ use std::time::Instant;
 use anyhow::Result;
 use pagefence_proofs::{Plan, Row};
 
+use crate::cgroup::MemoryCgroup;
 use crate::command::{Needs, require};
-use crate::kill::{Found, Kills};
+use crate::kill::{Found, Kills, Shortage};
 use crate::{memory, soak, storm};
 
 /// A row of what `needs` allow to be tried, or that says what is missing.
@@ -71,9 +72,26 @@ pub(crate) fn kill(plan: &Plan) -> Result<Row> {
 /// The server gets no more memory under fsynced writes: it goes on, or dies, and loses nothing.
 pub(crate) fn memory_that_ends(plan: &Plan) -> Result<Row> {
     row("no more memory under fsynced writes", plan, &MOUNT, |row| {
-        rounds(row, plan, &Kills::starving()?, |row, found| {
+        let kills = Kills::starving(Shortage::AddressSpace)?;
+        rounds(row, plan, &kills, |row, found| {
             row.count("servers", found.kills);
             row.count("ended by it", found.starved);
+        })
+    })
+}
+
+/// As [`memory_that_ends`], in a control group, whose memory is that of the image's pages, too.
+pub(crate) fn cgroup_that_ends(plan: &Plan) -> Result<Row> {
+    let what = "a memory cgroup's limit under fsynced writes";
+    row(what, plan, &MOUNT, |row| {
+        if let Err(lack) = MemoryCgroup::new(1 << 30) {
+            row.skipped.push(format!("{lack:#}"));
+            return Ok(());
+        }
+        let kills = Kills::starving(Shortage::Cgroup)?;
+        rounds(row, plan, &kills, |row, found| {
+            row.count("servers", found.kills);
+            row.count("killed by the kernel", found.by_kernel);
         })
     })
 }
