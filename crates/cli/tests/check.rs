@@ -76,6 +76,8 @@ fn what_cant_be_checked_is_no_finding() {
     std::fs::write(bench.join("text"), vec![b'x'; 1 << 20]).expect("a file");
     for (line, code, complaint) in [
         ("check text", 8, "text: no ext2, ext3 or ext4 file system"),
+        ("check text --offset 4K", 8, "found at byte 4096"),
+        ("check text --offset 2M", 8, "offset= lies past its end"),
         ("check none.img", 8, "none.img: there is no such image"),
         ("check", 16, "IMAGE"),
         ("check --nonsense text", 16, "--nonsense"),
