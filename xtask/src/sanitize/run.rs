@@ -54,6 +54,22 @@ pub(crate) enum End {
 }
 
 impl Outcome {
+    fn new(left_out: Vec<(String, &'static str)>) -> Self {
+        Self {
+            passed: 0,
+            self_tests: 0,
+            failed: Vec::new(),
+            left_out,
+            reports: Vec::new(),
+            suppressed: Vec::new(),
+            not_tried: BTreeSet::new(),
+            end: End::Itself,
+            unfinished: Vec::new(),
+            said: String::new(),
+            time: Duration::ZERO,
+        }
+    }
+
     /// Tests that failed, and that the program did not end as it should.
     pub(crate) fn failures(&self) -> usize {
         self.failed.len() + usize::from(self.end != End::Itself)
@@ -81,19 +97,7 @@ pub(crate) fn run(
             None => asked_for.push(name.to_owned()),
         }
     }
-    let mut outcome = Outcome {
-        passed: 0,
-        self_tests: 0,
-        failed: Vec::new(),
-        left_out: skipped,
-        reports: Vec::new(),
-        suppressed: Vec::new(),
-        not_tried: BTreeSet::new(),
-        end: End::Itself,
-        unfinished: Vec::new(),
-        said: String::new(),
-        time: Duration::ZERO,
-    };
+    let mut outcome = Outcome::new(skipped);
     if asked_for.is_empty() {
         return Ok(outcome);
     }
@@ -297,4 +301,61 @@ fn end_of(text: &str) -> &str {
         from += 1;
     }
     &text[from..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(printed: &str, status: Option<i32>) -> Outcome {
+        let tests = ["a::b", "sanitized::c", "d"].map(str::to_owned);
+        let mut outcome = Outcome::new(Vec::new());
+        outcome.judge(&tests, printed, status.map(ExitStatus::from_raw));
+        outcome
+    }
+
+    #[test]
+    fn what_tests_came_to_is_counted() {
+        let printed = "running 3 tests\ntest a::b ... \nrunning 1 test\n\
+            test sanitized::c ... test sanitized::c ... ok\ntest d - should panic ... FAILED\n\
+            test a::b ... ok\nskipped: no root\ntest result: FAILED. 2 passed\n";
+        let outcome = judged(printed, Some(101 << 8));
+        assert_eq!((outcome.passed, outcome.self_tests), (2, 1));
+        assert_eq!(outcome.failed, ["d"]);
+        assert_eq!((outcome.end.clone(), outcome.failures()), (End::Itself, 1));
+        assert!(outcome.not_tried.contains("no root"));
+    }
+
+    #[test]
+    fn a_crash_is_told_from_a_failure() {
+        let printed = "running 3 tests\ntest a::b ... ok\n";
+        let outcome = judged(printed, Some(11));
+        assert_eq!(outcome.end, End::Crash("signal 11".to_owned()));
+        assert_eq!(outcome.unfinished, ["d", "sanitized::c"]);
+        assert_eq!((outcome.passed, outcome.failures()), (1, 1));
+        assert_eq!(judged(printed, None).end, End::Hang);
+        // A test has ended the process as if all was well.
+        let early = judged(printed, Some(0)).end;
+        assert_eq!(early, End::Crash("exit status: 0".to_owned()));
+    }
+
+    #[test]
+    fn reports_are_told_apart() {
+        let mut outcome = Outcome::new(Vec::new());
+        outcome.read(
+            "==\nWARNING: ThreadSanitizer: data race (pid=1)\n  Write of size 8\n\
+             SUMMARY: ThreadSanitizer: data race a.rs in b\n==\n==\n\
+             WARNING: ThreadSanitizer: data race (pid=1)\n  Read of size 8\n\
+             SUMMARY: ThreadSanitizer: data race c.rs in d\n==\n\
+             ThreadSanitizer: reported 2 warnings\n\
+             ThreadSanitizer: Matched 12 suppressions (pid=1):\n12 race:e::f\n",
+        );
+        outcome.read("==2==ERROR: AddressSanitizer: heap-use-after-free on address 0x1\n");
+        outcome.read("==3==ERROR: LeakSanitizer: detected memory leaks\nSUMMARY: x\n");
+        outcome.read("FATAL: ThreadSanitizer: unexpected memory mapping\n");
+        outcome.read("an ERROR: of ThreadSanitizer's\n");
+        assert_eq!(outcome.reports.len(), 5, "{:?}", outcome.reports);
+        assert!(outcome.reports[1].contains("c.rs in d") && !outcome.reports[1].contains("b\n"));
+        assert_eq!(outcome.suppressed, [("race:e::f".to_owned(), 12)]);
+    }
 }
