@@ -26,6 +26,12 @@ const LEFT_OUT: &[LeftOut] = &[
         sanitizer: Some(Sanitizer::Thread),
         reason: SIGNAL_IN_ATOMIC,
     },
+    LeftOut {
+        package: "memfs",
+        tests: "memory_is_taken_as_it_is_used_and_given_back",
+        sanitizer: Some(Sanitizer::Thread),
+        reason: "it measures the process's memory, of which the sanitizer takes some for each page",
+    },
 ];
 
 /// The sanitizer stores in place of the program, under a lock of its own, which the handler of the signal
