@@ -267,7 +267,7 @@ fn options(
         Sanitizer::Thread => [
             (
                 "TSAN_OPTIONS",
-                format!("{common}:{suppressions}:second_deadlock_stack=1"),
+                format!("{common}:{suppressions}:print_suppressions=1"),
             ),
             ("ASAN_OPTIONS", String::new()),
         ],
