@@ -14,6 +14,7 @@ mod mutants;
 mod prove;
 mod random;
 mod ranges;
+mod sanitize;
 mod scratch;
 mod soak;
 mod sparse;
@@ -71,6 +72,8 @@ enum Chore {
     /// Try what is promised: power cuts, failing devices, hostile images and more; a table of what was
     /// tried.
     Prove(prove::Arguments),
+    /// Run the tests under ThreadSanitizer or AddressSanitizer; a table of what was reported.
+    Sanitize(sanitize::Arguments),
     /// Show that the server's memory stays within its budget (root, loop devices, /dev/fuse).
     ProveMemory(memory::Arguments),
 }
@@ -108,6 +111,7 @@ fn main() -> ExitCode {
         Chore::Workloads(arguments) => workloads::run(&arguments),
         Chore::Mutants(arguments) => mutants::run(&arguments),
         Chore::Prove(arguments) => prove::run(&arguments),
+        Chore::Sanitize(arguments) => sanitize::run(&arguments),
         Chore::ProveMemory(arguments) => memory::run(&arguments),
     };
     match outcome {

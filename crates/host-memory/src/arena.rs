@@ -8,6 +8,8 @@
 use std::ptr::NonNull;
 
 use pagefence_lock_order::primitives::Arc;
+#[cfg(sanitized = "thread")]
+use pagefence_lock_order::primitives::atomic::{AtomicU64, Ordering};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::FRAME_SIZE;
@@ -30,6 +32,9 @@ pub(crate) struct Pool {
     bytes: usize,
     frames: usize,
     free: FreeMap,
+    /// Copies that have ended, see [`Pool::end_copy`].
+    #[cfg(sanitized = "thread")]
+    copies: AtomicU64,
 }
 
 // SAFETY: the pointer is to a mapping that belongs to no thread; who may touch which frame of it
@@ -66,6 +71,8 @@ impl Arena {
                 bytes,
                 frames,
                 free: FreeMap::new(frames),
+                #[cfg(sanitized = "thread")]
+                copies: AtomicU64::new(0),
             }),
         })
     }
@@ -97,6 +104,8 @@ impl Arena {
     pub fn allocate_batch(&self, count: usize) -> Vec<FrameMut> {
         let mut taken = Vec::with_capacity(count.min(self.pool.frames));
         self.pool.free.take(count, &mut taken);
+        #[cfg(sanitized = "thread")]
+        self.pool.copies.load(Ordering::Acquire);
         taken.sort_unstable();
         taken
             .into_iter()
@@ -133,6 +142,14 @@ impl Pool {
         assert!(index < self.frames, "a frame of another arena");
         // SAFETY: `index * FRAME_SIZE` lies inside the mapping of `frames * FRAME_SIZE` bytes.
         unsafe { self.base.as_ptr().add(index * FRAME_SIZE) }
+    }
+
+    /// A copy from or to a frame has ended. The next owner of the frame comes after it: who copies holds
+    /// a reference, mostly by an `Arc`. That one says so by a fence, which the thread sanitizer does not
+    /// see, so it is told.
+    pub(crate) fn end_copy(&self) {
+        #[cfg(sanitized = "thread")]
+        self.copies.fetch_add(1, Ordering::Release);
     }
 
     /// Gives a frame back.

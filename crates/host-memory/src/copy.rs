@@ -3,14 +3,15 @@
 //! A data race is undefined behaviour only between accesses that the language sees. On x86-64
 //! these copies are string instructions in inline assembly: the compiler sees a block that may
 //! change the memory, the processor does plain byte accesses. Elsewhere they are relaxed atomics,
-//! a word at a time. Both give some mixture of old and new bytes when they race, never anything
-//! else; neither orders anything, callers publish by other means.
+//! a word at a time, and so they are for a sanitizer, which can't see into assembly. Both give some
+//! mixture of old and new bytes when they race, never anything else; neither orders anything,
+//! callers publish by other means.
 #![expect(
     unsafe_code,
     reason = "inline assembly, and atomics made from raw pointers"
 )]
 
-#[cfg(any(test, not(target_arch = "x86_64"), miri))]
+#[cfg(any(test, not(target_arch = "x86_64"), miri, sanitized))]
 use pagefence_lock_order::primitives::shared_memory::{AtomicU8, AtomicUsize, Ordering};
 
 /// Copies `len` bytes from `source`, which others may write meanwhile, to `target`.
@@ -21,12 +22,12 @@ use pagefence_lock_order::primitives::shared_memory::{AtomicU8, AtomicUsize, Ord
 /// it runs nobody else touches `target`, and whoever writes `source` does so through this module
 /// or in another process.
 pub(crate) unsafe fn from_shared(source: *const u8, target: *mut u8, len: usize) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(all(target_arch = "x86_64", not(any(miri, sanitized))))]
     // SAFETY: the caller's contract.
     unsafe {
         string_move(source, target, len);
     }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    #[cfg(not(all(target_arch = "x86_64", not(any(miri, sanitized)))))]
     // SAFETY: the caller's contract.
     unsafe {
         words_from_shared(source, target, len);
@@ -39,12 +40,12 @@ pub(crate) unsafe fn from_shared(source: *const u8, target: *mut u8, len: usize)
 ///
 /// As [`from_shared`], with the roles changed.
 pub(crate) unsafe fn to_shared(source: *const u8, target: *mut u8, len: usize) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(all(target_arch = "x86_64", not(any(miri, sanitized))))]
     // SAFETY: the caller's contract.
     unsafe {
         string_move(source, target, len);
     }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    #[cfg(not(all(target_arch = "x86_64", not(any(miri, sanitized)))))]
     // SAFETY: the caller's contract.
     unsafe {
         words_to_shared(source, target, len);
@@ -57,7 +58,7 @@ pub(crate) unsafe fn to_shared(source: *const u8, target: *mut u8, len: usize) {
 ///
 /// `target` is valid for writes of `len` bytes; see [`to_shared`] for who else may touch it.
 pub(crate) unsafe fn zero_shared(target: *mut u8, len: usize) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(all(target_arch = "x86_64", not(any(miri, sanitized))))]
     // SAFETY: `rep stosb` writes exactly `len` bytes at `target`, which the caller vouches for,
     // and changes only the registers named here; the direction flag is clear, as the ABI
     // demands on entry to inline assembly.
@@ -70,7 +71,7 @@ pub(crate) unsafe fn zero_shared(target: *mut u8, len: usize) {
             options(nostack, preserves_flags),
         );
     }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    #[cfg(not(all(target_arch = "x86_64", not(any(miri, sanitized)))))]
     // SAFETY: the caller's contract.
     unsafe {
         words_zero_shared(target, len);
@@ -80,7 +81,7 @@ pub(crate) unsafe fn zero_shared(target: *mut u8, len: usize) {
 /// # Safety
 ///
 /// `source` is valid for reads and `target` for writes of `len` bytes; they don't overlap.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[cfg(all(target_arch = "x86_64", not(any(miri, sanitized))))]
 unsafe fn string_move(source: *const u8, target: *mut u8, len: usize) {
     // SAFETY: `rep movsb` reads and writes exactly `len` bytes at the two pointers, which the
     // caller vouches for, and changes only the registers named here; the direction flag is
@@ -96,12 +97,12 @@ unsafe fn string_move(source: *const u8, target: *mut u8, len: usize) {
     }
 }
 
-#[cfg(any(test, not(target_arch = "x86_64"), miri))]
+#[cfg(any(test, not(target_arch = "x86_64"), miri, sanitized))]
 const WORD: usize = size_of::<usize>();
 
 /// How many leading bytes of `len` at `pointer` lie before the first word boundary, and how many
 /// whole words follow.
-#[cfg(any(test, not(target_arch = "x86_64"), miri))]
+#[cfg(any(test, not(target_arch = "x86_64"), miri, sanitized))]
 fn split(pointer: *const u8, len: usize) -> (usize, usize) {
     let head = pointer.align_offset(WORD).min(len);
     (head, (len - head) / WORD)
@@ -110,7 +111,7 @@ fn split(pointer: *const u8, len: usize) -> (usize, usize) {
 /// # Safety
 ///
 /// As [`from_shared`].
-#[cfg(any(test, not(target_arch = "x86_64"), miri))]
+#[cfg(any(test, not(target_arch = "x86_64"), miri, sanitized))]
 unsafe fn words_from_shared(source: *const u8, target: *mut u8, len: usize) {
     let (head, words) = split(source, len);
     let tail = head + words * WORD;
@@ -135,7 +136,7 @@ unsafe fn words_from_shared(source: *const u8, target: *mut u8, len: usize) {
 /// # Safety
 ///
 /// As [`to_shared`].
-#[cfg(any(test, not(target_arch = "x86_64"), miri))]
+#[cfg(any(test, not(target_arch = "x86_64"), miri, sanitized))]
 unsafe fn words_to_shared(source: *const u8, target: *mut u8, len: usize) {
     let (head, words) = split(target, len);
     let tail = head + words * WORD;
@@ -156,7 +157,7 @@ unsafe fn words_to_shared(source: *const u8, target: *mut u8, len: usize) {
 /// # Safety
 ///
 /// As [`zero_shared`].
-#[cfg(any(test, not(target_arch = "x86_64"), miri))]
+#[cfg(any(test, not(target_arch = "x86_64"), miri, sanitized))]
 unsafe fn words_zero_shared(target: *mut u8, len: usize) {
     let (head, words) = split(target, len);
     let tail = head + words * WORD;

@@ -206,7 +206,8 @@ impl Frame {
         // SAFETY: the range was checked. `target` is a private slice, so it is not of a
         // published frame (there are no references to those) and does not overlap. Writers of a
         // published frame go through `copy_in` and `zero`.
-        unsafe { copy::from_shared(source, target.as_mut_ptr(), target.len()) }
+        unsafe { copy::from_shared(source, target.as_mut_ptr(), target.len()) };
+        self.owned.pool.end_copy();
     }
 
     /// Copies `source` to byte `offset` of the frame. The caller holds the page lock of a page of a
@@ -222,7 +223,8 @@ impl Frame {
         }
         let target = self.at(offset);
         // SAFETY: as in `copy_out`, with the roles changed.
-        unsafe { copy::to_shared(source.as_ptr(), target, source.len()) }
+        unsafe { copy::to_shared(source.as_ptr(), target, source.len()) };
+        self.owned.pool.end_copy();
     }
 
     /// Sets `len` bytes from `offset` on to zero, under the lock that [`Self::copy_in`] asks for.
@@ -240,7 +242,8 @@ impl Frame {
         let target = self.at(offset);
         // SAFETY: the range was checked; everyone else who touches the frame does so through
         // this type.
-        unsafe { copy::zero_shared(target, len) }
+        unsafe { copy::zero_shared(target, len) };
+        self.owned.pool.end_copy();
     }
 
     /// Position in the arena.

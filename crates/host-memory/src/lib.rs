@@ -43,6 +43,8 @@ pub use raw_bytes::RawBytes;
 pub use userfault::{Continue, Event, FaultKind, RangeError, Userfault, UserfaultError, Woken};
 pub use view::{View, ViewKind};
 
+#[cfg(all(test, sanitized))]
+mod sanitized;
 #[cfg(all(test, not(shuttle)))]
 mod test_child;
 

@@ -1,4 +1,5 @@
-//! Tests whose subject is a signal, or a limit of the process: they run themselves in a child.
+//! Tests whose subject is a signal, a limit of the process, or a sanitizer's report: they run themselves in a
+//! child.
 
 use std::process::{Command, ExitStatus};
 
@@ -11,13 +12,19 @@ pub(crate) const DONE: i32 = 77;
 /// Runs `body` in a child, a process that runs the test `name` alone, and says how the child ended.
 /// `name` is that of the caller, with its modules.
 pub(crate) fn in_child(name: &str, body: impl FnOnce()) -> ExitStatus {
+    child(name, body).status().expect("a child")
+}
+
+/// In a child, runs `body` and ends; else gives the command that starts this child, a process that runs the
+/// test `name` alone.
+pub(crate) fn child(name: &str, body: impl FnOnce()) -> Command {
     if std::env::var(VARIABLE).as_deref() == Ok(name) {
         body();
         std::process::exit(DONE);
     }
-    Command::new(std::env::current_exe().expect("this test"))
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command
         .args([name, "--exact", "--nocapture"])
-        .env(VARIABLE, name)
-        .status()
-        .expect("a child")
+        .env(VARIABLE, name);
+    command
 }

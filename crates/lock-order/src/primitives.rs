@@ -19,7 +19,11 @@ mod real {
 
     /// Threads.
     pub mod thread {
-        pub use std::thread::{JoinHandle, current, scope, yield_now};
+        #[cfg(sanitized = "thread")]
+        pub use super::sanitized::scope;
+        #[cfg(not(sanitized = "thread"))]
+        pub use std::thread::scope;
+        pub use std::thread::{JoinHandle, current, yield_now};
 
         /// Starts a thread named `name`.
         ///
@@ -34,6 +38,53 @@ mod real {
             std::thread::Builder::new()
                 .name(name.to_owned())
                 .spawn(body)
+        }
+    }
+
+    /// Scopes of threads whose end the thread sanitizer sees. It watches nothing within the standard
+    /// library, where who leaves a scope waits for its threads.
+    #[cfg(sanitized = "thread")]
+    mod sanitized {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        use std::thread;
+
+        /// Threads of scopes that have ended: they release it, and who has waited for them acquires it.
+        static ENDED: AtomicU64 = AtomicU64::new(0);
+
+        struct End;
+
+        impl Drop for End {
+            fn drop(&mut self) {
+                ENDED.fetch_add(1, Ordering::Release);
+            }
+        }
+
+        /// A scope to start threads in.
+        #[derive(Clone, Copy, Debug)]
+        pub struct Scope<'scope, 'env>(&'scope thread::Scope<'scope, 'env>);
+
+        /// As std's.
+        pub fn scope<'env, F, T>(body: F) -> T
+        where
+            F: for<'scope> FnOnce(Scope<'scope, 'env>) -> T,
+        {
+            let result = thread::scope(|scope| body(Scope(scope)));
+            ENDED.load(Ordering::Acquire);
+            result
+        }
+
+        impl<'scope> Scope<'scope, '_> {
+            /// As std's.
+            pub fn spawn<F, T>(self, body: F) -> thread::ScopedJoinHandle<'scope, T>
+            where
+                F: FnOnce() -> T + Send + 'scope,
+                T: Send + 'scope,
+            {
+                self.0.spawn(|| {
+                    let _end = End;
+                    body()
+                })
+            }
         }
     }
 }

@@ -1,0 +1,99 @@
+//! Tests that can't run under a sanitizer, each with its reason.
+
+use super::Sanitizer;
+
+/// Tests of a package that are left out.
+pub(crate) struct LeftOut {
+    package: &'static str,
+    /// The whole name, or the beginning of several with `*` behind it.
+    tests: &'static str,
+    /// `None` for each of them.
+    sanitizer: Option<Sanitizer>,
+    reason: &'static str,
+}
+
+/// All of them.
+const LEFT_OUT: &[LeftOut] = &[
+    LeftOut {
+        package: "host-memory",
+        tests: "userfault::tests::poison::a_waiting_thread_meets_the_poison",
+        sanitizer: Some(Sanitizer::Thread),
+        reason: SIGNAL_IN_ATOMIC,
+    },
+    LeftOut {
+        package: "host-memory",
+        tests: "userfault::tests::poison::poison_takes_the_place_of_a_protected_page_and_of_its_mark",
+        sanitizer: Some(Sanitizer::Thread),
+        reason: SIGNAL_IN_ATOMIC,
+    },
+    LeftOut {
+        package: "memfs",
+        tests: "memory_is_taken_as_it_is_used_and_given_back",
+        sanitizer: Some(Sanitizer::Thread),
+        reason: "it measures the process's memory, of which the sanitizer takes some for each page",
+    },
+];
+
+/// The sanitizer stores in place of the program, under a lock of its own, which the handler of the signal
+/// that the kernel answers with wants too.
+const SIGNAL_IN_ATOMIC: &str =
+    "it dies of SIGBUS in an ordered store, where the sanitizer waits for itself";
+
+impl LeftOut {
+    fn is_of(&self, package: &str, sanitizer: Sanitizer) -> bool {
+        self.package == package && self.sanitizer.is_none_or(|one| one == sanitizer)
+    }
+
+    fn is_meant(&self, test: &str) -> bool {
+        match self.tests.strip_suffix('*') {
+            Some(beginning) => test.starts_with(beginning),
+            None => test == self.tests,
+        }
+    }
+}
+
+/// Why `test` of `package` is left out, if it is.
+pub(crate) fn reason(package: &str, test: &str, sanitizer: Sanitizer) -> Option<&'static str> {
+    let mut of_package = LEFT_OUT.iter().filter(|one| one.is_of(package, sanitizer));
+    of_package
+        .find(|one| one.is_meant(test))
+        .map(|one| one.reason)
+}
+
+/// What is listed for `package`, of which these tests were left out, and left out none of them.
+pub(crate) fn unused(
+    package: &str,
+    left_out: &[String],
+    sanitizer: Sanitizer,
+) -> Vec<&'static str> {
+    let of_package = LEFT_OUT.iter().filter(|one| one.is_of(package, sanitizer));
+    of_package
+        .filter(|one| !left_out.iter().any(|test| one.is_meant(test)))
+        .map(|one| one.tests)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_is_left_out_where_it_is_meant() {
+        let one = LeftOut {
+            package: "cli",
+            tests: "confinement::*",
+            sanitizer: Some(Sanitizer::Thread),
+            reason: "",
+        };
+        assert!(one.is_meant("confinement::a") && !one.is_meant("a::confinement::a"));
+        assert!(one.is_of("cli", Sanitizer::Thread));
+        assert!(!one.is_of("cli", Sanitizer::Address) && !one.is_of("ext4", Sanitizer::Thread));
+    }
+
+    #[test]
+    fn what_leaves_nothing_out_is_told() {
+        let listed = |left_out: &[String]| unused("host-memory", left_out, Sanitizer::Thread);
+        assert_eq!(listed(&[]).len(), 2);
+        assert_eq!(listed(&[LEFT_OUT[0].tests.to_owned()]), [LEFT_OUT[1].tests]);
+    }
+}
