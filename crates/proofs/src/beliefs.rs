@@ -2,8 +2,11 @@
 //! possible, and for each of them which of its past is surely durable.
 
 mod bytes;
+mod events;
 mod perform;
+mod short;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -12,6 +15,7 @@ use pagefence_fs_model::files::{Answer, Failure, Kind, NodeNo, Operation, Tree};
 use crate::crash::history::{disturbs, touched};
 use crate::crash::names::{self, Names};
 use bytes::{Bytes, Event};
+use events::{events, is_of_range, shortened, size};
 pub(crate) use perform::{is_direct, perform};
 
 /// Everything a volume shows: looks and bytes by path.
@@ -23,12 +27,26 @@ const CANDIDATES_MAX: usize = 32;
 /// What came of an operation.
 #[derive(Debug)]
 pub(crate) struct Outcome {
+    /// How long files were for which this counts, by path, before it was done.
+    pub(crate) sizes: Vec<(String, u64)>,
+    /// What the files have whose ranges could not be changed for want of space.
+    pub(crate) left: Vec<(String, Vec<u8>)>,
     /// Bytes that a write took, all of them unless it failed.
     pub(crate) accepted: usize,
     pub(crate) answer: Result<Answer, Refusal>,
 }
 
 impl Outcome {
+    /// One that is no write.
+    pub(crate) fn new(answer: Result<Answer, Refusal>) -> Self {
+        Self {
+            sizes: Vec::new(),
+            left: Vec::new(),
+            accepted: 0,
+            answer,
+        }
+    }
+
     /// For whoever reads of a failure.
     fn words(&self) -> String {
         let accepted = self.accepted;
@@ -251,6 +269,43 @@ impl Candidate {
         outcome: &Outcome,
         is_exact: bool,
     ) -> Result<Vec<Self>, String> {
+        self.as_long(&outcome.sizes, is_exact)?
+            .after_as_long(operation, outcome, is_exact)
+    }
+
+    /// With files as long as they are seen to be.
+    fn as_long(&self, sizes: &[(String, u64)], is_exact: bool) -> Result<Cow<'_, Self>, String> {
+        let mut seen = Cow::Borrowed(self);
+        for (path, found) in sizes {
+            let Ok(node) = self.tree.node_at(path, true) else {
+                continue;
+            };
+            let expected = size(&self.tree, node);
+            if expected.is_none_or(|expected| expected == *found) {
+                continue;
+            }
+            let known = self.files.get(&node).cloned().unwrap_or_default();
+            if is_exact || !known.may_be_long(*found) {
+                return Err(format!(
+                    "{path:?} to be {expected:?} bytes long, not {found}"
+                ));
+            }
+            let cut = Operation::SetSize {
+                path: path.clone(),
+                size: *found,
+            };
+            let done = seen.to_mut().tree.apply(&cut);
+            done.map_err(|error| format!("{path:?}: {error:?}"))?;
+        }
+        Ok(seen)
+    }
+
+    fn after_as_long(
+        &self,
+        operation: &Operation,
+        outcome: &Outcome,
+        is_exact: bool,
+    ) -> Result<Vec<Self>, String> {
         let expected = self.tree.clone().apply(operation);
         let refusal = match (&outcome.answer, &expected) {
             (Ok(found), Ok(expected)) => {
@@ -277,7 +332,13 @@ impl Candidate {
                 refusal
             }
         };
-        Ok(self.half_done(operation, outcome.accepted, refusal))
+        let mut after = self.half_done(operation, outcome.accepted, refusal);
+        if is_exact && is_of_range(operation) {
+            for after in &mut after {
+                short::adopt(&mut after.tree, operation, &outcome.left)?;
+            }
+        }
+        Ok(after)
     }
 
     /// What it may be after an operation that the device made fail.
@@ -288,7 +349,7 @@ impl Candidate {
             O::Read { .. } | O::ReadHeld { .. } | O::Hold { .. } | O::LetGo { .. } | O::Reopen => {
                 vec![undone]
             }
-            O::Sync { path } => {
+            O::Sync { path } | O::SyncData { path } => {
                 if let Ok(node) = self.tree.node_at(path, true) {
                     undone.file(node).doubt();
                 }
@@ -299,25 +360,24 @@ impl Candidate {
                 vec![undone]
             }
             O::Write { .. } | O::Append { .. } | O::WriteHeld { .. } => {
-                let rest = event(&self.tree, operation);
+                let rest = events(self, operation);
                 if accepted > 0 {
                     undone = self.done(&shortened(operation, accepted));
                 }
                 // A lack of space takes nothing of what was taken, and writes nothing of the rest.
-                if let Some((node, event)) = rest
-                    && refusal.failure != Some(Failure::NoSpace)
-                {
-                    undone.file(node).push(event, true);
-                    undone.file(node).doubt();
+                if refusal.failure != Some(Failure::NoSpace) {
+                    undone.in_doubt(rest);
                 }
+                vec![undone]
+            }
+            _ if is_of_range(operation) => {
+                // Any part of it is done. How long the files are is seen when it counts.
+                undone.in_doubt(events(self, operation));
                 vec![undone]
             }
             _ => {
                 // Nothing of it is done, or all, or it is given up with everything else.
-                if let Some((node, event)) = event(&self.tree, operation) {
-                    undone.file(node).push(event, true);
-                    undone.file(node).doubt();
-                }
+                undone.in_doubt(events(self, operation));
                 let is_possible = self.tree.clone().apply(operation).is_ok();
                 if is_possible && refusal.failure != Some(Failure::NoSpace) {
                     vec![self.done(operation), undone]
@@ -325,6 +385,14 @@ impl Candidate {
                     vec![undone]
                 }
             }
+        }
+    }
+
+    /// Some of this may have happened, and what was to be written before may be lost.
+    fn in_doubt(&mut self, events: Vec<(NodeNo, Event)>) {
+        for (node, event) in events {
+            self.file(node).push(event, true);
+            self.file(node).doubt();
         }
     }
 
@@ -339,7 +407,7 @@ impl Candidate {
         if after.tree.apply(operation).is_err() {
             return self.undone(operation);
         }
-        if let Some((node, event)) = event(&self.tree, operation) {
+        for (node, event) in events(self, operation) {
             after.file(node).push(event, false);
         }
         let step = after.past.len();
@@ -358,6 +426,15 @@ impl Candidate {
                         after.sure.insert(path, node);
                     }
                 }
+            }
+            Operation::SyncData { path } => {
+                let node = self.tree.node_at(path, true);
+                let node = node.expect("what the model did, it found");
+                after.file(node).settle();
+                // It is there, however it is called.
+                let has = |names: &Rc<Names>| names.values().any(|named| named.node == node);
+                let born = after.past.iter().position(has);
+                after.least = after.least.max(born.unwrap_or(0));
             }
             Operation::SyncAll | Operation::Reopen => {
                 after.files.values_mut().for_each(Bytes::settle);
@@ -446,57 +523,6 @@ impl Candidate {
         }
         Ok(())
     }
-}
-
-/// The change of a file's bytes that an operation makes.
-fn event(tree: &Tree, operation: &Operation) -> Option<(NodeNo, Event)> {
-    use Operation as O;
-    let at = |path: &str| tree.node_at(path, true).ok();
-    let write = |offset: u64, length: usize, tag: u64| Event::Write {
-        offset,
-        length,
-        tag,
-    };
-    match operation {
-        O::Write {
-            path,
-            offset,
-            length,
-            tag,
-        } => Some((at(path)?, write(*offset, *length, *tag))),
-        O::Append { path, length, tag } => {
-            let node = at(path)?;
-            let Kind::File(bytes) = &tree.node(node).kind else {
-                return None;
-            };
-            Some((node, write(bytes.size(), *length, *tag)))
-        }
-        O::WriteHeld {
-            slot,
-            offset,
-            length,
-            tag,
-        } => Some((tree.held(*slot)?, write(*offset, *length, *tag))),
-        O::SetSize { path, size } => Some((at(path)?, Event::SetSize(*size))),
-        O::Allocate {
-            path,
-            offset,
-            length,
-        } => Some((at(path)?, Event::Grow(offset + length))),
-        _ => None,
-    }
-}
-
-/// A write of the first `accepted` bytes.
-fn shortened(operation: &Operation, accepted: usize) -> Operation {
-    let mut operation = operation.clone();
-    if let Operation::Write { length, .. }
-    | Operation::Append { length, .. }
-    | Operation::WriteHeld { length, .. } = &mut operation
-    {
-        *length = accepted;
-    }
-    operation
 }
 
 /// Some paths that are not what they were.

@@ -28,7 +28,7 @@ use log::Log;
 
 pub use check::Tried;
 pub use history::{Wrap, options};
-use workload::Repertoire;
+use workload::Profile;
 
 /// Operations of a workload.
 const OPERATIONS: u64 = 50;
@@ -110,11 +110,10 @@ impl Crashes {
     /// # Errors
     /// What did not survive, in words.
     pub fn random(&mut self, seed: u64) -> Result<Tried, String> {
-        let profile = Repertoire::All.profile(seed);
+        let profile = Profile::of(seed);
         let mut random = Random::new(seed);
         let count = 4 + random.below(OPERATIONS) as usize;
-        let operations =
-            workload::operations(&self.setup, (Repertoire::All, profile), &mut random, count);
+        let operations = workload::operations(&self.setup, profile, &mut random, count);
         self.everywhere(operations, &mut random, (MOMENTS, STATES))
             .map_err(|error| format!("{:?}, {profile:?}, seed {seed}: {error}", self.setup))
     }

@@ -17,7 +17,7 @@ use pagefence_block_io::fault_device::{Fault, Times};
 use pagefence_fs_model::files::{Kind as Node, Operation, RECORD_BYTES, Tree};
 use pagefence_lock_order::primitives::Arc;
 
-use crate::crash::workload::{Repertoire, operations};
+use crate::crash::workload::{Profile, operations};
 use crate::guarded::guarded;
 use crate::image::Setup;
 use crate::{Budget, Plan, Row, e2fsck};
@@ -217,12 +217,11 @@ fn shown(trouble: Trouble) -> String {
 /// Operations that a seed determines, with reads between them, and the volume closed and opened again in
 /// every other one.
 pub(crate) fn work(setup: &Setup, seed: u64) -> Work {
-    let work = (Repertoire::Judged, Repertoire::Judged.profile(seed));
     let mut random = Random::new(seed);
     let count = 4 + random.below(OPERATIONS) as usize;
     let mut tree = Tree::new(setup.format());
     let mut all = Vec::new();
-    let done = operations(setup, work, &mut random, count);
+    let done = operations(setup, Profile::of(seed), &mut random, count);
     let reopened = random.below(2 * done.len() as u64) as usize;
     for (number, operation) in done.into_iter().enumerate() {
         // Afterwards nothing is held open; what the rest does with it does nothing.

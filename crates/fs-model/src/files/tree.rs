@@ -98,6 +98,12 @@ impl Tree {
         tree
     }
 
+    /// What depends on the format.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     pub(super) fn insert(&mut self, node: Node) -> NodeNo {
         let number = NodeNo(self.next);
         self.next += 1;

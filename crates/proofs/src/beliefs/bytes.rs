@@ -1,8 +1,20 @@
 //! What a file may hold: for each record the writes that may be the last to have reached the device.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
 
 use pagefence_fs_model::files::{RECORD_BYTES, contents};
+
+/// What a record may be: of which write, and the number of the record that it was written as. Blocks move
+/// within a file, and to others.
+type Record = (u64, u64);
+
+/// Nobody wrote it, or it was cleared.
+const ZEROS: Record = (0, 0);
+
+/// Records by number. Those that are missing are zeros.
+type Records = BTreeMap<u64, Vec<Record>>;
 
 /// A change of a file's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,13 +27,45 @@ pub(crate) enum Event {
     SetSize(u64),
     /// The file is so long at least.
     Grow(u64),
+    /// A range reads as zeros.
+    Clear {
+        offset: u64,
+        length: u64,
+    },
+    /// A range is taken out of a file that is then so long.
+    Collapse {
+        offset: u64,
+        length: u64,
+        size: u64,
+    },
+    /// A hole is put into a file that is then so long.
+    Insert {
+        offset: u64,
+        length: u64,
+        size: u64,
+    },
+    /// A range has what another one had.
+    Exchange {
+        offset: u64,
+        theirs: Rc<Theirs>,
+    },
+}
+
+/// What came by an exchange.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Theirs {
+    /// Numbers of the range in the file that it came from.
+    range: Range<u64>,
+    /// What the file held if all that was done to it has reached the device.
+    all: Records,
+    /// What it may have held.
+    any: Records,
 }
 
 /// The bytes of a file, as far as they are known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bytes {
-    /// The tags that a record may have, 0 standing for zeros. Those that are missing are zeros.
-    records: BTreeMap<u64, Vec<u64>>,
+    records: Records,
     /// The lengths that it may have.
     least: u64,
     most: u64,
@@ -29,9 +73,35 @@ pub(crate) struct Bytes {
     pending: Vec<(Event, bool)>,
 }
 
-fn records(event_offset: u64, length: usize) -> std::ops::Range<u64> {
-    let end = event_offset + length as u64;
+fn records(event_offset: u64, length: u64) -> Range<u64> {
+    let end = event_offset.saturating_add(length);
     event_offset / RECORD_BYTES..end.div_ceil(RECORD_BYTES)
+}
+
+/// What may stand at a place.
+fn at(records: &Records, number: u64) -> &[Record] {
+    records.get(&number).map_or(&[ZEROS], Vec::as_slice)
+}
+
+/// Something else may stand there, too.
+fn add(records: &mut Records, number: u64, more: &[Record]) {
+    let known = records.entry(number).or_insert_with(|| vec![ZEROS]);
+    for record in more {
+        if !known.contains(record) {
+            known.push(*record);
+        }
+    }
+}
+
+/// Moves what stands from `first` on.
+fn moved(records: &mut Records, first: u64, to: u64) {
+    let behind = records.split_off(&first);
+    records.split_off(&to);
+    records.extend(
+        behind
+            .into_iter()
+            .map(|(at, known)| (at - first + to, known)),
+    );
 }
 
 impl Bytes {
@@ -63,40 +133,118 @@ impl Bytes {
     }
 
     fn apply(&mut self, event: &Event, in_doubt: bool) {
-        match *event {
+        match event {
             Event::Write {
                 offset,
                 length,
                 tag,
             } => {
-                for number in records(offset, length) {
-                    let tags = self.records.entry(number).or_insert_with(|| vec![0]);
+                for number in records(*offset, *length as u64) {
                     if !in_doubt {
-                        tags.clear();
+                        self.records.insert(number, Vec::new());
                     }
-                    if !tags.contains(&tag) {
-                        tags.push(tag);
-                    }
+                    add(&mut self.records, number, &[(*tag, number)]);
                 }
-                self.grow(offset + length as u64, in_doubt);
+                self.grow(offset + *length as u64, in_doubt);
             }
-            Event::Grow(size) => self.grow(size, in_doubt),
+            Event::Grow(size) => self.grow(*size, in_doubt),
             Event::SetSize(size) => {
-                let first = size.div_ceil(RECORD_BYTES);
+                self.clear(size.div_ceil(RECORD_BYTES)..u64::MAX, in_doubt);
+                self.set_size(*size, in_doubt);
+            }
+            Event::Clear { offset, length } => self.clear(records(*offset, *length), in_doubt),
+            Event::Collapse {
+                offset,
+                length,
+                size,
+            } => {
+                let range = records(*offset, *length);
                 if in_doubt {
-                    for (_, tags) in self.records.range_mut(first..) {
-                        if !tags.contains(&0) {
-                            tags.push(0);
-                        }
-                    }
-                    self.least = self.least.min(size);
-                    self.most = self.most.max(size);
+                    self.may_move(&range, |number| number + (range.end - range.start));
                 } else {
-                    self.records.split_off(&first);
-                    (self.least, self.most) = (size, size);
+                    moved(&mut self.records, range.end, range.start);
+                }
+                self.set_size(*size, in_doubt);
+            }
+            Event::Insert {
+                offset,
+                length,
+                size,
+            } => {
+                let range = records(*offset, *length);
+                if in_doubt {
+                    // None stands in the place of the hole but what stood there.
+                    let from = |number| match number < range.end {
+                        true => number,
+                        false => number - (range.end - range.start),
+                    };
+                    self.may_move(&range, from);
+                } else {
+                    moved(&mut self.records, range.start, range.end);
+                }
+                self.set_size(*size, in_doubt);
+            }
+            Event::Exchange { offset, theirs } => {
+                let first = offset / RECORD_BYTES;
+                for (number, from) in (first..).zip(theirs.range.clone()) {
+                    if in_doubt {
+                        add(&mut self.records, number, at(&theirs.any, from));
+                    } else {
+                        self.records.insert(number, at(&theirs.all, from).to_vec());
+                    }
                 }
             }
         }
+    }
+
+    /// From where `range` begins each record by itself stays, is cleared, or comes from elsewhere. (How far
+    /// what moves came, it came with all of it: that is for the tests of what moves it.)
+    fn may_move(&mut self, range: &Range<u64>, from: impl Fn(u64) -> u64) {
+        let old = self.records.clone();
+        let last = old.last_key_value().map_or(0, |(number, _)| number + 1);
+        for number in range.start..last + (range.end - range.start) {
+            add(&mut self.records, number, &[ZEROS]);
+            add(&mut self.records, number, at(&old, from(number)));
+        }
+    }
+
+    fn clear(&mut self, range: Range<u64>, in_doubt: bool) {
+        if in_doubt {
+            for (_, known) in self.records.range_mut(range) {
+                if !known.contains(&ZEROS) {
+                    known.push(ZEROS);
+                }
+            }
+        } else {
+            let mut behind = self.records.split_off(&range.start);
+            self.records.append(&mut behind.split_off(&range.end));
+        }
+    }
+
+    fn set_size(&mut self, size: u64, in_doubt: bool) {
+        if in_doubt {
+            self.least = self.least.min(size);
+            self.most = self.most.max(size);
+        } else {
+            (self.least, self.most) = (size, size);
+        }
+    }
+
+    /// What another file gets that changes places with the range.
+    pub(crate) fn given(&self, offset: u64, length: u64) -> Theirs {
+        let mut all = self.clone();
+        all.settle();
+        Theirs {
+            range: records(offset, length),
+            all: all.records,
+            any: self.with_pending().records,
+        }
+    }
+
+    /// Whether it may be so long.
+    pub(crate) fn may_be_long(&self, size: u64) -> bool {
+        let known = self.with_pending();
+        (known.least..=known.most).contains(&size)
     }
 
     fn grow(&mut self, size: u64, in_doubt: bool) {
@@ -141,13 +289,14 @@ impl Bytes {
     fn check_records(&self, offset: u64, found: &[u8]) -> Result<(), String> {
         let first = offset / RECORD_BYTES;
         for (number, record) in (first..).zip(found.chunks(RECORD_BYTES as usize)) {
-            let zeros = &[0][..];
-            let possible = self.records.get(&number).map_or(zeros, Vec::as_slice);
-            let at = number * RECORD_BYTES;
-            let is_of = |tag: &u64| record == contents(*tag, at, record.len());
+            let possible = at(&self.records, number);
+            let is_of = |(tag, number): &Record| {
+                record == contents(*tag, number * RECORD_BYTES, record.len())
+            };
             if !possible.iter().any(is_of) {
+                let byte = number * RECORD_BYTES;
                 return Err(format!(
-                    "byte {at}: {record:02x?}; writes {possible:?} are possible"
+                    "byte {byte}: {record:02x?}; writes and records {possible:?} are possible"
                 ));
             }
         }

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use pagefence::{Error, File, OpenOptions};
 use pagefence_fs_model::files::{Answer, Failure, Operation, contents};
 
+use super::events::{is_of_range, measured};
 use super::{Outcome, Refusal};
 use crate::library::{Library, failure};
 
@@ -27,8 +28,30 @@ impl From<&Error> for Refusal {
     }
 }
 
-/// Does it.
+/// Does it, and looks how long the files are for which this counts.
 pub(crate) fn perform(library: &mut Library, operation: &Operation) -> Outcome {
+    let mut sizes = Vec::new();
+    for path in measured(operation) {
+        if let Ok(metadata) = library.volume().metadata(path) {
+            sizes.push((path.to_owned(), metadata.len()));
+        }
+    }
+    let mut outcome = attempt(library, operation);
+    outcome.sizes = sizes;
+    if let Err(refusal) = &outcome.answer
+        && refusal.failure == Some(Failure::NoSpace)
+        && is_of_range(operation)
+    {
+        for path in operation.paths() {
+            if let Ok(bytes) = library.volume().read(path) {
+                outcome.left.push((path.to_owned(), bytes));
+            }
+        }
+    }
+    outcome
+}
+
+fn attempt(library: &mut Library, operation: &Operation) -> Outcome {
     use Operation as O;
     let volume = library.volume();
     let to_write = OpenOptions::new().write(true);
@@ -72,10 +95,7 @@ pub(crate) fn is_direct(tag: u64) -> bool {
 }
 
 fn all(answer: Result<Answer, Error>) -> Outcome {
-    Outcome {
-        accepted: 0,
-        answer: answer.map_err(|error| Refusal::from(&error)),
-    }
+    Outcome::new(answer.map_err(|error| Refusal::from(&error)))
 }
 
 /// Writes what belongs at `offset`, or at the file's end.
@@ -92,8 +112,9 @@ fn write(file: &File, offset: Option<u64>, length: usize, tag: u64) -> Outcome {
         }
         Ok(Answer::Done)
     })();
+    let answer = answer.map_err(|error: Error| Refusal::from(&error));
     Outcome {
         accepted,
-        answer: answer.map_err(|error: Error| Refusal::from(&error)),
+        ..Outcome::new(answer)
     }
 }

@@ -37,24 +37,11 @@ const PROFILES: [Profile; 6] = [
 ];
 
 const SLOTS: u64 = 2;
-/// What a workload may ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Repertoire {
-    /// All of it.
-    All,
-    /// Operations whose failure [`crate::beliefs`] can judge: no ranges, no blocks that come and go on
-    /// purpose, no fdatasync.
-    Judged,
-}
 
-impl Repertoire {
-    /// The profile of a seed: that of its remainder.
-    pub(crate) fn profile(self, seed: u64) -> Profile {
-        let profiles = match self {
-            Self::All => &PROFILES[..],
-            Self::Judged => &PROFILES[..4],
-        };
-        profiles[(seed % profiles.len() as u64) as usize]
+impl Profile {
+    /// That of a seed's remainder.
+    pub(crate) fn of(seed: u64) -> Self {
+        PROFILES[(seed % PROFILES.len() as u64) as usize]
     }
 }
 
@@ -64,7 +51,7 @@ const MOVED_MAX: u64 = 512 << 10;
 /// The list of operations.
 pub(crate) fn operations(
     setup: &Setup,
-    (repertoire, profile): (Repertoire, Profile),
+    profile: Profile,
     random: &mut Random,
     count: usize,
 ) -> Vec<Operation> {
@@ -72,13 +59,13 @@ pub(crate) fn operations(
     let mut operations = Vec::new();
     while operations.len() < count {
         let tag = operations.len() as u64 + 1;
-        let group = match pick(repertoire, profile, random) {
+        let group = match pick(profile, random) {
             0 => names(&tree, random),
             1 => data(setup, &tree, random, tag),
             2 => replace(&tree, random, tag),
             3 => attributes(&tree, random),
             4 => held(&tree, random, tag),
-            5 => sync(&tree, repertoire, random),
+            5 => sync(&tree, random),
             6 => ranges(setup, &tree, random),
             _ => reuse(random, tag),
         };
@@ -93,8 +80,8 @@ pub(crate) fn operations(
     operations
 }
 
-fn pick(repertoire: Repertoire, profile: Profile, random: &mut Random) -> u8 {
-    let mut weights: [u64; 8] = match profile {
+fn pick(profile: Profile, random: &mut Random) -> u8 {
+    let weights: [u64; 8] = match profile {
         Profile::Names => [12, 1, 1, 2, 1, 3, 0, 0],
         Profile::Data => [2, 12, 1, 1, 1, 4, 1, 0],
         Profile::Replace => [2, 2, 8, 1, 0, 1, 0, 0],
@@ -102,9 +89,6 @@ fn pick(repertoire: Repertoire, profile: Profile, random: &mut Random) -> u8 {
         Profile::Ranges => [1, 5, 0, 0, 1, 3, 12, 0],
         Profile::Reuse => [1, 1, 1, 0, 2, 1, 0, 6],
     };
-    if repertoire == Repertoire::Judged {
-        weights[6..].fill(0);
-    }
     let mut at = random.below(weights.iter().sum());
     for (index, weight) in (0..).zip(weights) {
         if at < weight {
@@ -455,10 +439,9 @@ fn reuse(random: &mut Random, tag: u64) -> Vec<Operation> {
     steps
 }
 
-fn sync(tree: &Tree, repertoire: Repertoire, random: &mut Random) -> Vec<Operation> {
-    let is_all = repertoire == Repertoire::All;
+fn sync(tree: &Tree, random: &mut Random) -> Vec<Operation> {
     match file(tree, random) {
-        Some(path) if is_all && random.one_in(4) => vec![Operation::SyncData { path }],
+        Some(path) if random.one_in(4) => vec![Operation::SyncData { path }],
         Some(path) if !random.one_in(4) => vec![Operation::Sync { path }],
         _ => vec![Operation::SyncAll],
     }

@@ -279,15 +279,9 @@ impl<'w> Session<'w> {
 }
 
 fn done() -> Outcome {
-    Outcome {
-        accepted: 0,
-        answer: Ok(pagefence_fs_model::files::Answer::Done),
-    }
+    Outcome::new(Ok(pagefence_fs_model::files::Answer::Done))
 }
 
 fn refused(refusal: Refusal) -> Outcome {
-    Outcome {
-        accepted: 0,
-        answer: Err(refusal),
-    }
+    Outcome::new(Err(refusal))
 }

@@ -134,6 +134,7 @@ fn may_need_space(operation: &Operation) -> bool {
     !matches!(
         operation,
         O::Sync { .. }
+            | O::SyncData { .. }
             | O::SyncAll
             | O::Reopen
             | O::LetGo { .. }
