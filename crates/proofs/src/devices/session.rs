@@ -168,16 +168,6 @@ impl<'w> Session<'w> {
     /// Does one operation.
     fn step(&mut self, library: &mut Library, operation: &Operation) -> Result<Outcome, String> {
         let outcome = perform(library, operation);
-        if std::env::var("DBG").is_ok() {
-            eprintln!(
-                "DBG {:.200} -> {:.160} sizes {:?} acc {} {:?}",
-                format!("{operation:?}"),
-                format!("{:?}", outcome.answer),
-                outcome.sizes,
-                outcome.accepted,
-                self.watched.failed()
-            );
-        }
         self.take(operation, &outcome)?;
         Ok(outcome)
     }
@@ -209,9 +199,6 @@ impl<'w> Session<'w> {
                 return self.take(operation, &outcome);
             }
         };
-        if std::env::var("DBG").is_ok() {
-            eprintln!("DBG {:.200}", format!("{operation:?}"));
-        }
         let mut heard = Vec::new();
         for file in [&one, &other, &one, &other] {
             let synced = match operation {
