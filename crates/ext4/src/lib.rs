@@ -97,7 +97,7 @@ mod symlink;
 mod system_zones;
 mod trim;
 mod truncate;
-mod unlisted;
+mod unsound;
 mod writeback;
 mod xattr;
 

@@ -28,7 +28,7 @@ use crate::instance::Instance;
 use crate::mount::MountError;
 use crate::orphans::Orphans;
 use crate::recovery::{blocks_of, mark_error, write_superblock};
-use crate::unlisted::Unlisted;
+use crate::unsound::Unsound;
 
 /// How long a change waits until it is committed, unless told otherwise.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
@@ -71,7 +71,7 @@ pub(crate) struct Live {
     /// lies in which.
     pub(crate) renames: OrderedRwLock<levels::Rename, ()>,
     /// Where a commit is not always sound in itself.
-    pub(crate) unlisted: Arc<Unlisted>,
+    pub(crate) unsound: Arc<Unsound>,
     keeper: Arc<Keeper>,
     closed: AtomicBool,
     /// The last transaction by which blocks with data moved within a file or to another one; 0 if it is
@@ -205,7 +205,7 @@ impl Live {
             allocator,
             orphans,
             renames: OrderedRwLock::new(0, ()),
-            unlisted: Arc::default(),
+            unsound: Arc::default(),
             keeper,
             closed: AtomicBool::new(false),
             moved: AtomicU64::new(0),

@@ -187,6 +187,10 @@ impl FileSystem {
         // What was written just now may have made the map another one.
         let (mut shift, blocks) = self.plan_shift(&mut held, inode, gap, way)?;
         self.top_up(inode, &mut space, blocks)?;
+        // Until all has moved pointers may be in the map twice, in committed states as well.
+        let is_unsound = matches!(shift, Shift::Pointers(_)) && !self.instance.has_log();
+        let live = self.instance.live()?;
+        let _unsound = is_unsound.then(|| live.unsound.enter());
         let step = |transaction: &mut Transaction<'_>, cut: &mut Cut<'_>| {
             step(&mut shift, transaction, cut)
         };

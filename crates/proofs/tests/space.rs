@@ -50,36 +50,3 @@ fn threads_fill_ext4_and_its_counts_are_exact() {
 fn threads_fill_ext3_and_its_counts_are_exact() {
     run(prove_full, Setup::new(Kind::Ext3, 4096, 16));
 }
-#[test]
-fn dbg_one() {
-    let Ok(seed) = std::env::var("DBGSEED") else {
-        return;
-    };
-    for (kind, bs, mib) in [
-        (Kind::Ext4, 1024, 8),
-        (Kind::Ext4, 4096, 16),
-        (Kind::Ext3, 1024, 8),
-        (Kind::Ext3, 4096, 16),
-        (Kind::Ext2, 1024, 4),
-        (Kind::Ext2, 4096, 16),
-    ] {
-        let plan = Plan {
-            seed: seed.parse().unwrap(),
-            time: Duration::from_secs(std::env::var("DBGSECS").unwrap().parse().unwrap()),
-        };
-        let row = prove_short(Setup::new(kind, bs, mib), &plan);
-        println!("{row}");
-        let plan = Plan {
-            seed: seed.parse::<u64>().unwrap() + 100,
-            ..plan
-        };
-        let lies = pagefence_proofs::devices::prove_lies(Setup::new(kind, bs, mib), &plan);
-        println!("{lies}");
-        for f in lies.failures {
-            println!("FAIL {:.1000}", f);
-        }
-        for f in row.failures {
-            println!("FAIL {:.1000}", f);
-        }
-    }
-}

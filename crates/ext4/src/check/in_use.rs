@@ -93,7 +93,7 @@ impl FileSystem {
             other => CheckError::Commit(other),
         };
         let instance = &self.instance;
-        let _none = live.unlisted.keep_out();
+        let _none = live.unsound.keep_out();
         let tid = {
             let mut held = Held::at_entry();
             let (mut transaction, _held) =

@@ -32,7 +32,7 @@ use crate::inode::Inode;
 use crate::instance::Instance;
 use crate::live::Need;
 use crate::orphans;
-use crate::unlisted::Inside;
+use crate::unsound::Inside;
 
 /// Making it: bitmap, descriptor, superblock, its record.
 const MAKE: Need = Need {
@@ -156,7 +156,7 @@ impl FileSystem {
     ) -> Result<Holder> {
         let instance = &self.instance;
         let live = instance.live()?;
-        let unlisted = (!instance.has_log()).then(|| live.unlisted.enter());
+        let unlisted = (!instance.has_log()).then(|| live.unsound.enter());
         let (mut transaction, _held) = instance.begin(held, MAKE)?;
         let Some((allocator, handle)) = transaction.allocation() else {
             return Err(Error::ReadOnly);

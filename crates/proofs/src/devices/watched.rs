@@ -122,6 +122,7 @@ fn record(bytes: &[u8]) -> Option<(u64, u64)> {
     };
     let (tag, number) = (word(0)?, word(8)?);
     let at = number.checked_mul(RECORD_BYTES)?;
+    at.checked_add(bytes.len() as u64)?;
     (tag != 0 && contents(tag, at, bytes.len()) == bytes).then_some((tag, number))
 }
 
@@ -213,7 +214,7 @@ impl Device for Watched {
 mod tests {
     use std::io::IoSlice;
 
-    use super::{Bytes, classify};
+    use super::{Bytes, RECORD_BYTES, classify, record};
     use pagefence_fs_model::files::contents;
 
     #[test]
@@ -228,5 +229,16 @@ mod tests {
         assert_eq!(kind(&[0; 512]), Bytes::Zeros);
         bytes[100] ^= 1;
         assert_eq!(kind(&bytes), Bytes::Metadata);
+    }
+
+    /// Any bytes can lie where they were written by mistake.
+    #[test]
+    fn what_would_lie_past_all_offsets_is_no_record() {
+        let mut bytes = contents(1, 5 * RECORD_BYTES, RECORD_BYTES as usize);
+        assert_eq!(record(&bytes), Some((1, 5)));
+        for number in [u64::MAX / RECORD_BYTES, u64::MAX] {
+            bytes[8..16].copy_from_slice(&number.to_le_bytes());
+            assert_eq!(record(&bytes), None);
+        }
     }
 }

@@ -11,10 +11,13 @@ use pagefence_jbd2::SnapshotLost;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
 use pagefence_lock_order::primitives::thread;
-use pagefence_vfs::{Credentials, FileSystem as _, New, NewKind};
+use pagefence_vfs::{
+    Credentials, FallocateMode, FileSystem as _, MapFormat, New, NewKind, WriteMode,
+};
 
 use super::*;
 use crate::check::{Progress, Subject, check_device};
+use crate::filesystem::File;
 use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
 
 /// Bytes that are left to writers, so that what is freed is soon used again.
@@ -158,6 +161,117 @@ fn of_what_is_sound_nothing_is_found_beside_writers() {
             }
         });
         close(&device, fs);
+    }
+}
+
+/// Stops whoever starts some transaction, until he may go on.
+#[derive(Default)]
+struct Stop {
+    /// Transactions until then.
+    left: AtomicU64,
+    is_stopped: AtomicBool,
+    may_go: AtomicBool,
+}
+
+impl Stop {
+    fn before_transaction(&self) {
+        let less = |left: u64| left.checked_sub(1);
+        let left = self
+            .left
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        if left == Ok(1) {
+            self.is_stopped.store(true, Ordering::Release);
+            while !self.may_go.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
+        }
+    }
+}
+
+/// Checks while `change` is stopped before the transaction `number` of those that it starts; false
+/// if it does not start so many. A check that waits for the change lets it go on.
+fn check_before_transaction(fs: &FileSystem, number: u64, change: impl FnOnce() + Send) -> bool {
+    let stop = Arc::new(Stop::default());
+    stop.left.store(number, Ordering::Release);
+    let hook = Arc::clone(&stop);
+    fs.instance
+        .probe
+        .before_transaction(move || hook.before_transaction());
+    let unsound = &fs.instance.live().expect("it is written to").unsound;
+    thread::scope(|scope| {
+        let changing = scope.spawn(change);
+        while !stop.is_stopped.load(Ordering::Acquire) && !changing.is_finished() {
+            thread::yield_now();
+        }
+        let was_stopped = stop.is_stopped.load(Ordering::Acquire);
+        stop.left.store(0, Ordering::Release);
+        let checking = scope.spawn(|| findings(fs, |_| {}).expect("it is checked"));
+        while !checking.is_finished() && !unsound.is_awaited() {
+            thread::yield_now();
+        }
+        stop.may_go.store(true, Ordering::Release);
+        let (lines, _) = checking.join().expect("no panic");
+        changing.join().expect("no panic");
+        assert_eq!(lines, [""; 0], "before transaction {number}");
+        was_stopped
+    })
+}
+
+/// Has blocks of a file move, in several transactions.
+type Shift = fn(&FileSystem, &File) -> pagefence_vfs::Result<()>;
+
+const SHIFTS: [(&str, Shift); 3] = [
+    ("collapse", |fs, file| {
+        fs.allocate(file, 2 << 10, 3 << 10, FallocateMode::COLLAPSE_RANGE)
+    }),
+    ("insertion", |fs, file| {
+        fs.allocate(file, 2 << 10, 3 << 10, FallocateMode::INSERT_RANGE)
+    }),
+    ("exchange", |fs, file| {
+        // Without a journal each block is a transaction.
+        let blocks = if fs.instance.has_log() { 400 } else { 20 };
+        fs.exchange_range(file, 0, file, 800 << 10, blocks << 10)
+    }),
+];
+
+/// Without a journal pointers of a block map may be in it twice between two transactions.
+#[test]
+fn nothing_is_found_between_the_steps_of_what_moves_blocks() {
+    for (kind, features) in KINDS {
+        for to in [MapFormat::Blocks, MapFormat::Extents] {
+            for (name, shift) in SHIFTS {
+                let (device, fs) = open(kind, features);
+                let new = New {
+                    kind: NewKind::Regular,
+                    permissions: 0o644,
+                    umask: 0,
+                };
+                let made = fs.create(fs.root(), b"file", &new, &root());
+                let id = made.expect("a file").attr.id;
+                let file = fs.open(id, true).expect("it opens");
+                // Several leaves of either kind of map.
+                for block in (0..1600).step_by(2) {
+                    fs.write(&file, block << 10, &[0xA5; 1024], WriteMode::default())
+                        .expect("there is room");
+                }
+                fs.sync().expect("nothing fails");
+                match fs.migrate(id, to, &root()) {
+                    Ok(()) => {}
+                    // Block maps are all that there is.
+                    Err(Error::InvalidArgument) if to == MapFormat::Blocks => {}
+                    Err(Error::InvalidArgument) => continue,
+                    Err(error) => panic!("{kind:?} {features}: {error}"),
+                }
+                let change = || shift(&fs, &file).expect("nothing fails");
+                let stops = (1..)
+                    .take_while(|number| check_before_transaction(&fs, *number, change))
+                    .count();
+                println!("{kind:?} {features}, {to:?}, {name}: {stops} transactions");
+                assert!(stops >= 2, "{kind:?} {features}, {to:?}, {name}: {stops}");
+                drop(file);
+                close(&device, fs);
+            }
+        }
     }
 }
 
