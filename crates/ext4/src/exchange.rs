@@ -345,6 +345,7 @@ impl FileSystem {
             self.instance.gap_of(&ranges.bytes(0))?,
             self.instance.gap_of(&ranges.bytes(1))?,
         ];
+        self.instance.live()?.commit_moves()?;
         let mut buffer = Vec::new();
         let mut done = 0;
         while done < gaps[0].len {
@@ -410,6 +411,7 @@ impl FileSystem {
                 }
                 space = transaction.take_rest().ok_or(Error::ReadOnly)?;
                 tid = transaction.tid();
+                live.note_move(tid);
                 transaction.end();
             }
             if progress == Progress::Done {

@@ -16,7 +16,7 @@ use pagefence_ext4_format::superblock::{State, Superblock};
 use pagefence_ext4_format::{BlockNo, InodeNo};
 use pagefence_jbd2::{Client, Journal, JournalError, JournalLocation, Options, Sealing, Tid};
 use pagefence_lock_order::levels::{self, Level};
-use pagefence_lock_order::primitives::atomic::{AtomicBool, Ordering};
+use pagefence_lock_order::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex, Weak};
 use pagefence_lock_order::{After, Held, OrderedRwLock};
 use pagefence_vfs::{Error, Result};
@@ -74,6 +74,9 @@ pub(crate) struct Live {
     pub(crate) unlisted: Arc<Unlisted>,
     keeper: Arc<Keeper>,
     closed: AtomicBool,
+    /// The last transaction by which blocks with data moved within a file or to another one; 0 if it is
+    /// known to be durable.
+    moved: AtomicU64,
 }
 
 /// What the journal asks when it commits; keeps the superblock.
@@ -205,6 +208,7 @@ impl Live {
             unlisted: Arc::default(),
             keeper,
             closed: AtomicBool::new(false),
+            moved: AtomicU64::new(0),
         })
     }
 
@@ -236,6 +240,30 @@ impl Live {
     /// `Io`.
     pub(crate) fn commit(&self, tid: u64) -> Result<()> {
         self.journal.commit(Tid(tid)).map_err(journal_error)
+    }
+
+    /// Blocks with data move by transaction `tid`, which has not ended, or nobody can write to them yet.
+    pub(crate) fn note_move(&self, tid: u64) {
+        self.moved.fetch_max(tid, Ordering::AcqRel);
+    }
+
+    /// Waits until blocks that moved are durable where they are. Whoever writes to blocks that have data
+    /// waits for this first: a power cut that undid the move would show what is written where they were,
+    /// in another file even. No lock that a commit needs is held; page locks may be.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn commit_moves(&self) -> Result<()> {
+        let tid = self.moved.load(Ordering::Acquire);
+        if tid == 0 {
+            return Ok(());
+        }
+        self.commit(tid)?;
+        // Unless more has moved meanwhile.
+        let _ = self
+            .moved
+            .compare_exchange(tid, 0, Ordering::AcqRel, Ordering::Acquire);
+        Ok(())
     }
 
     /// Sets the head of the list of orphans; the transaction writes it.

@@ -335,6 +335,7 @@ impl FileSystem {
                 inode.core.set_size(size);
                 space = transaction.take_rest().ok_or(Error::ReadOnly)?;
                 tid = transaction.tid();
+                live.note_move(tid);
                 transaction.end();
             }
             if progress == Progress::Done {

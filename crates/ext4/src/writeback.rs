@@ -199,7 +199,12 @@ impl FileData {
         BlockMap: After<P>,
     {
         let live = self.instance.live()?;
-        for piece in self.pieces(held, batch)? {
+        let pieces = self.pieces(held, batch)?;
+        let has_data = |piece: &Piece| matches!(piece.target, Target::Written(_));
+        if pieces.iter().any(has_data) {
+            live.commit_moves()?;
+        }
+        for piece in pieces {
             let first = FileBlock(piece.first);
             let len = piece.len;
             if let Target::Written(start) | Target::Unwritten(start) = piece.target {

@@ -2,7 +2,7 @@
 
 use fuser::{Errno, FileHandle, INodeNo, OpenAccMode, OpenFlags, ReplyData, Request, WriteFlags};
 use pagefence_lock_order::primitives::Mutex;
-use pagefence_vfs::{FallocateMode, FileSystem, InodeId, Whence, WriteMode};
+use pagefence_vfs::{FallocateMode, FileSystem, InodeId, Result as FsResult, Whence, WriteMode};
 use rustix::fs::OFlags;
 
 use crate::dispatch::Dispatch;
@@ -118,7 +118,7 @@ impl<F: FileSystem> Dispatch<F> {
             let read = if is_direct(flags) {
                 self.fs.read_direct(&file, offset, buffer)
             } else {
-                self.fs.read(&file, offset, buffer)
+                read_all(offset, buffer, |at, part| self.fs.read(&file, at, part))
             };
             match read {
                 Ok(length) => reply.data(&buffer[..length.min(size)]),
@@ -286,6 +286,24 @@ fn fallocate_mode(mode: i32) -> Option<FallocateMode> {
             .filter(|(bit, _)| mode & bit != 0)
             .fold(FallocateMode::empty(), |all, (_, one)| all | *one)
     })
+}
+
+/// Reads all that there is. The kernel takes an answer that is shorter than its request for the end of the
+/// file, and the rest of the pages that it asked for for zeros: what comes short of an error is that error, for
+/// the kernel to ask again for each page.
+fn read_all(
+    offset: u64,
+    buffer: &mut [u8],
+    mut read: impl FnMut(u64, &mut [u8]) -> FsResult<usize>,
+) -> FsResult<usize> {
+    let mut done = read(offset, buffer)?;
+    while (1..buffer.len()).contains(&done) {
+        match read(offset.saturating_add(done as u64), &mut buffer[done..])? {
+            0 => break,
+            more => done += more,
+        }
+    }
+    Ok(done)
 }
 
 #[cfg(test)]

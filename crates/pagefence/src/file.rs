@@ -182,7 +182,8 @@ impl File {
             bytes.resize(start + step, 0);
             let read = self.read_at(start as u64, &mut bytes[start..])?;
             bytes.truncate(start + read);
-            if read < step || bytes.len() == size {
+            // Fewer than asked for are the last ones, or those before an error: who asks again knows.
+            if read == 0 || bytes.len() == size {
                 return Ok(bytes);
             }
         }

@@ -38,12 +38,24 @@ const CALLS: [Call; 5] = [
     Call::WriteZeroes,
 ];
 
+/// Of the calls of a workload one in so many fails until the volume is closed, the others until the
+/// workload is done. Those that come later can only fail later.
+const LASTS_ONE_IN: u64 = 4;
+
 /// What is wrong with a device.
 #[derive(Clone, Copy, Debug)]
 enum Trouble {
     None,
     Fault(Fault),
     Shrink(Shrink),
+}
+
+/// Calls of each of the kinds [`CALLS`].
+struct Calls {
+    /// By the workload.
+    of_work: [u64; 5],
+    /// Those too that look at what is there, and close it.
+    in_all: [u64; 5],
 }
 
 /// What a run does.
@@ -133,10 +145,10 @@ impl Failures {
         let name =
             |fault: &str, error: String| format!("{:?}, seed {seed}, {fault}: {error}", self.setup);
         let mut tried = Tried::default();
-        let clean = self.case(&work, Trouble::None);
+        let clean = self.case(&work, (Trouble::None, false));
         let (calls, _) = clean.map_err(|error| name("no fault", error))?;
         let mut random = Random::new(seed);
-        let mut troubles = self.troubles(calls, &mut random);
+        let mut troubles = self.troubles(&calls, &mut random);
         while !troubles.is_empty() {
             if tried.cases > 0 && !budget.is_left() {
                 break;
@@ -151,29 +163,33 @@ impl Failures {
         Ok(tried)
     }
 
-    /// Everything that can go wrong in a run of so many calls of each kind.
-    fn troubles(&self, calls: [u64; 5], random: &mut Random) -> Vec<Trouble> {
+    /// Everything that can go wrong in a run of so many calls of each kind, and whether it goes on while
+    /// the volume is closed.
+    fn troubles(&self, calls: &Calls, random: &mut Random) -> Vec<(Trouble, bool)> {
         let mut troubles = Vec::new();
         if self.how.shrinks {
-            let [reads, writes, ..] = calls;
-            troubles.extend((0..reads + writes).map(|call| {
+            let reach = |calls: &[u64; 5]| calls[0] + calls[1];
+            troubles.extend((0..reach(&calls.in_all)).map(|call| {
+                let lasts = call >= reach(&calls.of_work) || random.one_in(LASTS_ONE_IN);
                 let blocks = self.setup.size / u64::from(self.setup.block_size);
                 // What is used is mostly at the beginning.
                 let most = 1 + random.below(blocks);
                 let end = random.below(most) * u64::from(self.setup.block_size);
-                Trouble::Shrink(Shrink { call, end })
+                (Trouble::Shrink(Shrink { call, end }), lasts)
             }));
             return troubles;
         }
-        for (operation, count) in CALLS.into_iter().zip(calls) {
-            for call in 0..count {
+        for (kind, operation) in CALLS.into_iter().enumerate() {
+            for call in 0..calls.in_all[kind] {
                 troubles.extend([Times::Once, Times::Forever].map(|times| {
-                    Trouble::Fault(Fault {
+                    let fault = Fault {
                         operation,
                         call,
                         times,
                         errno: ERRNO,
-                    })
+                    };
+                    let lasts = call >= calls.of_work[kind] || random.one_in(LASTS_ONE_IN);
+                    (Trouble::Fault(fault), lasts)
                 }));
             }
         }
@@ -181,13 +197,21 @@ impl Failures {
     }
 
     /// One run; how many calls of each kind it made.
-    fn case(&self, work: &Arc<Work>, trouble: Trouble) -> Result<([u64; 5], Tried), String> {
+    fn case(
+        &self,
+        work: &Arc<Work>,
+        (trouble, lasts): (Trouble, bool),
+    ) -> Result<(Calls, Tried), String> {
         let (setup, how, work) = (self.setup, self.how, Arc::clone(work));
         let image = self.image.fork();
         guarded(move || {
-            let session = Session::new(&setup, &work, &image, trouble, how.swallows_errors);
+            let session =
+                Session::new(&setup, &work, &image, (trouble, lasts), how.swallows_errors);
             let left = session.run()?;
-            let calls = left.calls;
+            let calls = Calls {
+                of_work: left.calls,
+                in_all: left.calls_in_all,
+            };
             let salt = match trouble {
                 Trouble::None => 0,
                 Trouble::Fault(fault) => fault.call,
@@ -202,8 +226,8 @@ impl Failures {
 }
 
 /// As a failure names it.
-fn shown(trouble: Trouble) -> String {
-    match trouble {
+fn shown((trouble, lasts): (Trouble, bool)) -> String {
+    let fault = match trouble {
         Trouble::None => "no fault".to_owned(),
         Trouble::Fault(fault) => {
             format!("{} {}, {:?}", fault.operation, fault.call, fault.times)
@@ -211,6 +235,10 @@ fn shown(trouble: Trouble) -> String {
         Trouble::Shrink(shrink) => {
             format!("{} bytes long from call {} on", shrink.end, shrink.call)
         }
+    };
+    match lasts {
+        true => format!("{fault}, until it is closed"),
+        false => fault,
     }
 }
 

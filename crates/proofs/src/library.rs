@@ -223,7 +223,14 @@ fn change_range(file: &File, offset: u64, length: u64, how: RangeChange) -> Resu
 
 fn read(file: &File, offset: u64, length: usize) -> Result<Answer, Error> {
     let mut bytes = vec![0xee; length];
-    let count = file.read_at(offset, &mut bytes)?;
+    let mut count = 0;
+    // One that fails half way gives what it has, and the error when it is asked again.
+    while count < length {
+        match file.read_at(offset + count as u64, &mut bytes[count..])? {
+            0 => break,
+            more => count += more,
+        }
+    }
     bytes.truncate(count);
     Ok(Answer::Bytes(bytes))
 }

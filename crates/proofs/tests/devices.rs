@@ -41,19 +41,26 @@ fn ext2_stands_calls_that_fail() {
     run(Setup::new(Kind::Ext2, 1024, 4));
 }
 
-#[test]
-fn a_device_may_shrink() {
+fn shrink(setup: Setup) {
     let plan = Plan {
         seed: first_seed(),
-        time: seconds(NORMAL),
+        // Three types share the time of one.
+        time: seconds(NORMAL / 3),
     };
     let how = How {
         shrinks: true,
         ..How::default()
     };
-    let row = prove_errors(Setup::new(Kind::Ext4, 1024, 8), &plan, how);
+    let row = prove_errors(setup, &plan, how);
     println!("{row}");
     assert!(row.failures.is_empty(), "{:#?}", row.failures);
+}
+
+#[test]
+fn a_device_may_shrink() {
+    shrink(Setup::new(Kind::Ext4, 1024, 8));
+    shrink(Setup::new(Kind::Ext3, 4096, 16));
+    shrink(Setup::new(Kind::Ext2, 1024, 4));
 }
 
 /// The mutant: an error of the device that nobody hears of.
@@ -71,13 +78,19 @@ fn an_error_that_is_swallowed_is_found() {
     }
 }
 
-#[test]
-fn a_device_may_lie() {
+fn lie(setup: Setup) {
     let plan = Plan {
         seed: first_seed(),
-        time: seconds(NORMAL),
+        time: seconds(NORMAL / 3),
     };
-    let row = prove_lies(Setup::new(Kind::Ext4, 1024, 8), &plan);
+    let row = prove_lies(setup, &plan);
     println!("{row}");
     assert!(row.failures.is_empty(), "{:#?}", row.failures);
+}
+
+#[test]
+fn a_device_may_lie() {
+    lie(Setup::new(Kind::Ext4, 1024, 8));
+    lie(Setup::new(Kind::Ext3, 4096, 16));
+    lie(Setup::new(Kind::Ext2, 1024, 4));
 }

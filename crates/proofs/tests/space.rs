@@ -9,7 +9,7 @@ use pagefence_proofs::space::{prove_full, prove_short};
 use pagefence_proofs::{Plan, Row};
 
 /// How long each type of image is tried; two run at a time.
-const NORMAL: Duration = Duration::from_millis(1500);
+const NORMAL: Duration = Duration::from_millis(1000);
 
 fn run(prove: fn(Setup, &Plan) -> Row, setup: Setup) {
     let plan = Plan {
@@ -29,6 +29,16 @@ fn ext4_keeps_what_it_took_when_space_runs_out() {
 #[test]
 fn ext2_keeps_what_it_took_when_space_runs_out() {
     run(prove_short, Setup::new(Kind::Ext2, 1024, 4));
+}
+
+#[test]
+fn ext3_keeps_what_it_took_when_space_runs_out() {
+    run(prove_short, Setup::new(Kind::Ext3, 4096, 16));
+}
+
+#[test]
+fn threads_fill_ext2_and_its_counts_are_exact() {
+    run(prove_full, Setup::new(Kind::Ext2, 1024, 4));
 }
 
 #[test]

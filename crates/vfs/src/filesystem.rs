@@ -150,7 +150,8 @@ pub trait FileSystem: Send + Sync + 'static {
     /// `IsDirectory`, `ReadOnly` if `write` and nothing can be written, `NoKey`.
     fn open(&self, id: InodeId, write: bool) -> Result<Self::File>;
 
-    /// Reads into `buffer` from `offset` on; returns how many bytes, fewer only at end of file.
+    /// Reads into `buffer` from `offset` on; returns how many bytes, fewer than there is room for only at
+    /// the end of the file, or before what can't be read.
     ///
     /// # Errors
     /// `Io`, `Corrupt`.

@@ -3,6 +3,7 @@
 
 mod crash;
 mod failures;
+mod moved;
 mod races;
 mod rules;
 

@@ -244,7 +244,10 @@ fn names_are_there_while_their_directory_is_migrated() {
                     let comes_and_goes = |name: &String| name.starts_with("comes and goes ");
                     let stayed = listed.iter().filter(|name| !comes_and_goes(name));
                     assert!(stayed.eq(&sorted));
-                    assert!(listed.is_sorted_by(|one, other| one < other), "a name twice");
+                    assert!(
+                        listed.is_sorted_by(|one, other| one < other),
+                        "a name twice"
+                    );
                 }
             });
             scope.spawn(|| {

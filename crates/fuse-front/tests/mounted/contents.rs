@@ -371,7 +371,7 @@ fn unmounting_while_busy_fails_and_lazily_waits_for_the_last_user() {
 fn a_panic_fails_its_request_and_no_other() {
     let mut fs = MemoryFs::new();
     fs.panicking(ROOT, "panic");
-    fs.damaged(ROOT, "damaged");
+    fs.damaged(ROOT, "damaged", 0);
     fs.bytes(ROOT, "well", b"well");
     let options = ServeOptions {
         threads: std::num::NonZeroUsize::new(1),
@@ -432,4 +432,24 @@ fn assert_kept(requests: &AtomicU64, action: impl Fn()) {
         requests.load(Ordering::Relaxed) == before
     });
     assert!(kept, "the kernel asked again each time");
+}
+
+/// The kernel takes an answer that is shorter than its request for the end of the file, and makes zeros of the
+/// rest of what it asked for.
+#[test]
+fn what_cannot_be_read_is_an_error_and_no_end_of_the_file() {
+    const SIZE: u64 = 64 << 10;
+    const DAMAGED: u64 = 20 << 10;
+    let mut fs = MemoryFs::new();
+    let file = fs.damaged(ROOT, "file", DAMAGED);
+    fs.attr_mut(file).size = SIZE;
+    let Some(mounted) = mount(fs) else { return };
+    let path = mounted.join("file");
+    // Which error it is of the page cache, kernels differ.
+    assert!(fs::read(&path).is_err(), "it can't be read to its end");
+    let file = File::open(&path).expect("it opens");
+    assert_eq!(file.metadata().expect("it is there").len(), SIZE);
+    let mut bytes = vec![0; DAMAGED as usize];
+    file.read_exact_at(&mut bytes, 0).expect("what is sound");
+    assert!((0..).zip(&bytes).all(|(at, found)| byte(at) == *found));
 }

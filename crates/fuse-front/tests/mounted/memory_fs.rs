@@ -49,8 +49,8 @@ enum Content {
     Bytes(Vec<u8>),
     /// Reading panics.
     Panic,
-    /// Reading finds damage.
-    Damaged,
+    /// Reading finds damage from this byte on; before, it is a pattern.
+    Damaged(u64),
     Directory(BTreeMap<Vec<u8>, InodeId>),
     None,
 }
@@ -104,7 +104,7 @@ impl MemoryFs {
             Content::Bytes(bytes) => bytes.len() as u64,
             Content::Directory(_) => 4096,
             Content::Sparse => 1 << 20,
-            Content::Panic | Content::Damaged => 4096,
+            Content::Panic | Content::Damaged(_) => 4096,
             Content::Pattern | Content::None => 0,
         };
         let directory = kind == FileKind::Directory;
@@ -198,9 +198,9 @@ impl MemoryFs {
         self.add(parent, name, FileKind::Regular, Content::Panic)
     }
 
-    /// A file whose data is damaged.
-    pub(crate) fn damaged(&mut self, parent: InodeId, name: &str) -> InodeId {
-        self.add(parent, name, FileKind::Regular, Content::Damaged)
+    /// A file whose data is damaged from byte `from` on, with a pattern before.
+    pub(crate) fn damaged(&mut self, parent: InodeId, name: &str, from: u64) -> InodeId {
+        self.add(parent, name, FileKind::Regular, Content::Damaged(from))
     }
 
     /// An entry whose inode is damaged.
@@ -366,7 +366,10 @@ impl FileSystem for MemoryFs {
                 Content::Bytes(bytes) => bytes[at as usize],
                 Content::Sparse if !SPARSE_DATA.contains(&at) => 0,
                 Content::Panic => panic!("a test asked for it"),
-                Content::Damaged => return Err(damage(*file)),
+                Content::Damaged(from) if at >= *from && at > offset => {
+                    return Ok((at - offset) as usize);
+                }
+                Content::Damaged(from) if at >= *from => return Err(damage(*file)),
                 _ => byte(at),
             };
         }

@@ -2,8 +2,12 @@
 
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::process::Command;
+use std::sync::Arc;
 
+use pagefence::device::{MemoryDevice, Operation};
 use pagefence::{Attributes, ExtentState, Kind, Mkfs, Options, Volume};
+
+use pagefence_block_io::fault_device::{Fault, FaultDevice, Times};
 
 use crate::volume;
 
@@ -172,4 +176,38 @@ fn a_file_that_is_closed_last_gives_its_space_back() {
     let after = volume.usage().expect("a number");
     assert_eq!(after.inodes_free, before.inodes_free + 1);
     assert!(after.free >= before.free + (1 << 20));
+}
+
+/// A read that fails half way gives what it has, and the error when it is asked again.
+#[test]
+fn a_file_that_can_not_be_read_to_its_end_is_an_error_and_not_a_shorter_one() {
+    let bytes: Vec<u8> = (0..200_000u32).map(|at| (at / 3) as u8).collect();
+    let memory = MemoryDevice::new(8 << 20);
+    let mkfs = Mkfs::new(Kind::Ext4).file("/f", bytes.clone());
+    mkfs.format_device(&memory).expect("it is made");
+    let device = Arc::new(FaultDevice::new(&memory, 1));
+    let options = Options::new().cache(0).read_ahead(false);
+    let volume = Volume::open_device(Arc::clone(&device) as _, options).expect("it opens");
+    let file = volume.open_file("/f").expect("it opens");
+    let mut start = [0; 5000];
+    assert_eq!(file.read_at(0, &mut start).expect("it reads"), start.len());
+    // What was read is in memory; nothing else can be had.
+    device.fail(Fault {
+        operation: Operation::Read,
+        call: device.calls(Operation::Read),
+        times: Times::Forever,
+        errno: 5,
+    });
+    let mut all = vec![0; bytes.len()];
+    let read = file.read_at(0, &mut all).expect("some of it");
+    assert!((start.len()..bytes.len()).contains(&read));
+    assert_eq!(all[..read], bytes[..read]);
+    for error in [
+        file.read_all().expect_err("a part is missing"),
+        volume.read("/f").expect_err("a part is missing"),
+    ] {
+        assert!(error.to_string().contains("input/output error"), "{error}");
+    }
+    device.clear_faults();
+    assert!(volume.read("/f").expect("it reads") == bytes);
 }

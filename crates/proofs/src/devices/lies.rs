@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pagefence::{Kind, Volume};
 use pagefence_block_io::fault_device::random::Random;
-use pagefence_fs_model::files::{Answer, Kind as Node, Operation, Tree};
+use pagefence_fs_model::files::{Answer, Kind as Node, Operation, RangeChange, Tree};
 use pagefence_lock_order::primitives::Arc;
 
 use super::liar::{Liar, Lie, Lied};
@@ -41,6 +41,8 @@ struct Run<'w> {
     tree: Tree,
     device: Arc<Liar>,
     block_size: u64,
+    /// How far, in blocks, what was written may have moved in its file, or to another one.
+    moved: BTreeSet<i64>,
     /// A lie about metadata was found, in words.
     found: bool,
 }
@@ -63,8 +65,10 @@ impl Run<'_> {
             return Err(format!("{found} bytes, not {expected}"));
         }
         let wrong = |at: &usize| {
-            let block = (offset + *at as u64) / self.block_size;
-            found[*at] != expected[*at] && !lied.contains(&block)
+            let block = ((offset + *at as u64) / self.block_size) as i64;
+            let origins = self.moved.iter().map(|moved| block - moved);
+            let mut origins = origins.filter_map(|origin| u64::try_from(origin).ok());
+            found[*at] != expected[*at] && !origins.any(|origin| lied.contains(&origin))
         };
         match (0..found.len()).find(wrong) {
             None => Ok(()),
@@ -75,6 +79,11 @@ impl Run<'_> {
     fn step(&mut self, library: &mut Library, operation: &Operation) -> Result<(), String> {
         let outcome = perform(library, operation);
         let expected = self.tree.apply(operation);
+        for moves in moves(operation, self.block_size) {
+            let further = self.moved.iter().map(|moved| moved + moves);
+            let further: Vec<i64> = further.collect();
+            self.moved.extend(further);
+        }
         if !self.is_strict() {
             self.found |= outcome.answer.is_err();
             return Ok(());
@@ -132,6 +141,27 @@ impl Run<'_> {
     }
 }
 
+/// How far blocks move by an operation.
+fn moves(operation: &Operation, block_size: u64) -> Vec<i64> {
+    let blocks = |bytes: u64| (bytes / block_size) as i64;
+    match operation {
+        Operation::ChangeRange { length, how, .. } => match how {
+            RangeChange::Collapse => vec![-blocks(*length)],
+            RangeChange::Insert => vec![blocks(*length)],
+            _ => Vec::new(),
+        },
+        Operation::ExchangeRange {
+            offset,
+            other_offset,
+            ..
+        } => {
+            let moves = blocks(*other_offset) - blocks(*offset);
+            vec![moves, -moves]
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// One run; what it lied about, how many calls it made.
 fn case(
     setup: &Setup,
@@ -146,6 +176,7 @@ fn case(
         tree: Tree::new(setup.format()),
         device: Arc::clone(&device),
         block_size: setup.block_size.into(),
+        moved: BTreeSet::from([0]),
         found: false,
     };
     let opened = Library::open(Arc::clone(&device) as _, options().discard(work.discards));

@@ -29,8 +29,10 @@ pub(super) struct Session<'w> {
     /// Failures that `Volume::sync` has told of.
     told: Failed,
     is_once: bool,
+    /// Whether calls may fail until it is closed.
+    lasts: bool,
     tried: Tried,
-    /// Calls of each kind that were made until faults were taken away.
+    /// Calls of each kind that were made by the workload.
     calls: [u64; 5],
 }
 
@@ -41,8 +43,10 @@ pub(super) struct Left {
     /// It was closed without an error.
     pub(super) is_closed: bool,
     pub(super) tried: Tried,
-    /// Calls of each kind that could have failed.
+    /// Calls of each kind before all that is left is to look, and to close it.
     pub(super) calls: [u64; 5],
+    /// Calls of each kind until it was closed.
+    pub(super) calls_in_all: [u64; 5],
 }
 
 /// As the volume is opened.
@@ -56,7 +60,7 @@ impl<'w> Session<'w> {
         setup: &Setup,
         work: &'w Work,
         image: &MemoryDevice,
-        trouble: Trouble,
+        (trouble, lasts): (Trouble, bool),
         swallows: bool,
     ) -> Self {
         let device = Arc::new(FaultDevice::new(image, work.seed));
@@ -75,6 +79,7 @@ impl<'w> Session<'w> {
             beliefs: Beliefs::new(Tree::new(setup.format())),
             told: Failed::default(),
             is_once,
+            lasts,
             tried: Tried::default(),
             calls: [0; 5],
         }
@@ -106,13 +111,18 @@ impl<'w> Session<'w> {
                 continue;
             }
             match operation {
-                Operation::Sync { path } => self.sync(&mut library, path)?,
+                Operation::Sync { path } | Operation::SyncData { path } => {
+                    self.sync(&mut library, operation, path)?;
+                }
                 Operation::SyncAll => self.sync_all(&mut library)?,
                 _ => drop(self.step(&mut library, operation)?),
             }
         }
-        // Whatever happened, it goes on now as it has to.
-        self.heal();
+        self.calls = CALLS.map(|call| self.device.calls(call));
+        if !self.lasts {
+            // Whatever happened, it goes on now as it has to.
+            self.heal();
+        }
         self.sync_all(&mut library)?;
         self.probe(&mut library)?;
         match names::of_volume(library.volume()) {
@@ -121,6 +131,7 @@ impl<'w> Session<'w> {
                 .check_now(&shown)
                 .map_err(|error| format!("before it is closed: {error}"))?,
             Ok(_) => {}
+            Err(_) if self.lasts && self.watched.failed().calls > 0 => {}
             Err(error) => return Err(format!("before it is closed: {error}")),
         }
         let before = self.watched.failed();
@@ -129,18 +140,19 @@ impl<'w> Session<'w> {
         if self.beliefs.is_aborted && closed && before.metadata > 0 {
             return Err("nothing was changed any more, and closing did not say so".to_owned());
         }
+        if closed && self.watched.failed().metadata > before.metadata {
+            return Err("metadata could not be written, and closing did not say so".to_owned());
+        }
         Ok(self.left(closed))
     }
 
     /// Nothing fails any more.
     fn heal(&mut self) {
-        if self.calls == [0; 5] {
-            self.calls = CALLS.map(|call| self.device.calls(call));
-        }
         self.watched.heal();
     }
 
     fn left(mut self, is_closed: bool) -> Left {
+        let calls_in_all = CALLS.map(|call| self.device.calls(call));
         self.heal();
         self.tried.hit += u64::from(self.watched.failed().calls > 0);
         Left {
@@ -149,6 +161,7 @@ impl<'w> Session<'w> {
             is_closed,
             tried: self.tried,
             calls: self.calls,
+            calls_in_all,
         }
     }
 
@@ -170,29 +183,34 @@ impl<'w> Session<'w> {
         Ok(())
     }
 
-    /// fsync of a file that is open twice: what is lost is told to each, once.
-    fn sync(&mut self, library: &mut Library, path: &str) -> Result<(), String> {
-        let operation = Operation::Sync {
-            path: path.to_owned(),
-        };
+    /// fsync, or fdatasync, of a file that is open twice: what is lost is told to each, once.
+    fn sync(
+        &mut self,
+        library: &mut Library,
+        operation: &Operation,
+        path: &str,
+    ) -> Result<(), String> {
         let before = self.watched.failed();
         let open = || library.volume().open_file(path);
         let (one, other) = match (open(), open()) {
             (Ok(one), Ok(other)) => (one, other),
             (Err(error), _) | (_, Err(error)) => {
                 let outcome = refused(Refusal::from(&error));
-                return self.take(&operation, &outcome);
+                return self.take(operation, &outcome);
             }
         };
         let mut heard = Vec::new();
         for file in [&one, &other, &one, &other] {
-            let synced = file.sync_all();
+            let synced = match operation {
+                Operation::SyncData { .. } => file.sync_data(),
+                _ => file.sync_all(),
+            };
             heard.push(synced.is_ok());
             let outcome = match &synced {
                 Ok(()) => done(),
                 Err(error) => refused(Refusal::from(error)),
             };
-            self.take(&operation, &outcome)?;
+            self.take(operation, &outcome)?;
         }
         let after = self.watched.failed();
         let lost_data = after.data > before.data
@@ -241,6 +259,7 @@ impl<'w> Session<'w> {
                 "metadata or a flush failed, and things go on: {outcome:?}"
             ));
         }
+        let failed = self.watched.failed();
         let only_data = failed.calls == failed.data;
         if only_data && outcome.answer.is_err() {
             return Err(format!(
