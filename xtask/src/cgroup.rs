@@ -10,6 +10,8 @@ use anyhow::{Context as _, Result, bail};
 struct Hierarchy {
     root: PathBuf,
     limit: &'static str,
+    /// Of memory and swap space together, or of swap space alone.
+    swap_limit: &'static str,
     events: &'static str,
 }
 
@@ -37,6 +39,7 @@ impl Hierarchy {
             return Ok(Self {
                 root,
                 limit: "memory.limit_in_bytes",
+                swap_limit: "memory.memsw.limit_in_bytes",
                 events: "memory.oom_control",
             });
         }
@@ -50,6 +53,7 @@ impl Hierarchy {
         Ok(Self {
             root,
             limit: "memory.max",
+            swap_limit: "memory.swap.max",
             events: "memory.events",
         })
     }
@@ -78,6 +82,16 @@ impl MemoryCgroup {
         group
             .write(group.hierarchy.limit, &limit_bytes.to_string())
             .context("a control group's memory can't be limited")?;
+        // Where the kernel does not count swap space there is no such file.
+        if group.directory.join(group.hierarchy.swap_limit).exists() {
+            let bytes = match group.hierarchy.swap_limit {
+                "memory.swap.max" => 0,
+                _ => limit_bytes,
+            };
+            group
+                .write(group.hierarchy.swap_limit, &bytes.to_string())
+                .context("a control group's swap space can't be limited")?;
+        }
         Ok(group)
     }
 
