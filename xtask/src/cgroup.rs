@@ -10,8 +10,9 @@ use anyhow::{Context as _, Result, bail};
 struct Hierarchy {
     root: PathBuf,
     limit: &'static str,
-    /// Of memory and swap space together, or of swap space alone.
     swap_limit: &'static str,
+    /// Whether that limit is one of memory and swap space together.
+    swap_has_memory: bool,
     events: &'static str,
 }
 
@@ -40,6 +41,7 @@ impl Hierarchy {
                 root,
                 limit: "memory.limit_in_bytes",
                 swap_limit: "memory.memsw.limit_in_bytes",
+                swap_has_memory: true,
                 events: "memory.oom_control",
             });
         }
@@ -54,6 +56,7 @@ impl Hierarchy {
             root,
             limit: "memory.max",
             swap_limit: "memory.swap.max",
+            swap_has_memory: false,
             events: "memory.events",
         })
     }
@@ -84,9 +87,10 @@ impl MemoryCgroup {
             .context("a control group's memory can't be limited")?;
         // Where the kernel does not count swap space there is no such file.
         if group.directory.join(group.hierarchy.swap_limit).exists() {
-            let bytes = match group.hierarchy.swap_limit {
-                "memory.swap.max" => 0,
-                _ => limit_bytes,
+            let bytes = if group.hierarchy.swap_has_memory {
+                limit_bytes
+            } else {
+                0
             };
             group
                 .write(group.hierarchy.swap_limit, &bytes.to_string())

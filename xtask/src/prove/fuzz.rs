@@ -32,17 +32,14 @@ pub(crate) fn fuzz(plan: &Plan) -> Result<Vec<Row>> {
         programs: &["c++"],
         fuse: false,
     };
-    let lack = require(&compiler).err();
-    let programs = lack.is_none().then(build);
+    let programs = require(&compiler).map(|()| build());
     let mut rows = Vec::new();
     for (target, bytes_max) in TARGETS {
         let mut row = Row::new(format!("fuzzer, {target}"), plan.seed);
-        match (&programs, &lack) {
-            (Some(Ok(programs)), _) => run(&programs.join(target), bytes_max, time, &mut row)?,
-            (Some(Err(error)), _) => row.failures.push(format!("{error:#}")),
-            (None, lack) => row
-                .skipped
-                .extend(lack.iter().map(|lack| format!("{lack:#}"))),
+        match &programs {
+            Ok(Ok(programs)) => run(&programs.join(target), bytes_max, time, &mut row)?,
+            Ok(Err(error)) => row.failures.push(format!("{error:#}")),
+            Err(lack) => row.skipped.push(format!("{lack:#}")),
         }
         rows.push(row);
     }

@@ -45,11 +45,7 @@ impl Allocator {
     /// As [`Self::use_run`], for data of `inode`, which owns the blocks from now on.
     pub(crate) fn use_data_run(&self, tx: &mut impl Sink, inode: InodeNo, run: BusyRun) {
         let (start, len) = self.use_run(tx, run);
-        let blocks = blocks_of(start, len);
-        // Whatever claimed a block that was free has lost it.
-        self.owners.forget(blocks.clone());
-        let claimed = self.owners.claim(inode, blocks);
-        debug_assert!(claimed.is_ok(), "what was free has an owner: {claimed:?}");
+        self.owners.give(inode, blocks_of(start, len));
     }
 
     /// Frees `count` blocks from `start` on, which `inode` owns. They can be had again when the
@@ -73,6 +69,7 @@ impl Allocator {
         if count == 0 {
             return Ok(());
         }
+        self.check_owner(instance, inode, start, count)?;
         let (pieces, mut guards) = self.lock_used(instance, inode, start, count)?;
         let mut changed = Vec::with_capacity(pieces.len());
         for (piece, guard) in pieces.iter().zip(&mut guards) {
@@ -117,6 +114,7 @@ impl Allocator {
         start: BlockNo,
         count: u32,
     ) -> Result<()> {
+        self.check_owner(instance, inode, start, count)?;
         self.lock_used(instance, inode, start, count).map(drop)
     }
 
@@ -133,7 +131,7 @@ impl Allocator {
         start: BlockNo,
         count: u32,
     ) -> Result<()> {
-        match self.check_in_use(instance, inode, start, count) {
+        match self.lock_used(instance, inode, start, count).map(drop) {
             Ok(()) | Err(Error::Io(_)) => {}
             Err(error) => return Err(error),
         }
@@ -148,8 +146,21 @@ impl Allocator {
         self.owners.forget_files(inodes);
     }
 
+    /// Makes sure that none of these blocks is known to be another file's.
+    fn check_owner(
+        &self,
+        instance: &Instance,
+        inode: InodeNo,
+        start: BlockNo,
+        count: u32,
+    ) -> Result<()> {
+        self.owners
+            .check(inode, blocks_of(start, count))
+            .map_err(|taken| owned_by_another(instance, inode, taken))
+    }
+
     /// The pieces of a run of blocks that `inode` owns, and the locks of their groups; all of them
-    /// are in use, and none is known to be another's.
+    /// are in use.
     fn lock_used(
         &self,
         instance: &Instance,
@@ -164,9 +175,6 @@ impl Allocator {
         if self.zones.overlap(start, count) {
             return refuse(start, "it owns blocks of the file system itself");
         }
-        self.owners
-            .check(inode, blocks_of(start, count))
-            .map_err(|taken| owned_by_another(instance, inode, taken))?;
         let pieces = pieces(instance, inode, start, count)?;
         let guards = self.lock_pieces(instance, &pieces)?;
         for (piece, guard) in pieces.iter().zip(&guards) {

@@ -48,6 +48,14 @@ impl Owners {
         })
     }
 
+    /// Gives `blocks`, which were free, to `inode`: whoever claimed them has lost them.
+    pub(super) fn give(&self, inode: InodeNo, blocks: Range<u64>) {
+        self.with(|runs| {
+            runs.remove(blocks.clone());
+            runs.add(inode, blocks);
+        });
+    }
+
     /// Whether `inode` may free `blocks`: none of them belongs to another.
     pub(super) fn check(&self, inode: InodeNo, blocks: Range<u64>) -> Result<(), Taken> {
         self.with(|runs| runs.check(inode, &blocks))
@@ -129,6 +137,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Claim(u32, Range<u64>),
+        Give(u32, Range<u64>),
         Forget(Range<u64>),
         ForgetFiles(u32, u32),
     }
@@ -137,6 +146,7 @@ mod tests {
         let blocks = (0..BLOCKS, 1..8_u64).prop_map(|(start, len)| start..start + len);
         let step = prop_oneof![
             4 => (1..4_u32, blocks.clone()).prop_map(|(inode, blocks)| Step::Claim(inode, blocks)),
+            1 => (1..4_u32, blocks.clone()).prop_map(|(inode, blocks)| Step::Give(inode, blocks)),
             2 => blocks.prop_map(Step::Forget),
             1 => (1..4_u32, 1..4_u32).prop_map(|(one, other)| Step::ForgetFiles(one, other)),
         ];
@@ -167,6 +177,10 @@ mod tests {
                                 prop_assert_ne!(taken.by, number);
                             }
                         }
+                    }
+                    Step::Give(inode, blocks) => {
+                        expected[blocks.start as usize..blocks.end as usize].fill(inode);
+                        owners.give(InodeNo(inode), blocks);
                     }
                     Step::Forget(blocks) => {
                         expected[blocks.start as usize..blocks.end as usize].fill(0);
