@@ -28,7 +28,7 @@ use std::io::IoSliceMut;
 
 use hashbrown::{HashMap, HashTable};
 use pagefence_lock_order::levels::Counters;
-use pagefence_lock_order::primitives::atomic::AtomicU32;
+use pagefence_lock_order::primitives::atomic::{AtomicU32, AtomicU64, Ordering};
 use pagefence_lock_order::primitives::{Arc, Condvar, Mutex, MutexGuard};
 use pagefence_lock_order::rank::{self, RankGuard};
 
@@ -500,6 +500,7 @@ impl BufferCache {
         Arc::new(Buffer {
             block,
             verified: AtomicU32::new(0),
+            owner: AtomicU64::new(0),
             bytes,
             spares: self.shard(block).spares.clone(),
         })
@@ -537,7 +538,7 @@ impl BufferCache {
     ///
     /// If `bytes` is not one block long.
     pub fn replace(&self, block: u64, bytes: &[u8]) -> Arc<Buffer> {
-        self.replace_with(block, self.editable(bytes), 0)
+        self.replace_with(block, self.editable(bytes), None)
     }
 
     /// A copy of `bytes`, aligned for the device: to be changed and then given to
@@ -558,16 +559,24 @@ impl BufferCache {
         }
     }
 
-    /// As [`BufferCache::replace`] with no further copy; the new buffer has passed the checks in
-    /// the bit mask `verified`, which the caller vouches for.
+    /// As [`BufferCache::replace`] with no further copy; the new buffer has passed the checks that
+    /// `before` has, which the caller vouches for, and has its owner.
     ///
     /// # Panics
     ///
     /// If `bytes` is not one block long.
-    pub fn replace_with(&self, block: u64, bytes: AlignedBytes, verified: u32) -> Arc<Buffer> {
+    pub fn replace_with(
+        &self,
+        block: u64,
+        bytes: AlignedBytes,
+        before: Option<&Buffer>,
+    ) -> Arc<Buffer> {
         assert_eq!(bytes.len(), self.block_size, "a whole block");
         let buffer = self.buffer(block, bytes);
-        buffer.set_verified(verified);
+        if let Some(before) = before {
+            buffer.set_verified(before.verified.load(Ordering::Acquire));
+            buffer.set_owner(before.owner());
+        }
         let shard = self.shard(block);
         let mut guard = shard.lock();
         guard.state.outdate(block);

@@ -65,6 +65,7 @@ use counts::Counts;
 use group_state::{Group, GroupGuard};
 pub(crate) use inode_alloc::{NewInode, NewNumber};
 use low_blocks::LowBlocks;
+pub(crate) use owners::BlockOwner;
 use owners::Owners;
 use pending::Pending;
 pub(crate) use reservation::Reservation;

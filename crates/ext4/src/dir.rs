@@ -104,7 +104,7 @@ impl Instance {
     /// index pass as blocks without entries.
     pub(crate) fn dir_block(&self, inode: &DiskInode, block: FileBlock) -> Result<Arc<Buffer>> {
         let at = self.metadata_block(inode, block)?;
-        let buffer = self.read_block(at)?;
+        let buffer = self.read_owned(inode.number, at)?;
         if self.checksums && !buffer.verified(checked::DIR_BLOCK) {
             let verified = if is_index_block(inode, block, &buffer) {
                 htree::verify_checksum(&buffer, inode.seed)

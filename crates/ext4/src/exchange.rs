@@ -388,7 +388,7 @@ impl FileSystem {
     ) -> Result<()> {
         let live = self.instance.live()?;
         live.allocator
-            .forget_owners([first.core.number, second.core.number]);
+            .forget_owners_of([first.core.number, second.core.number]);
         loop {
             let tid;
             let progress;

@@ -88,9 +88,8 @@ impl Instance {
         seed: ChecksumSeed,
         child: &Child,
     ) -> Result<Arc<Buffer>> {
-        let buffer = self.read_block(child.block)?;
+        let buffer = self.read_owned(inode, child.block)?;
         if !buffer.verified(checked::EXTENT_NODE) {
-            self.check_owned(inode, child.block, 1)?;
             self.checksums
                 .then(|| extent::verify_checksum(&buffer, seed))
                 .transpose()

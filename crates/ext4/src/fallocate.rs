@@ -383,7 +383,7 @@ fn map_unwritten(
     let mut record = before.record.clone();
     insert_blocks(transaction, &mut record, new)?;
     if let Some((allocator, handle)) = transaction.allocation() {
-        allocator.use_data_run(handle, inode.core.number, run);
+        allocator.use_run(handle, inode.core.number, run);
     }
     inode.core.adopt(&before.record, &record);
     inode.core.write(transaction, true)

@@ -95,7 +95,7 @@ impl Instance {
     /// A block of the index, its checksum checked once while it is in memory.
     fn dx_block(&self, inode: &DiskInode, block: FileBlock) -> Result<Arc<Buffer>> {
         let at = self.metadata_block(inode, block)?;
-        let buffer = self.read_block(at)?;
+        let buffer = self.read_owned(inode.number, at)?;
         if self.checksums && !buffer.verified(checked::DX_NODE) {
             htree::verify_checksum(&buffer, inode.seed).at(
                 &self.damage,

@@ -43,9 +43,8 @@ impl Instance {
             let Some(at) = next else {
                 return Ok(hole_below(&path, level - 1, block));
             };
-            self.check_owned(inode.number, at, 1)?;
             visit(at);
-            let buffer = self.read_block(at)?;
+            let buffer = self.read_owned(inode.number, at)?;
             let pointers = Pointers::block(&buffer, &self.limits);
             if level == last {
                 return self.run_in(inode, Some(at), &pointers, slot, u32::MAX);

@@ -176,7 +176,7 @@ impl FileSystem {
             };
             insert_blocks(&mut transaction, &mut record, &new)?;
             if let Some((allocator, handle)) = transaction.allocation() {
-                allocator.use_data_run(handle, inode.core.number, run);
+                allocator.use_run(handle, inode.core.number, run);
             }
         }
         inode.core.adopt(&before.record, &record);

@@ -11,6 +11,7 @@ use pagefence_ext4_format::{BlockNo, InodeNo};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, FileKind, Result};
 
+use crate::alloc::BlockOwner;
 use crate::disk_inode::DiskInode;
 use crate::error::{DamageLog, device, place};
 use crate::inode_tables::InodeTables;
@@ -152,6 +153,36 @@ impl Instance {
     pub(crate) fn read_block(&self, block: BlockNo) -> Result<Arc<Buffer>> {
         self.check_block(block)?;
         self.buffers.read(block.0).map_err(device)
+    }
+
+    /// A block of metadata that `inode` claims: of its map, or of what it holds as a directory, a
+    /// symbolic link, or a value of an attribute. Nobody else may write to it from now on.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is the file system's own, or known to be another's; `Io`.
+    pub(crate) fn read_owned(&self, inode: InodeNo, block: BlockNo) -> Result<Arc<Buffer>> {
+        self.read_for(BlockOwner::Inode(inode), inode, block)
+    }
+
+    /// A block of attributes that `inode` names, as others may.
+    ///
+    /// # Errors
+    /// As [`Self::read_owned`].
+    pub(crate) fn read_attributes(&self, inode: InodeNo, block: BlockNo) -> Result<Arc<Buffer>> {
+        self.read_for(BlockOwner::Attributes, inode, block)
+    }
+
+    /// Looks once at whose it is, while the block is in memory and somebody may write.
+    fn read_for(&self, owner: BlockOwner, inode: InodeNo, block: BlockNo) -> Result<Arc<Buffer>> {
+        let buffer = self.read_block(block)?;
+        if buffer.owner() != owner.number() {
+            self.check_owned(inode, block, 1)?;
+            if let Some(live) = &self.live {
+                (live.allocator).claim_metadata(self, inode, owner, block)?;
+                buffer.set_owner(owner.number());
+            }
+        }
+        Ok(buffer)
     }
 
     /// Logs damage of an inode and makes it an error.

@@ -145,7 +145,7 @@ impl Live {
         };
         let own = journal.as_ref().map(blocks_of).unwrap_or_default();
         let allocator = Allocator::new(instance, own).map_err(damaged)?;
-        let orphans = Orphans::open(instance).map_err(damaged)?;
+        let orphans = Orphans::open(instance, &allocator).map_err(damaged)?;
         let mut superblock = instance.superblock.clone();
         let was_valid = superblock.state().contains(State::VALID);
         let mut features = superblock.features();

@@ -92,9 +92,18 @@ struct Built {
     root: Root,
     /// Blocks that the new map takes more than the old one.
     more: i64,
-    /// What the temporary inode, if there is one, owns from then on: a map, and its blocks, those
-    /// of the map included.
-    left: Option<(Root, u64)>,
+    /// What the temporary inode, if there is one, owns from then on.
+    left: Option<Left>,
+}
+
+/// What a temporary inode is left with.
+struct Left {
+    /// Its map.
+    root: Root,
+    /// What that leads to: the blocks of the file's old map and of its own.
+    listed: Vec<BlockNo>,
+    /// How many these are, and those of the map itself.
+    blocks: u64,
 }
 
 impl FileSystem {
@@ -173,16 +182,20 @@ impl FileSystem {
                 return Err(Error::Io(std::io::Error::other(what)));
             }
             let blocks = listed.len() as u64 + instance.nodes_of_list(listed.len());
-            built.left = Some((root, blocks));
+            built.left = Some(Left {
+                root,
+                listed,
+                blocks,
+            });
         }
         #[cfg(test)]
         instance.migration_probe.before_swap(&inode.core);
         let tid = self.swap(held, inode, &mapping, &built, holder.as_ref())?;
         let turned = match (holder.as_mut(), &built.left) {
-            (Some(holder), Some((root, blocks))) if !instance.has_log() => instance
+            (Some(holder), Some(left)) if !instance.has_log() => instance
                 .live()
                 .and_then(|live| live.commit(tid))
-                .and_then(|()| self.turn_later(held, holder, root, *blocks)),
+                .and_then(|()| self.turn_later(held, holder, &left.root, left.blocks)),
             _ => return Ok(()),
         };
         if turned.is_err() {
@@ -324,11 +337,18 @@ impl FileSystem {
         let new_shape = MapShapeNow::of(instance, &after)?;
         delayed.reserve_for_shape(&live.allocator, &new_shape)?;
         let turned = match (holder, &built.left) {
-            (Some(holder), Some((root, blocks))) if instance.has_log() => {
-                holder.turn(&mut transaction, root, *blocks)
+            (Some(holder), Some(left)) if instance.has_log() => {
+                holder.turn(&mut transaction, &left.root, left.blocks)
             }
             _ => Ok(()),
         };
+        // Nobody reads either map now: who has which of their blocks is learnt anew.
+        if let (Some(holder), Some(left)) = (holder, &built.left) {
+            let old = left.listed.iter().map(|block| (*block, 1));
+            for (start, len) in old.chain(holder.runs().iter().copied()) {
+                live.allocator.forget_owner(start, len);
+            }
+        }
         let swapped = turned.and_then(|()| {
             inode.core.adopt(&before.record, &after.record);
             let written = inode.core.write(&mut transaction, true);

@@ -6,6 +6,7 @@ use pagefence_ext4_format::inode::FileKind;
 use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo};
 use pagefence_vfs::Result;
 
+use crate::alloc::{Allocator, BlockOwner};
 use crate::change::Transaction;
 use crate::disk_inode::DiskInode;
 use crate::instance::Instance;
@@ -75,7 +76,7 @@ impl OrphanFile {
     pub(crate) fn entries(&self, instance: &Instance) -> Result<Vec<OrphanEntry>> {
         let mut entries = Vec::new();
         for block in &self.blocks {
-            let bytes = instance.read_block(*block)?;
+            let bytes = instance.read_owned(self.number, *block)?;
             let (words, tail) = bytes.split_at(bytes.len().saturating_sub(TAIL));
             let damaged = |what: &str| instance.damaged(self.number, Some(*block), what);
             if word(tail, 0) != MAGIC {
@@ -103,6 +104,17 @@ impl OrphanFile {
         self.blocks.len()
     }
 
+    /// From here on the blocks of the file are nobody else's.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(crate) fn claim(&self, instance: &Instance, allocator: &Allocator) -> Result<()> {
+        let owner = BlockOwner::Inode(self.number);
+        self.blocks
+            .iter()
+            .try_for_each(|block| allocator.claim_metadata(instance, self.number, owner, *block))
+    }
+
     /// Which block of the file an entry is in.
     pub(crate) fn block_of(&self, entry: &OrphanEntry) -> usize {
         let found = self.blocks.iter().position(|block| *block == entry.block);
@@ -122,7 +134,7 @@ impl OrphanFile {
         let Some(block) = self.blocks.get(at).copied() else {
             return Ok(None);
         };
-        let bytes = transaction.instance.read_block(block)?;
+        let bytes = transaction.instance.read_owned(self.number, block)?;
         let (words, _) = bytes.split_at(bytes.len().saturating_sub(TAIL));
         let Some(slot) = words
             .chunks_exact(ENTRY)

@@ -22,6 +22,7 @@ use pagefence_lock_order::primitives::atomic::{AtomicUsize, Ordering};
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::{Error, Result};
 
+use crate::alloc::Allocator;
 use crate::change::Transaction;
 use crate::inode::Inode;
 use crate::instance::Instance;
@@ -90,7 +91,7 @@ impl Orphans {
     ///
     /// # Errors
     /// `Corrupt` if the orphan file is damaged; `Io`.
-    pub(crate) fn open(instance: &Instance) -> Result<Self> {
+    pub(crate) fn open(instance: &Instance, allocator: &Allocator) -> Result<Self> {
         let superblock = &instance.superblock;
         let file = superblock
             .orphan_file_inode()
@@ -98,6 +99,7 @@ impl Orphans {
             .map(|number| OrphanFile::open(instance, number))
             .transpose()?
             .map(|file| {
+                file.claim(instance, allocator)?;
                 Ok::<_, Error>(File {
                     free: vec![true; file.block_count()],
                     used: file.entries(instance)?.len(),

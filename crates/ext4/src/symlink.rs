@@ -35,7 +35,7 @@ impl Instance {
                 return Err(self.bad_target(inode));
             };
             let block = self.metadata_block(inode, FileBlock(0))?;
-            let buffer = self.read_block(block)?;
+            let buffer = self.read_owned(inode.number, block)?;
             buffer.get(..length).unwrap_or(&[]).to_vec()
         };
         if target.is_empty() || target.contains(&0) || target.len() as u64 != size {

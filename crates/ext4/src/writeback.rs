@@ -446,7 +446,7 @@ impl FileData {
                 Some(Unmapped::New { first, run }) => {
                     let blocks = first.0..first.0 + run.len();
                     if let Some((allocator, handle)) = transaction.allocation() {
-                        allocator.use_data_run(handle, self.inode.number, run);
+                        allocator.use_run(handle, self.inode.number, run);
                     }
                     delayed.mapped(blocks);
                 }

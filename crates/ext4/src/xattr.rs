@@ -70,8 +70,7 @@ impl Instance {
         let Some(block) = inode.file_acl() else {
             return Ok(None);
         };
-        self.check_owned(inode.ino(), block, 1)?;
-        let buffer = self.read_block(block)?;
+        let buffer = self.read_attributes(inode.ino(), block)?;
         if self.checksums && !buffer.verified(checked::XATTR_BLOCK) {
             xattr::verify_checksum(&buffer, block, self.seed).at(
                 &self.damage,
@@ -159,7 +158,7 @@ impl Instance {
             let Target::Written(start) = self.map_blocks(&holder, FileBlock(block))?.target else {
                 return Err(self.damaged(number, None, "an attribute inode with a hole"));
             };
-            let buffer = self.read_block(start)?;
+            let buffer = self.read_owned(number, start)?;
             piece.copy_from_slice(buffer.get(..piece.len()).unwrap_or(&[]));
         }
         // Lustre's attribute inodes have no hash: they point back to their owner instead.

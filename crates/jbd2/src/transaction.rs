@@ -283,9 +283,8 @@ impl Transaction {
             hash_map::Entry::Vacant(_) => before,
         };
         let mut bytes = buffers.editable(current);
-        let verified = current.verified_kinds();
         let outcome = edit(&mut bytes)?;
-        let buffer = buffers.replace_with(block.0, bytes, verified);
+        let buffer = buffers.replace_with(block.0, bytes, Some(current));
         put(entry, buffer, Turn::Refers, credits);
         Ok(outcome)
     }
@@ -301,7 +300,7 @@ impl Transaction {
         let bytes = buffers.editable(bytes);
         let mut shard = self.shard(block);
         let entry = shard.entries.entry(block.0);
-        let buffer = buffers.replace_with(block.0, bytes, 0);
+        let buffer = buffers.replace_with(block.0, bytes, None);
         put(entry, buffer, Turn::New, credits);
     }
 

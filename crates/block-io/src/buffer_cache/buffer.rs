@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 use pagefence_lock_order::primitives::Arc;
-use pagefence_lock_order::primitives::atomic::{AtomicU32, Ordering};
+use pagefence_lock_order::primitives::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::spares::Spares;
 use crate::aligned::AlignedBytes;
@@ -13,6 +13,8 @@ pub struct Buffer {
     pub(super) block: u64,
     /// Bit per kind of check that the contents have passed.
     pub(super) verified: AtomicU32,
+    /// Whose block it was found to be; 0: nobody's so far.
+    pub(super) owner: AtomicU64,
     pub(super) bytes: AlignedBytes,
     /// Where the memory goes in the end.
     pub(super) spares: Arc<Spares>,
@@ -45,10 +47,15 @@ impl Buffer {
         self.verified.fetch_or(kinds, Ordering::AcqRel);
     }
 
-    /// Every kind of check that has been passed, as a bit mask.
+    /// Whose block it was found to be ([`Buffer::set_owner`]); 0: nobody's so far.
     #[must_use]
-    pub fn verified_kinds(&self) -> u32 {
-        self.verified.load(Ordering::Acquire)
+    pub fn owner(&self) -> u64 {
+        self.owner.load(Ordering::Relaxed)
+    }
+
+    /// Records whose block it is, by a number that means something to the caller.
+    pub fn set_owner(&self, owner: u64) {
+        self.owner.store(owner, Ordering::Relaxed);
     }
 }
 

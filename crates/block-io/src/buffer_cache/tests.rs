@@ -347,19 +347,23 @@ proptest! {
 }
 
 #[test]
-fn a_replaced_buffer_keeps_the_checks_it_is_given() {
+fn a_replaced_buffer_keeps_the_checks_and_the_owner_of_the_one_it_is_given() {
     let device = Gate::new(8);
     let cache = cache(&device, 8);
     let old = cache.read(3).unwrap();
     old.set_verified(6);
-    assert_eq!(old.verified_kinds(), 6);
+    assert_eq!(old.owner(), 0);
+    old.set_owner(12);
     let mut bytes = cache.editable(&old);
     bytes[0] = 0x55;
-    let new = cache.replace_with(3, bytes, old.verified_kinds());
+    let new = cache.replace_with(3, bytes, Some(&old));
     assert!(new.verified(6) && !new.verified(1));
+    assert_eq!(new.owner(), 12);
     assert_eq!((old[0], new[0], new[1]), (3, 0x55, 3));
     assert!(Arc::ptr_eq(&new, &cache.read(3).unwrap()));
-    assert!(!cache.replace(3, &[0; BLOCK]).verified(2));
+    let other = cache.replace(3, &[0; BLOCK]);
+    assert!(!other.verified(2));
+    assert_eq!(other.owner(), 0);
     assert!(cache.contains(7) && !cache.contains(8));
 }
 

@@ -9,17 +9,23 @@ use pagefence_vfs::{Error, Result};
 
 use crate::alloc::block_alloc::BusyRun;
 use crate::alloc::group_state::{Bits, GroupGuard};
-use crate::alloc::owners::Taken;
+use crate::alloc::owners::{BlockOwner, Taken};
 use crate::alloc::{Allocator, Sink};
 use crate::change::free_blocks::{Piece, pieces};
 use crate::instance::Instance;
 
 impl Allocator {
-    /// Marks a busy run as in use: it belongs to who calls. Gives its first block and its length.
+    /// Marks a busy run as in use: it belongs to `inode` from now on. Gives its first block
+    /// and its length.
     ///
     /// Takes the group's lock. A transaction needs credits for three blocks: the bitmap, the
     /// descriptor's block, the superblock.
-    pub(crate) fn use_run(&self, tx: &mut impl Sink, run: BusyRun) -> (BlockNo, u32) {
+    pub(crate) fn use_run(
+        &self,
+        tx: &mut impl Sink,
+        inode: InodeNo,
+        run: BusyRun,
+    ) -> (BlockNo, u32) {
         let (start, len) = run.used_in(self);
         let Ok((number, first)) = self.superblock.group_of_block(start) else {
             return (start, 0);
@@ -39,13 +45,9 @@ impl Allocator {
         self.mark_dirty(&mut guard, number);
         drop(guard);
         self.defer(tx, number, bitmap);
+        let owner = BlockOwner::Inode(inode);
+        self.owners.give(owner, blocks_of(start, len));
         (start, len)
-    }
-
-    /// As [`Self::use_run`], for data of `inode`, which owns the blocks from now on.
-    pub(crate) fn use_data_run(&self, tx: &mut impl Sink, inode: InodeNo, run: BusyRun) {
-        let (start, len) = self.use_run(tx, run);
-        self.owners.give(inode, blocks_of(start, len));
     }
 
     /// Frees `count` blocks from `start` on, which `inode` owns. They can be had again when the
@@ -136,17 +138,45 @@ impl Allocator {
             Err(error) => return Err(error),
         }
         self.owners
-            .claim(inode, blocks_of(start, count))
+            .claim(BlockOwner::Inode(inode), blocks_of(start, count))
             .map_err(|taken| owned_by_another(instance, inode, taken))
     }
 
-    /// Blocks of these two files change places: whose they are is learnt anew. Neither is written to
-    /// meanwhile.
-    pub(crate) fn forget_owners(&self, inodes: [InodeNo; 2]) {
-        self.owners.forget_files(inodes);
+    /// Makes sure that a block of metadata which `inode` claims for `owner` is no other's; it is the
+    /// owner's from now on.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(crate) fn claim_metadata(
+        &self,
+        instance: &Instance,
+        inode: InodeNo,
+        owner: BlockOwner,
+        block: BlockNo,
+    ) -> Result<()> {
+        self.owners
+            .claim(owner, blocks_of(block, 1))
+            .map_err(|taken| owned_by_another(instance, inode, taken))
     }
 
-    /// Makes sure that none of these blocks is known to be another file's.
+    /// A block of attributes becomes one that inodes share, or is again that of one, who made it or
+    /// frees it.
+    pub(crate) fn hand_over(&self, owner: BlockOwner, block: BlockNo) {
+        self.owners.give(owner, blocks_of(block, 1));
+    }
+
+    /// These blocks go from one inode to another.
+    pub(crate) fn forget_owner(&self, start: BlockNo, count: u32) {
+        self.owners.forget(blocks_of(start, count));
+    }
+
+    /// Blocks of these two inodes change places: whose they are is learnt anew. Neither is written to
+    /// meanwhile.
+    pub(crate) fn forget_owners_of(&self, inodes: [InodeNo; 2]) {
+        self.owners.forget_inodes(inodes);
+    }
+
+    /// Makes sure that none of these blocks is known to be another's.
     fn check_owner(
         &self,
         instance: &Instance,
@@ -155,7 +185,7 @@ impl Allocator {
         count: u32,
     ) -> Result<()> {
         self.owners
-            .check(inode, blocks_of(start, count))
+            .check(BlockOwner::Inode(inode), blocks_of(start, count))
             .map_err(|taken| owned_by_another(instance, inode, taken))
     }
 
@@ -217,6 +247,11 @@ fn blocks_of(start: BlockNo, count: u32) -> Range<u64> {
 }
 
 fn owned_by_another(instance: &Instance, inode: InodeNo, taken: Taken) -> Error {
-    let what = format_args!("it owns a block of inode {}", taken.by);
-    instance.damaged(inode, Some(BlockNo(taken.block)), what)
+    let block = Some(BlockNo(taken.block));
+    match taken.by {
+        BlockOwner::Inode(by) => {
+            instance.damaged(inode, block, format_args!("it owns a block of inode {by}"))
+        }
+        BlockOwner::Attributes => instance.damaged(inode, block, "it owns a block of attributes"),
+    }
 }

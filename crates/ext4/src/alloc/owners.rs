@@ -1,8 +1,10 @@
-//! Which file a block of data belongs to, as far as was learnt since the file system was opened: from
-//! blocks that were given to a file, and from those that a file wrote to where they were.
+//! Which inode a block belongs to, as far as was learnt since the file system was opened: from blocks
+//! that were given to one; from blocks of data that a file wrote to where they were; and from
+//! metadata that was read: blocks of directories, of maps, of symbolic links and of attributes.
 //!
-//! The format has no such map: two files of a damaged image can claim one block, and each alone looks
-//! sound. Here the first that writes to it has it; another that writes to it, or frees it, is refused.
+//! The format has no such map: two inodes of a damaged image can claim one block, and each alone
+//! looks sound. Here the first that writes data to it, or reads it as metadata, has it; another that
+//! writes to it, reads it as metadata, or frees it, is refused.
 //!
 //! Invariant: no block has two owners, and a block that is free by its bitmap has none.
 
@@ -17,11 +19,30 @@ use pagefence_lock_order::rank;
 /// Runs that are remembered, at most: some 6 MiB of them. Past it all are forgotten.
 const RUNS_MAX: usize = 1 << 17;
 
+/// Whose a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BlockOwner {
+    /// It holds data of this inode, or is a block of its map.
+    Inode(InodeNo),
+    /// It holds attributes, which inodes share.
+    Attributes,
+}
+
+impl BlockOwner {
+    /// A number for the buffer cache, which is not 0.
+    pub(crate) fn number(self) -> u64 {
+        match self {
+            Self::Inode(number) => number.0.into(),
+            Self::Attributes => 1 << 32,
+        }
+    }
+}
+
 /// A block that belongs to somebody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Taken {
     pub(super) block: u64,
-    pub(super) by: InodeNo,
+    pub(super) by: BlockOwner,
 }
 
 /// See the module's documentation. Its lock is of the level Counters.
@@ -31,7 +52,7 @@ pub(super) struct Owners(Mutex<Runs>);
 /// Runs by their first block, with their ends. They do not overlap, and those of one owner do not
 /// touch.
 #[derive(Debug, Default)]
-struct Runs(BTreeMap<u64, (u64, InodeNo)>);
+struct Runs(BTreeMap<u64, (u64, BlockOwner)>);
 
 impl Owners {
     fn with<T>(&self, visit: impl FnOnce(&mut Runs) -> T) -> T {
@@ -39,26 +60,27 @@ impl Owners {
         visit(&mut self.0.lock())
     }
 
-    /// Gives `blocks` to `inode`, unless one belongs to another.
-    pub(super) fn claim(&self, inode: InodeNo, blocks: Range<u64>) -> Result<(), Taken> {
+    /// Gives `blocks` to `owner`, unless one belongs to another.
+    pub(super) fn claim(&self, owner: BlockOwner, blocks: Range<u64>) -> Result<(), Taken> {
         self.with(|runs| {
-            runs.check(inode, &blocks)?;
-            runs.add(inode, blocks);
+            runs.check(owner, &blocks)?;
+            runs.add(owner, blocks);
             Ok(())
         })
     }
 
-    /// Gives `blocks`, which were free, to `inode`: whoever claimed them has lost them.
-    pub(super) fn give(&self, inode: InodeNo, blocks: Range<u64>) {
+    /// Gives `blocks`, which nobody else has a right to, to `owner`: whoever claimed them has lost
+    /// them.
+    pub(super) fn give(&self, owner: BlockOwner, blocks: Range<u64>) {
         self.with(|runs| {
             runs.remove(blocks.clone());
-            runs.add(inode, blocks);
+            runs.add(owner, blocks);
         });
     }
 
-    /// Whether `inode` may free `blocks`: none of them belongs to another.
-    pub(super) fn check(&self, inode: InodeNo, blocks: Range<u64>) -> Result<(), Taken> {
-        self.with(|runs| runs.check(inode, &blocks))
+    /// Whether `owner` may free `blocks`: none of them belongs to another.
+    pub(super) fn check(&self, owner: BlockOwner, blocks: Range<u64>) -> Result<(), Taken> {
+        self.with(|runs| runs.check(owner, &blocks))
     }
 
     /// `blocks` are free.
@@ -66,19 +88,20 @@ impl Owners {
         self.with(|runs| runs.remove(blocks));
     }
 
-    /// Blocks of these files go to others.
-    pub(super) fn forget_files(&self, inodes: [InodeNo; 2]) {
-        self.with(|runs| runs.0.retain(|_, (_, owner)| !inodes.contains(owner)));
+    /// Blocks of these inodes go to others.
+    pub(super) fn forget_inodes(&self, inodes: [InodeNo; 2]) {
+        let owners = inodes.map(BlockOwner::Inode);
+        self.with(|runs| runs.0.retain(|_, (_, owner)| !owners.contains(owner)));
     }
 }
 
 impl Runs {
-    fn check(&self, inode: InodeNo, blocks: &Range<u64>) -> Result<(), Taken> {
+    fn check(&self, owner: BlockOwner, blocks: &Range<u64>) -> Result<(), Taken> {
         self.0
             .range(..blocks.end)
             .rev()
             .take_while(|(_, (end, _))| *end > blocks.start)
-            .find(|(_, (_, owner))| *owner != inode)
+            .find(|(_, (_, other))| *other != owner)
             .map_or(Ok(()), |(start, (_, by))| {
                 Err(Taken {
                     block: blocks.start.max(*start),
@@ -88,18 +111,18 @@ impl Runs {
     }
 
     /// None of them belongs to another.
-    fn add(&mut self, inode: InodeNo, mut blocks: Range<u64>) {
+    fn add(&mut self, owner: BlockOwner, mut blocks: Range<u64>) {
         if blocks.is_empty() {
             return;
         }
-        if let Some((end, owner)) = self.0.get(&blocks.end).copied()
-            && owner == inode
+        if let Some((end, other)) = self.0.get(&blocks.end).copied()
+            && other == owner
         {
             self.0.remove(&blocks.end);
             blocks.end = end;
         }
-        while let Some((&start, &(end, owner))) = self.0.range(..blocks.end).next_back()
-            && owner == inode
+        while let Some((&start, &(end, other))) = self.0.range(..blocks.end).next_back()
+            && other == owner
             && end >= blocks.start
         {
             self.0.remove(&start);
@@ -108,7 +131,7 @@ impl Runs {
         if self.0.len() >= RUNS_MAX {
             self.0.clear();
         }
-        self.0.insert(blocks.start, (blocks.end, inode));
+        self.0.insert(blocks.start, (blocks.end, owner));
     }
 
     fn remove(&mut self, blocks: Range<u64>) {
@@ -134,23 +157,34 @@ mod tests {
 
     const BLOCKS: u64 = 24;
 
+    const INODES: [InodeNo; 3] = [InodeNo(12), InodeNo(13), InodeNo(14)];
+
     #[derive(Clone, Debug)]
     enum Step {
-        Claim(u32, Range<u64>),
-        Give(u32, Range<u64>),
+        Claim(BlockOwner, Range<u64>),
+        Give(BlockOwner, Range<u64>),
         Forget(Range<u64>),
-        ForgetFiles(u32, u32),
+        ForgetInodes([InodeNo; 2]),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let blocks = (0..BLOCKS, 1..8_u64).prop_map(|(start, len)| start..start + len);
+        let inode = prop::sample::select(&INODES[..]);
+        let owner = prop_oneof![
+            3 => inode.clone().prop_map(BlockOwner::Inode),
+            1 => Just(BlockOwner::Attributes),
+        ];
         let step = prop_oneof![
-            4 => (1..4_u32, blocks.clone()).prop_map(|(inode, blocks)| Step::Claim(inode, blocks)),
-            1 => (1..4_u32, blocks.clone()).prop_map(|(inode, blocks)| Step::Give(inode, blocks)),
+            4 => (owner.clone(), blocks.clone()).prop_map(|(owner, run)| Step::Claim(owner, run)),
+            1 => (owner, blocks.clone()).prop_map(|(owner, run)| Step::Give(owner, run)),
             2 => blocks.prop_map(Step::Forget),
-            1 => (1..4_u32, 1..4_u32).prop_map(|(one, other)| Step::ForgetFiles(one, other)),
+            1 => (inode.clone(), inode).prop_map(|(one, other)| Step::ForgetInodes([one, other])),
         ];
         prop::collection::vec(step, 1..60)
+    }
+
+    fn within(blocks: &Range<u64>) -> Range<usize> {
+        blocks.start as usize..blocks.end as usize
     }
 
     proptest! {
@@ -158,50 +192,48 @@ mod tests {
         #[test]
         fn runs_say_what_single_blocks_say(steps in steps()) {
             let owners = Owners::default();
-            let mut expected = vec![0; usize::try_from(BLOCKS + 8).unwrap()];
+            let mut expected = vec![None; usize::try_from(BLOCKS + 8).unwrap()];
             for step in steps {
                 match step {
-                    Step::Claim(inode, blocks) => {
-                        let mine = &mut expected[blocks.start as usize..blocks.end as usize];
-                        let is_free = mine.iter().all(|owner| [0, inode].contains(owner));
-                        let number = InodeNo(inode);
-                        prop_assert_eq!(owners.check(number, blocks.clone()).is_ok(), is_free);
-                        match owners.claim(number, blocks.clone()) {
+                    Step::Claim(owner, blocks) => {
+                        let mine = &mut expected[within(&blocks)];
+                        let is_free = mine.iter().flatten().all(|other| *other == owner);
+                        prop_assert_eq!(owners.check(owner, blocks.clone()).is_ok(), is_free);
+                        match owners.claim(owner, blocks.clone()) {
                             Ok(()) => {
                                 prop_assert!(is_free);
-                                mine.fill(inode);
+                                mine.fill(Some(owner));
                             }
                             Err(taken) => {
                                 prop_assert!(blocks.contains(&taken.block));
-                                prop_assert_eq!(expected[taken.block as usize], taken.by.0);
-                                prop_assert_ne!(taken.by, number);
+                                prop_assert_eq!(expected[taken.block as usize], Some(taken.by));
+                                prop_assert_ne!(taken.by, owner);
                             }
                         }
                     }
-                    Step::Give(inode, blocks) => {
-                        expected[blocks.start as usize..blocks.end as usize].fill(inode);
-                        owners.give(InodeNo(inode), blocks);
+                    Step::Give(owner, blocks) => {
+                        expected[within(&blocks)].fill(Some(owner));
+                        owners.give(owner, blocks);
                     }
                     Step::Forget(blocks) => {
-                        expected[blocks.start as usize..blocks.end as usize].fill(0);
+                        expected[within(&blocks)].fill(None);
                         owners.forget(blocks);
                     }
-                    Step::ForgetFiles(one, other) => {
-                        owners.forget_files([InodeNo(one), InodeNo(other)]);
+                    Step::ForgetInodes(inodes) => {
+                        owners.forget_inodes(inodes);
                         for owner in &mut expected {
-                            if [one, other].contains(owner) {
-                                *owner = 0;
-                            }
+                            owner.take_if(|owner| inodes.map(BlockOwner::Inode).contains(owner));
                         }
                     }
                 }
                 let runs = owners.0.lock();
-                let mut seen = vec![0; expected.len()];
-                let mut before = (0, InodeNo(0));
+                let mut seen = vec![None; expected.len()];
+                let mut before = (0, None);
                 for (start, (end, owner)) in &runs.0 {
-                    prop_assert!(before.0 < *start || before.0 == *start && before.1 != *owner);
-                    seen[*start as usize..*end as usize].fill(owner.0);
-                    before = (*end, *owner);
+                    let touches = before == (*start, Some(*owner));
+                    prop_assert!(before.0 <= *start && !touches);
+                    seen[within(&(*start..*end))].fill(Some(*owner));
+                    before = (*end, Some(*owner));
                 }
                 prop_assert_eq!(&seen, &expected);
             }
@@ -212,13 +244,22 @@ mod tests {
     #[test]
     fn no_more_runs_are_kept_than_there_is_room_for() {
         let owners = Owners::default();
+        let [one, other, _] = INODES.map(BlockOwner::Inode);
         for run in 0..RUNS_MAX as u64 {
-            owners.claim(InodeNo(12), 2 * run..2 * run + 1).unwrap();
+            owners.claim(one, 2 * run..2 * run + 1).unwrap();
         }
-        assert!(owners.claim(InodeNo(13), 0..1).is_err());
+        assert!(owners.claim(other, 0..1).is_err());
         let last = 2 * RUNS_MAX as u64;
-        owners.claim(InodeNo(12), last..last + 1).unwrap();
-        owners.claim(InodeNo(13), 0..1).unwrap();
+        owners.claim(one, last..last + 1).unwrap();
+        owners.claim(other, 0..1).unwrap();
         assert_eq!(owners.0.lock().0.len(), 2);
+    }
+
+    /// Buffers remember it by its number.
+    #[test]
+    fn each_owner_has_a_number_of_its_own_that_is_not_zero() {
+        assert_ne!(BlockOwner::Inode(InodeNo(1)).number(), 0);
+        let last = BlockOwner::Inode(InodeNo(u32::MAX));
+        assert_ne!(last.number(), BlockOwner::Attributes.number());
     }
 }

@@ -151,7 +151,7 @@ impl World {
     fn take(&self, tx: &mut Tx, goal: u64, want: u32) -> u64 {
         let run = self.allocate(goal, want);
         assert_eq!(run.len(), want);
-        let (start, len) = self.allocator.use_run(tx, run);
+        let (start, len) = self.allocator.use_run(tx, OWNER, run);
         assert_eq!(len, want);
         start.0
     }

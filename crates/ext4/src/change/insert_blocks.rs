@@ -279,7 +279,7 @@ pub(super) fn pointer(
         None => Pointers::root(record.block_area(), &instance.limits)
             .and_then(|pointers| pointers.get(slot)),
         Some(holder) => {
-            let bytes = instance.read_block(holder)?;
+            let bytes = instance.read_owned(record.ino(), holder)?;
             Pointers::block(&bytes, &instance.limits).get(slot)
         }
     }
@@ -300,7 +300,7 @@ fn check_empty(
             None,
         )?,
         Some(holder) => {
-            buffer = instance.read_block(holder)?;
+            buffer = instance.read_owned(record.ino(), holder)?;
             Pointers::block(&buffer, &instance.limits)
         }
     };

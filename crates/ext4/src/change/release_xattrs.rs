@@ -15,6 +15,7 @@ use pagefence_ext4_format::{BlockNo, InodeNo};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
 
+use crate::alloc::BlockOwner;
 use crate::change::ea_inode;
 use crate::change::free_blocks::free_blocks;
 use crate::change::remove_blocks::Progress;
@@ -76,8 +77,7 @@ pub(crate) fn release_xattrs(
             }
             buffer = instance.read_block(block)?;
         }
-        free_blocks(transaction, inode, block, 1)?;
-        transaction.forget(block);
+        free_attributes(transaction, inode, block)?;
     }
     record.set_file_acl(None);
     let sectors = u64::from(instance.superblock.block_size() / 512);
@@ -93,7 +93,7 @@ fn checked_block(
     block: BlockNo,
 ) -> Result<Arc<Buffer>> {
     let instance = transaction.instance;
-    let buffer = instance.read_block(block)?;
+    let buffer = instance.read_attributes(inode, block)?;
     if instance.checksums {
         xattr::verify_checksum(&buffer, block, instance.seed).at(
             &instance.damage,
@@ -128,6 +128,21 @@ pub(crate) fn give_up_share(
         }
         Ok(true)
     })
+}
+
+/// Frees a block of attributes whose only user is `inode`.
+///
+/// # Errors
+/// As [`free_blocks`].
+pub(crate) fn free_attributes(
+    transaction: &mut Transaction<'_>,
+    inode: InodeNo,
+    block: BlockNo,
+) -> Result<()> {
+    transaction.hand_over(BlockOwner::Inode(inode), block);
+    free_blocks(transaction, inode, block, 1)?;
+    transaction.forget(block);
+    Ok(())
 }
 
 fn change_block(

@@ -16,10 +16,9 @@ use pagefence_ext4_format::xattr::{
 use pagefence_ext4_format::{BlockNo, Corruption, InodeNo};
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{NewNumber, Reach};
+use crate::alloc::{BlockOwner, NewNumber, Reach};
 use crate::change::ea_inode;
-use crate::change::free_blocks::free_blocks;
-use crate::change::release_xattrs::give_up_share;
+use crate::change::release_xattrs::{free_attributes, give_up_share};
 use crate::change::remove_blocks::Progress;
 use crate::change::transaction::Transaction;
 use crate::clock;
@@ -495,7 +494,7 @@ impl<'a> XattrChange<'a> {
         let (instance, inode) = (self.instance, record.ino());
         let mut is_shared = false;
         if let Some(old) = self.block {
-            let users = xattr::refcount(&instance.read_block(old)?);
+            let users = xattr::refcount(&instance.read_attributes(inode, old)?);
             let users = users.at(&instance.damage, Some(inode), Some(old))?;
             is_shared = users > 1 && give_up_share(transaction, inode, old)?;
             if !is_shared {
@@ -507,14 +506,14 @@ impl<'a> XattrChange<'a> {
                     })?;
                     return Ok(false);
                 }
-                free_blocks(transaction, inode, old, 1)?;
-                transaction.forget(old);
+                free_attributes(transaction, inode, old)?;
             }
             record.set_file_acl(None);
         }
         if let Some(after) = &self.after.block {
             let goal = instance.inode_block(inode)?.0;
             let block = transaction.allocate(inode, goal, Reach::Everywhere)?;
+            transaction.hand_over(BlockOwner::Attributes, block);
             transaction.set(block, &self.encoded(after, inode, block)?);
             record.set_file_acl(Some(block));
         }

@@ -323,7 +323,6 @@ impl Survey<'_> {
     /// number `first`.
     fn look_below(&mut self, block: BlockNo, height: u32, first: u32) -> Result<()> {
         let (instance, inode) = (self.instance, self.disk.number);
-        instance.check_owned(inode, block, 1)?;
         if !self.seen.insert(block.0) {
             let what = "an indirect block is in its block map twice";
             return Err(instance.damaged(inode, Some(block), what));
@@ -335,7 +334,7 @@ impl Survey<'_> {
                 return Ok(());
             }
         }
-        let bytes = instance.read_block(block)?;
+        let bytes = instance.read_owned(inode, block)?;
         let per_child = (self.leaves.per_block as u32).saturating_pow(height.saturating_sub(2));
         for (slot, pointer) in Pointers::block(&bytes, &instance.limits).iter() {
             let pointer = pointer.at(&instance.damage, Some(inode), Some(block))?;

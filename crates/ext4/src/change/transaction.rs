@@ -17,7 +17,7 @@ use pagefence_jbd2::{Handle, Turn};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{Allocator, BusyRun, Claim, Reach, Reservation, Sink};
+use crate::alloc::{Allocator, BlockOwner, BusyRun, Claim, Reach, Reservation, Sink};
 use crate::change::free_blocks::free_blocks;
 use crate::change::space::Space;
 use crate::error::{At, device};
@@ -360,9 +360,16 @@ impl<'a> Transaction<'a> {
                         allocator.allocate_within(self.instance, goal, reach, 1, space)?
                     }
                 };
-                let (block, _) = allocator.use_run(&mut running.record, run);
+                let (block, _) = allocator.use_run(&mut running.record, inode, run);
                 Ok(block)
             }
+        }
+    }
+
+    /// A block of attributes is now that of `owner` ([`Allocator::hand_over`]).
+    pub(crate) fn hand_over(&mut self, owner: BlockOwner, block: BlockNo) {
+        if let Backend::Running(running) = &mut self.backend {
+            running.live.allocator.hand_over(owner, block);
         }
     }
 

@@ -249,7 +249,7 @@ impl FileSystem {
             let mut record = before.record.clone();
             insert_blocks(&mut transaction, &mut record, &new)?;
             if let Some((allocator, handle)) = transaction.allocation() {
-                allocator.use_run(handle, run);
+                allocator.use_run(handle, core.number, run);
             }
             core.adopt(&before.record, &record);
             core.write(&mut transaction, true)?;

@@ -18,6 +18,7 @@ mod migrate;
 mod migrate_crash;
 mod migrate_dirs;
 mod order;
+mod owned_twice;
 mod races;
 mod ranges;
 mod rules;

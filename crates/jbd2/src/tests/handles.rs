@@ -31,6 +31,7 @@ fn a_change_is_seen_at_once_and_committed_as_a_whole() {
     let ground = Ground::new(&image());
     let old = ground.buffers.read(10).unwrap();
     old.set_verified(5);
+    old.set_owner(12);
     let tid = ground.handle(3, |handle| {
         fill(handle, 10, 1);
         fill(handle, 11, 2);
@@ -53,6 +54,7 @@ fn a_change_is_seen_at_once_and_committed_as_a_whole() {
     let new = ground.buffers.read(10).unwrap();
     assert_eq!(new[0], 1);
     assert!(new.verified(5), "checks that were passed count on");
+    assert_eq!(new.owner(), 12, "and so does whose it is");
     assert_eq!(ground.cached(12), 0x80 | 12);
     let before = recovered(ground.device.crash(1));
     assert_eq!(byte_of(&before, 10), 0x80 | 10);

@@ -29,7 +29,7 @@ fn bitmaps_leave_memory_when_they_may() {
     }
     assert_eq!(world.loaded() as u32, groups, "what is busy stays");
     for run in busy.drain(..) {
-        let (start, len) = world.allocator.use_run(&mut tx, run);
+        let (start, len) = world.allocator.use_run(&mut tx, OWNER, run);
         expected[start.0 as usize..][..len as usize].fill(true);
     }
     assert_eq!(world.loaded() as u32, groups, "what is dirty stays");
@@ -78,7 +78,7 @@ fn a_long_run_is_freed_with_little_memory() {
     while at < end {
         let run = world.allocate(at, (end - at) as u32);
         assert_eq!(run.start().0, at);
-        at += u64::from(world.allocator.use_run(&mut tx, run).1);
+        at += u64::from(world.allocator.use_run(&mut tx, OWNER, run).1);
     }
     world.commit(&mut tx);
     world.commit(&mut tx);

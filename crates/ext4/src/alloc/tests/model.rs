@@ -141,7 +141,7 @@ impl Model {
             }
             Step::Use(run) if !self.runs.is_empty() => {
                 let run = self.runs.swap_remove(run % self.runs.len());
-                let (start, len) = allocator.use_run(&mut self.tx, run);
+                let (start, len) = allocator.use_run(&mut self.tx, OWNER, run);
                 self.set(start.0, len, Block::Busy, Block::Ours);
             }
             Step::Drop(run) if !self.runs.is_empty() => {
@@ -349,7 +349,7 @@ fn the_last_block_is_found() {
             .allocate(&model.world.instance, goal, 1, &mut promised)
             .expect("promised");
         assert_eq!(promised.blocks(), left);
-        let (start, _) = allocator.use_run(&mut model.tx, run);
+        let (start, _) = allocator.use_run(&mut model.tx, OWNER, run);
         model.set(start.0, 1, Block::Free, Block::Ours);
     }
     assert_eq!(allocator.counts().blocks, 0);

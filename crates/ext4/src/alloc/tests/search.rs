@@ -64,7 +64,7 @@ fn what_no_group_has_is_the_longest_there_is() {
                 .allocate(&world.instance, BlockNo(block), 1, &mut one)
                 .expect("promised");
             if run.start().0 == block && !hole {
-                world.allocator.use_run(&mut tx, run);
+                world.allocator.use_run(&mut tx, OWNER, run);
             }
         }
     }

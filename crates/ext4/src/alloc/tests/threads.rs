@@ -101,7 +101,7 @@ impl Owners {
                             }
                             continue;
                         }
-                        self.with_tx(|tx| allocator.use_run(tx, run));
+                        self.with_tx(|tx| allocator.use_run(tx, OWNER, run));
                         owned.push((start, len));
                     }
                 }
@@ -142,7 +142,7 @@ fn fight_for_blocks(world: World) {
     let mut filled = before.blocks_unreserved - 5000;
     while filled > 0 {
         let run = world.allocate(1, filled.min(8000) as u32);
-        filled -= u64::from(world.allocator.use_run(&mut tx, run).1);
+        filled -= u64::from(world.allocator.use_run(&mut tx, OWNER, run).1);
     }
     world.commit(&mut tx);
     let filled = world.in_use();
