@@ -317,6 +317,7 @@ fn shared_attributes_are_read_by_all_who_share_them() {
     }
     fs.set_xattr(ids[0], b"user.long", &[3; 2 * LONG], XattrMode::Set)
         .unwrap();
+    assert_eq!(fs.xattr(ids[0], b"user.long").unwrap(), [3; 2 * LONG]);
     assert_eq!(fs.xattr(ids[1], b"user.long").unwrap(), [2; 2 * LONG]);
     fs.remove_xattr(ids[1], b"user.long").unwrap();
     fs.sync().unwrap();
