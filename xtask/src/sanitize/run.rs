@@ -250,7 +250,7 @@ fn describe(status: Option<ExitStatus>) -> String {
 }
 
 /// What the sanitizers are told: to go on after a report, to write it to files that begin with `log` (children
-/// too), and to leave signals alone of which tests die on purpose.
+/// too), to leave signals alone of which tests die on purpose, and to refuse memory as the allocator does.
 fn options(
     program: &Program,
     sanitizer: Sanitizer,
@@ -259,7 +259,7 @@ fn options(
     let suppressions = sanitizer.suppressions()?;
     let common = format!(
         "exitcode={REPORTED}:log_path={}:handle_segv=0:handle_sigbus=0:handle_sigill=0:handle_sigfpe=0:\
-         allow_addr2line=1",
+         allow_addr2line=1:allocator_may_return_null=1",
         log.display()
     );
     let suppressions = format!("suppressions={}", suppressions.display());
