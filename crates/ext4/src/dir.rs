@@ -6,6 +6,7 @@ use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo, htree};
 use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::{Error, FileKind, Result};
 
+use crate::alloc::BlockOwner;
 use crate::change::inline_dir;
 use crate::disk_inode::DiskInode;
 use crate::error::At;
@@ -104,7 +105,7 @@ impl Instance {
     /// index pass as blocks without entries.
     pub(crate) fn dir_block(&self, inode: &DiskInode, block: FileBlock) -> Result<Arc<Buffer>> {
         let at = self.metadata_block(inode, block)?;
-        let buffer = self.read_owned(inode.number, at)?;
+        let buffer = self.read_owned(BlockOwner::Contents(inode.number), at)?;
         if self.checksums && !buffer.verified(checked::DIR_BLOCK) {
             let verified = if is_index_block(inode, block, &buffer) {
                 htree::verify_checksum(&buffer, inode.seed)

@@ -345,7 +345,8 @@ impl FileSystem {
             self.instance.gap_of(&ranges.bytes(0))?,
             self.instance.gap_of(&ranges.bytes(1))?,
         ];
-        self.instance.live()?.commit_moves()?;
+        let live = self.instance.live()?;
+        live.commit_moves()?;
         let mut buffer = Vec::new();
         let mut done = 0;
         while done < gaps[0].len {
@@ -369,6 +370,8 @@ impl FileSystem {
             if let Target::Written(from) = from.target {
                 buffer.resize((len as usize) << bits, 0);
                 self.read_data(from, &mut buffer)?;
+                live.allocator
+                    .claim_in_use(&self.instance, donor.core.number, to, len)?;
                 let to = to.0 << bits;
                 self.instance.device().write(to, &buffer).map_err(device)?;
             }
@@ -387,8 +390,6 @@ impl FileSystem {
         mut exchange: Exchange,
     ) -> Result<()> {
         let live = self.instance.live()?;
-        live.allocator
-            .forget_owners_of([first.core.number, second.core.number]);
         loop {
             let tid;
             let progress;

@@ -9,6 +9,7 @@ use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
 
+use crate::alloc::BlockOwner;
 use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::instance::{Instance, checked};
@@ -88,7 +89,7 @@ impl Instance {
         seed: ChecksumSeed,
         child: &Child,
     ) -> Result<Arc<Buffer>> {
-        let buffer = self.read_owned(inode, child.block)?;
+        let buffer = self.read_owned(BlockOwner::Map(inode), child.block)?;
         if !buffer.verified(checked::EXTENT_NODE) {
             self.checksums
                 .then(|| extent::verify_checksum(&buffer, seed))

@@ -21,7 +21,7 @@ use pagefence_lock_order::{After, Held};
 use pagefence_page_cache::{PAGE_SIZE, WaitFor};
 use pagefence_vfs::{Error, FallocateMode, Result};
 
-use crate::alloc::{BusyRun, Claim, Reach, Reservation};
+use crate::alloc::{BlockOwner, BusyRun, Claim, Reach, Reservation};
 use crate::change::Transaction;
 use crate::change::insert_blocks::{NewRun, insert_blocks};
 use crate::delalloc::MapShapeNow;
@@ -383,7 +383,7 @@ fn map_unwritten(
     let mut record = before.record.clone();
     insert_blocks(transaction, &mut record, new)?;
     if let Some((allocator, handle)) = transaction.allocation() {
-        allocator.use_run(handle, inode.core.number, run);
+        allocator.use_run(handle, BlockOwner::Contents(inode.core.number), run);
     }
     inode.core.adopt(&before.record, &record);
     inode.core.write(transaction, true)

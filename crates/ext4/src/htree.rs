@@ -6,6 +6,7 @@ use pagefence_ext4_format::{BlockNo, Corruption, FileBlock};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
 
+use crate::alloc::BlockOwner;
 use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::instance::{Instance, checked};
@@ -95,7 +96,7 @@ impl Instance {
     /// A block of the index, its checksum checked once while it is in memory.
     fn dx_block(&self, inode: &DiskInode, block: FileBlock) -> Result<Arc<Buffer>> {
         let at = self.metadata_block(inode, block)?;
-        let buffer = self.read_owned(inode.number, at)?;
+        let buffer = self.read_owned(BlockOwner::Contents(inode.number), at)?;
         if self.checksums && !buffer.verified(checked::DX_NODE) {
             htree::verify_checksum(&buffer, inode.seed).at(
                 &self.damage,

@@ -4,6 +4,7 @@ use pagefence_ext4_format::indirect::{MapPath, Pointers, Run as PointerRun};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
+use crate::alloc::BlockOwner;
 use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::instance::Instance;
@@ -44,7 +45,7 @@ impl Instance {
                 return Ok(hole_below(&path, level - 1, block));
             };
             visit(at);
-            let buffer = self.read_owned(inode.number, at)?;
+            let buffer = self.read_owned(BlockOwner::Map(inode.number), at)?;
             let pointers = Pointers::block(&buffer, &self.limits);
             if level == last {
                 return self.run_in(inode, Some(at), &pointers, slot, u32::MAX);

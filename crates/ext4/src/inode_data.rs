@@ -14,7 +14,7 @@ use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{Evict, PAGE_SIZE, WriteBatch};
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::Claim;
+use crate::alloc::{BlockOwner, Claim};
 use crate::change::inline_dir::forget_inline;
 use crate::change::insert_blocks::{NewRun, insert_blocks};
 use crate::error::{At, device};
@@ -176,7 +176,7 @@ impl FileSystem {
             };
             insert_blocks(&mut transaction, &mut record, &new)?;
             if let Some((allocator, handle)) = transaction.allocation() {
-                allocator.use_run(handle, inode.core.number, run);
+                allocator.use_run(handle, BlockOwner::Contents(inode.core.number), run);
             }
         }
         inode.core.adopt(&before.record, &record);

@@ -155,32 +155,22 @@ impl Instance {
         self.buffers.read(block.0).map_err(device)
     }
 
-    /// A block of metadata that `inode` claims: of its map, or of what it holds as a directory, a
-    /// symbolic link, or a value of an attribute. Nobody else may write to it from now on.
+    /// A block of metadata that `owner` claims. Nobody else may write to it from now on, nor read it as
+    /// his own. That is looked at once while the block is in memory, if somebody may write.
     ///
     /// # Errors
     /// `Corrupt` if it is the file system's own, or known to be another's; `Io`.
-    pub(crate) fn read_owned(&self, inode: InodeNo, block: BlockNo) -> Result<Arc<Buffer>> {
-        self.read_for(BlockOwner::Inode(inode), inode, block)
-    }
-
-    /// A block of attributes that `inode` names, as others may.
-    ///
-    /// # Errors
-    /// As [`Self::read_owned`].
-    pub(crate) fn read_attributes(&self, inode: InodeNo, block: BlockNo) -> Result<Arc<Buffer>> {
-        self.read_for(BlockOwner::Attributes, inode, block)
-    }
-
-    /// Looks once at whose it is, while the block is in memory and somebody may write.
-    fn read_for(&self, owner: BlockOwner, inode: InodeNo, block: BlockNo) -> Result<Arc<Buffer>> {
+    pub(crate) fn read_owned(&self, owner: BlockOwner, block: BlockNo) -> Result<Arc<Buffer>> {
         let buffer = self.read_block(block)?;
-        if buffer.owner() != owner.number() {
-            self.check_owned(inode, block, 1)?;
-            if let Some(live) = &self.live {
-                (live.allocator).claim_metadata(self, inode, owner, block)?;
-                buffer.set_owner(owner.number());
-            }
+        let Some(live) = &self.live else {
+            self.check_owned(owner.inode(), block, 1)?;
+            return Ok(buffer);
+        };
+        let note = live.allocator.owner_note(owner);
+        if buffer.owner() != note {
+            self.check_owned(owner.inode(), block, 1)?;
+            live.allocator.claim_metadata(self, owner, block)?;
+            buffer.set_owner(note);
         }
         Ok(buffer)
     }

@@ -343,11 +343,10 @@ impl FileSystem {
             _ => Ok(()),
         };
         // Nobody reads either map now: who has which of their blocks is learnt anew.
-        if let (Some(holder), Some(left)) = (holder, &built.left) {
+        if let (Some(holder), Some(left), Ok(())) = (holder, &built.left, &turned) {
             let old = left.listed.iter().map(|block| (*block, 1));
-            for (start, len) in old.chain(holder.runs().iter().copied()) {
-                live.allocator.forget_owner(start, len);
-            }
+            let runs = old.chain(holder.runs().iter().copied());
+            live.allocator.forget_owners(runs);
         }
         let swapped = turned.and_then(|()| {
             inode.core.adopt(&before.record, &after.record);

@@ -76,7 +76,7 @@ impl OrphanFile {
     pub(crate) fn entries(&self, instance: &Instance) -> Result<Vec<OrphanEntry>> {
         let mut entries = Vec::new();
         for block in &self.blocks {
-            let bytes = instance.read_owned(self.number, *block)?;
+            let bytes = instance.read_owned(self.owner(), *block)?;
             let (words, tail) = bytes.split_at(bytes.len().saturating_sub(TAIL));
             let damaged = |what: &str| instance.damaged(self.number, Some(*block), what);
             if word(tail, 0) != MAGIC {
@@ -109,10 +109,13 @@ impl OrphanFile {
     /// # Errors
     /// `Corrupt`.
     pub(crate) fn claim(&self, instance: &Instance, allocator: &Allocator) -> Result<()> {
-        let owner = BlockOwner::Inode(self.number);
         self.blocks
             .iter()
-            .try_for_each(|block| allocator.claim_metadata(instance, self.number, owner, *block))
+            .try_for_each(|block| allocator.claim_metadata(instance, self.owner(), *block))
+    }
+
+    fn owner(&self) -> BlockOwner {
+        BlockOwner::Contents(self.number)
     }
 
     /// Which block of the file an entry is in.
@@ -134,7 +137,7 @@ impl OrphanFile {
         let Some(block) = self.blocks.get(at).copied() else {
             return Ok(None);
         };
-        let bytes = transaction.instance.read_owned(self.number, block)?;
+        let bytes = transaction.instance.read_owned(self.owner(), block)?;
         let (words, _) = bytes.split_at(bytes.len().saturating_sub(TAIL));
         let Some(slot) = words
             .chunks_exact(ENTRY)

@@ -3,6 +3,7 @@
 use pagefence_ext4_format::FileBlock;
 use pagefence_vfs::{Error, FileKind, Result};
 
+use crate::alloc::BlockOwner;
 use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::instance::Instance;
@@ -35,7 +36,7 @@ impl Instance {
                 return Err(self.bad_target(inode));
             };
             let block = self.metadata_block(inode, FileBlock(0))?;
-            let buffer = self.read_owned(inode.number, block)?;
+            let buffer = self.read_owned(BlockOwner::Contents(inode.number), block)?;
             buffer.get(..length).unwrap_or(&[]).to_vec()
         };
         if target.is_empty() || target.contains(&0) || target.len() as u64 != size {

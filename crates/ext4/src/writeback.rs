@@ -21,7 +21,7 @@ use pagefence_lock_order::{After, Held};
 use pagefence_page_cache::WriteBatch;
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::{BusyRun, Reach, Reservation};
+use crate::alloc::{BlockOwner, BusyRun, Reach, Reservation};
 use crate::backing::FileData;
 use crate::change::Transaction;
 use crate::change::insert_blocks::{NewRun, insert_blocks, mark_written};
@@ -446,7 +446,7 @@ impl FileData {
                 Some(Unmapped::New { first, run }) => {
                     let blocks = first.0..first.0 + run.len();
                     if let Some((allocator, handle)) = transaction.allocation() {
-                        allocator.use_run(handle, self.inode.number, run);
+                        allocator.use_run(handle, BlockOwner::Contents(self.inode.number), run);
                     }
                     delayed.mapped(blocks);
                 }

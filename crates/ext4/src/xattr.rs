@@ -12,6 +12,7 @@ use pagefence_lock_order::Held;
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Access, Credentials, Error, FileKind, InodeId, Result, XattrName};
 
+use crate::alloc::BlockOwner;
 use crate::disk_inode::DiskInode;
 use crate::error::At;
 use crate::filesystem::FileSystem;
@@ -70,7 +71,7 @@ impl Instance {
         let Some(block) = inode.file_acl() else {
             return Ok(None);
         };
-        let buffer = self.read_attributes(inode.ino(), block)?;
+        let buffer = self.read_owned(BlockOwner::Attributes(inode.ino()), block)?;
         if self.checksums && !buffer.verified(checked::XATTR_BLOCK) {
             xattr::verify_checksum(&buffer, block, self.seed).at(
                 &self.damage,
@@ -158,7 +159,7 @@ impl Instance {
             let Target::Written(start) = self.map_blocks(&holder, FileBlock(block))?.target else {
                 return Err(self.damaged(number, None, "an attribute inode with a hole"));
             };
-            let buffer = self.read_owned(number, start)?;
+            let buffer = self.read_owned(BlockOwner::Contents(number), start)?;
             piece.copy_from_slice(buffer.get(..piece.len()).unwrap_or(&[]));
         }
         // Lustre's attribute inodes have no hash: they point back to their owner instead.

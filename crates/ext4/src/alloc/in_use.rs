@@ -15,18 +15,20 @@ use crate::change::free_blocks::{Piece, pieces};
 use crate::instance::Instance;
 
 impl Allocator {
-    /// Marks a busy run as in use: it belongs to `inode` from now on. Gives its first block
-    /// and its length.
+    /// Marks a busy run as in use: it is its owner's from now on. Gives its first block and its
+    /// length.
     ///
     /// Takes the group's lock. A transaction needs credits for three blocks: the bitmap, the
     /// descriptor's block, the superblock.
     pub(crate) fn use_run(
         &self,
         tx: &mut impl Sink,
-        inode: InodeNo,
+        owner: BlockOwner,
         run: BusyRun,
     ) -> (BlockNo, u32) {
         let (start, len) = run.used_in(self);
+        // As long as they are free by the bitmap nobody else can claim them for data.
+        self.owners.give(owner, blocks_of(start, len));
         let Ok((number, first)) = self.superblock.group_of_block(start) else {
             return (start, 0);
         };
@@ -45,12 +47,10 @@ impl Allocator {
         self.mark_dirty(&mut guard, number);
         drop(guard);
         self.defer(tx, number, bitmap);
-        let owner = BlockOwner::Inode(inode);
-        self.owners.give(owner, blocks_of(start, len));
         (start, len)
     }
 
-    /// Frees `count` blocks from `start` on, which `inode` owns. They can be had again when the
+    /// Frees `count` blocks from `start` on, which `owner` has. They can be had again when the
     /// transaction is durable. Blocks of a group whose bitmap is damaged are left as they are, as
     /// Linux does: e2fsck finds them.
     ///
@@ -64,15 +64,15 @@ impl Allocator {
         &self,
         instance: &Instance,
         tx: &mut impl Sink,
-        inode: InodeNo,
+        owner: BlockOwner,
         start: BlockNo,
         count: u32,
     ) -> Result<()> {
         if count == 0 {
             return Ok(());
         }
-        self.check_owner(instance, inode, start, count)?;
-        let (pieces, mut guards) = self.lock_used(instance, inode, start, count)?;
+        self.check_owner(instance, owner, start, count)?;
+        let (pieces, mut guards) = self.lock_used(instance, owner.inode(), start, count)?;
         let mut changed = Vec::with_capacity(pieces.len());
         for (piece, guard) in pieces.iter().zip(&mut guards) {
             let Some(blocks) = guard.blocks_mut() else {
@@ -91,7 +91,7 @@ impl Allocator {
             self.defer(tx, piece.group, bitmap);
             let first = self.superblock.first_block_of_group(piece.group).0;
             let run = first + u64::from(piece.first)..first + u64::from(piece.end);
-            self.owners.forget(run.clone());
+            self.owners.forget([run.clone()]);
             self.with_pending(|pending| pending.add_blocks(tx.tid(), run));
         }
         #[cfg(any(test, feature = "mutants"))]
@@ -104,7 +104,7 @@ impl Allocator {
         Ok(())
     }
 
-    /// Makes sure that blocks which `inode` claims are in use, and not the file system's own: they
+    /// Makes sure that blocks which `owner` claims are in use, and not the file system's own: they
     /// may be written to, and [`Self::free`] won't refuse them. No group may be locked.
     ///
     /// # Errors
@@ -112,12 +112,13 @@ impl Allocator {
     pub(crate) fn check_in_use(
         &self,
         instance: &Instance,
-        inode: InodeNo,
+        owner: BlockOwner,
         start: BlockNo,
         count: u32,
     ) -> Result<()> {
-        self.check_owner(instance, inode, start, count)?;
-        self.lock_used(instance, inode, start, count).map(drop)
+        self.check_owner(instance, owner, start, count)?;
+        self.lock_used(instance, owner.inode(), start, count)
+            .map(drop)
     }
 
     /// Makes sure that data of `inode` may be written to blocks which it claims: as
@@ -137,56 +138,61 @@ impl Allocator {
             Ok(()) | Err(Error::Io(_)) => {}
             Err(error) => return Err(error),
         }
-        self.owners
-            .claim(BlockOwner::Inode(inode), blocks_of(start, count))
-            .map_err(|taken| owned_by_another(instance, inode, taken))
+        self.claim(instance, BlockOwner::Contents(inode), start, count)
     }
 
-    /// Makes sure that a block of metadata which `inode` claims for `owner` is no other's; it is the
-    /// owner's from now on.
+    /// Makes sure that a block of metadata which `owner` claims is no other's; it is its own from now on.
     ///
     /// # Errors
     /// `Corrupt`.
     pub(crate) fn claim_metadata(
         &self,
         instance: &Instance,
-        inode: InodeNo,
         owner: BlockOwner,
         block: BlockNo,
     ) -> Result<()> {
+        self.claim(instance, owner, block, 1)
+    }
+
+    /// What a buffer of `owner`'s has noted as its owner ([`Buffer::set_owner`]), asked for before the
+    /// block is claimed; another number means that it has to be claimed.
+    ///
+    /// [`Buffer::set_owner`]: pagefence_block_io::Buffer::set_owner
+    pub(crate) fn owner_note(&self, owner: BlockOwner) -> u64 {
+        self.owners.note(owner)
+    }
+
+    /// Blocks that go from one inode to another, neither of which reads or writes them meanwhile: whose
+    /// they are is learnt anew.
+    pub(crate) fn forget_owners(&self, runs: impl IntoIterator<Item = (BlockNo, u32)>) {
+        let runs = runs.into_iter();
         self.owners
-            .claim(owner, blocks_of(block, 1))
-            .map_err(|taken| owned_by_another(instance, inode, taken))
+            .forget(runs.map(|(start, count)| blocks_of(start, count)));
     }
 
-    /// A block of attributes becomes one that inodes share, or is again that of one, who made it or
-    /// frees it.
-    pub(crate) fn hand_over(&self, owner: BlockOwner, block: BlockNo) {
-        self.owners.give(owner, blocks_of(block, 1));
-    }
-
-    /// These blocks go from one inode to another.
-    pub(crate) fn forget_owner(&self, start: BlockNo, count: u32) {
-        self.owners.forget(blocks_of(start, count));
-    }
-
-    /// Blocks of these two inodes change places: whose they are is learnt anew. Neither is written to
-    /// meanwhile.
-    pub(crate) fn forget_owners_of(&self, inodes: [InodeNo; 2]) {
-        self.owners.forget_inodes(inodes);
+    fn claim(
+        &self,
+        instance: &Instance,
+        owner: BlockOwner,
+        start: BlockNo,
+        count: u32,
+    ) -> Result<()> {
+        self.owners
+            .claim(owner, blocks_of(start, count))
+            .map_err(|taken| owned_by_another(instance, owner, taken))
     }
 
     /// Makes sure that none of these blocks is known to be another's.
     fn check_owner(
         &self,
         instance: &Instance,
-        inode: InodeNo,
+        owner: BlockOwner,
         start: BlockNo,
         count: u32,
     ) -> Result<()> {
         self.owners
-            .check(BlockOwner::Inode(inode), blocks_of(start, count))
-            .map_err(|taken| owned_by_another(instance, inode, taken))
+            .check(owner, blocks_of(start, count))
+            .map_err(|taken| owned_by_another(instance, owner, taken))
     }
 
     /// The pieces of a run of blocks that `inode` owns, and the locks of their groups; all of them
@@ -246,12 +252,7 @@ fn blocks_of(start: BlockNo, count: u32) -> Range<u64> {
     start.0..start.0.saturating_add(count.into())
 }
 
-fn owned_by_another(instance: &Instance, inode: InodeNo, taken: Taken) -> Error {
-    let block = Some(BlockNo(taken.block));
-    match taken.by {
-        BlockOwner::Inode(by) => {
-            instance.damaged(inode, block, format_args!("it owns a block of inode {by}"))
-        }
-        BlockOwner::Attributes => instance.damaged(inode, block, "it owns a block of attributes"),
-    }
+fn owned_by_another(instance: &Instance, owner: BlockOwner, taken: Taken) -> Error {
+    let what = format_args!("it owns a block of {}", taken.by);
+    instance.damaged(owner.inode(), Some(BlockNo(taken.block)), what)
 }

@@ -19,12 +19,12 @@ use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::{Error, Result};
 
-use super::{Allocator, BusyRun, Claim, NewInode, NewNumber, Reservation, Seal, Sink};
+use super::{Allocator, BlockOwner, BusyRun, Claim, NewInode, NewNumber, Reservation, Seal, Sink};
 use crate::instance::Instance;
 use crate::mkfs::{Contents, Kind, Parameters, Tree, format};
 
 /// The inode whose blocks are freed: nothing is read of it.
-const OWNER: InodeNo = InodeNo(12);
+const OWNER: BlockOwner = BlockOwner::Contents(InodeNo(12));
 
 /// Memory for metadata that is more than enough.
 const AMPLE: u64 = 64 << 20;

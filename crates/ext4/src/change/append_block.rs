@@ -4,7 +4,7 @@ use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
-use crate::alloc::Reach;
+use crate::alloc::{BlockOwner, Reach};
 use crate::change::insert_blocks::{NewRun, check_hole, check_insert, insert_blocks};
 use crate::change::transaction::Transaction;
 use crate::disk_inode::{DiskInode, kind_of};
@@ -59,7 +59,7 @@ pub(crate) fn append_block(
     // The block, and what maps it, are there before either is taken.
     let nodes = check_insert(transaction, record, at)?;
     transaction.prepare(goal, reach, nodes + 1)?;
-    let block = transaction.allocate(record.ino(), goal, reach)?;
+    let block = transaction.allocate(BlockOwner::Contents(record.ino()), goal, reach)?;
     let run = NewRun {
         first: at,
         start: block,

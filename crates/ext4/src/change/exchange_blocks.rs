@@ -320,6 +320,10 @@ impl Both<'_, '_> {
             let goal = step.start(0).or(step.start(1)).unwrap_or_default();
             self.transaction.prepare(goal, reach, blocks)?;
         }
+        if let Some((allocator, _)) = self.transaction.allocation() {
+            let starts = [step.start(0), step.start(1)].into_iter().flatten();
+            allocator.forget_owners(starts.map(|start| (start, step.len)));
+        }
         // Who gets something is first: in one tree a node that goes because it lost its last entry
         // must not be the one that was looked at.
         let order = match step.targets[0] {

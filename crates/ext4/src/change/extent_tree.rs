@@ -12,7 +12,7 @@ use pagefence_ext4_format::{BlockNo, Corruption, FileBlock};
 use pagefence_jbd2::Turn;
 use pagefence_vfs::Result;
 
-use crate::alloc::Reach;
+use crate::alloc::{BlockOwner, Reach};
 use crate::change::transaction::Transaction;
 use crate::error::At;
 
@@ -429,7 +429,8 @@ impl ExtentTree<'_, '_> {
     pub(super) fn new_node(&mut self, depth: u16, goal: BlockNo) -> Result<(BlockNo, Vec<u8>)> {
         let inode = self.record.ino();
         count_blocks(self.transaction.instance, self.record, 1)?;
-        let block = self.transaction.allocate(inode, goal, Reach::Everywhere)?;
+        let owner = BlockOwner::Map(inode);
+        let block = self.transaction.allocate(owner, goal, Reach::Everywhere)?;
         let block_size = self.transaction.instance.superblock.block_size();
         let mut bytes = vec![0; block_size as usize];
         let made = ExtentNodeMut::init(&mut bytes, depth).is_some();

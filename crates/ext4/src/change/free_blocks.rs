@@ -6,6 +6,7 @@ use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo, bitmap};
 use pagefence_lock_order::primitives::Arc;
 use pagefence_vfs::Result;
 
+use crate::alloc::BlockOwner;
 use crate::change::transaction::Transaction;
 use crate::error::At;
 use crate::instance::Instance;
@@ -13,21 +14,22 @@ use crate::instance::Instance;
 /// Buffers that passed the check of block bitmaps remember it so.
 pub(crate) const BLOCK_BITMAP: u32 = 1 << 8;
 
-/// Frees `count` blocks from `start` on, which `inode` owns.
+/// Frees `count` blocks from `start` on, which `owner` has.
 ///
 /// # Errors
 /// `Corrupt`, and then nothing was freed, if the blocks are not all there, one belongs to the file
 /// system itself, or one is free already; `Io`.
 pub(crate) fn free_blocks(
     transaction: &mut Transaction<'_>,
-    inode: InodeNo,
+    owner: BlockOwner,
     start: BlockNo,
     count: u32,
 ) -> Result<()> {
     let instance = transaction.instance;
     if let Some((allocator, handle)) = transaction.allocation() {
-        return allocator.free(instance, handle, inode, start, count);
+        return allocator.free(instance, handle, owner, start, count);
     }
+    let inode = owner.inode();
     let refuse = |what: &str| Err(instance.damaged(inode, Some(start), what));
     if !instance.limits.contains(start, count) {
         return refuse("it owns blocks outside the file system");

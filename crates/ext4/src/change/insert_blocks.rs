@@ -12,7 +12,7 @@ use pagefence_ext4_format::inode::{Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::Result;
 
-use crate::alloc::{POINTERS_END, Reach};
+use crate::alloc::{BlockOwner, POINTERS_END, Reach};
 use crate::change::cut::Cut;
 use crate::change::extent_tree::{ExtentTree, count_blocks};
 use crate::change::transaction::Transaction;
@@ -279,7 +279,7 @@ pub(super) fn pointer(
         None => Pointers::root(record.block_area(), &instance.limits)
             .and_then(|pointers| pointers.get(slot)),
         Some(holder) => {
-            let bytes = instance.read_owned(record.ino(), holder)?;
+            let bytes = instance.read_owned(BlockOwner::Map(record.ino()), holder)?;
             Pointers::block(&bytes, &instance.limits).get(slot)
         }
     }
@@ -300,7 +300,7 @@ fn check_empty(
             None,
         )?,
         Some(holder) => {
-            buffer = instance.read_owned(record.ino(), holder)?;
+            buffer = instance.read_owned(BlockOwner::Map(record.ino()), holder)?;
             Pointers::block(&buffer, &instance.limits)
         }
     };
@@ -360,7 +360,7 @@ pub(super) fn holder(
             Some(found) => found,
             None => {
                 count_blocks(instance, record, 1)?;
-                let new = transaction.allocate(inode, goal, Reach::Pointers)?;
+                let new = transaction.allocate(BlockOwner::Map(inode), goal, Reach::Pointers)?;
                 transaction.set(new, &vec![0; instance.superblock.block_size() as usize]);
                 let set = match holder {
                     None => set_pointer(record.block_area_mut(), slot, Some(new)),

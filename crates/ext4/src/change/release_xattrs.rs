@@ -93,7 +93,7 @@ fn checked_block(
     block: BlockNo,
 ) -> Result<Arc<Buffer>> {
     let instance = transaction.instance;
-    let buffer = instance.read_attributes(inode, block)?;
+    let buffer = instance.read_owned(BlockOwner::Attributes(inode), block)?;
     if instance.checksums {
         xattr::verify_checksum(&buffer, block, instance.seed).at(
             &instance.damage,
@@ -139,8 +139,7 @@ pub(crate) fn free_attributes(
     inode: InodeNo,
     block: BlockNo,
 ) -> Result<()> {
-    transaction.hand_over(BlockOwner::Inode(inode), block);
-    free_blocks(transaction, inode, block, 1)?;
+    free_blocks(transaction, BlockOwner::Attributes(inode), block, 1)?;
     transaction.forget(block);
     Ok(())
 }

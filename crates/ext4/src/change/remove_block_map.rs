@@ -134,7 +134,7 @@ fn branch(
     // Before anything below it is freed: it may have to go after that.
     owner.check_map_block(block)?;
     let instance = owner.transaction.instance;
-    let buffer = instance.read_owned(owner.record.ino(), block)?;
+    let buffer = instance.read_owned(owner.map_owner(), block)?;
     let below = span(owner, height - 1);
     let first_slot = range.start.saturating_sub(base) / below;
     let end_slot = range.end.saturating_sub(base).div_ceil(below);

@@ -9,6 +9,7 @@ use pagefence_ext4_format::inode::{FileKind, Inode as InodeRecord, InodeFlags};
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::{Error, Result};
 
+use crate::alloc::BlockOwner;
 use crate::change::cut::Cut;
 use crate::change::extent_tree::ExtentTree;
 use crate::change::free_blocks::free_blocks;
@@ -222,8 +223,13 @@ impl<'a, 'b> Owner<'a, 'b> {
         Ok(Run { len, ..run })
     }
 
-    /// Frees blocks of the file, and counts them off; after an error nothing changed.
+    /// Frees blocks of what the file holds, and counts them off; after an error nothing changed.
     pub(crate) fn free(&mut self, start: BlockNo, count: u32) -> Result<()> {
+        let contents = BlockOwner::Contents(self.record.ino());
+        self.free_owned(contents, start, count)
+    }
+
+    fn free_owned(&mut self, owner: BlockOwner, start: BlockNo, count: u32) -> Result<()> {
         let inode = self.record.ino();
         let instance = self.transaction.instance;
         let before = self.record.sectors();
@@ -232,7 +238,7 @@ impl<'a, 'b> Owner<'a, 'b> {
         self.record
             .set_sectors(left)
             .at(&instance.damage, Some(inode), None)?;
-        if let Err(error) = free_blocks(self.transaction, inode, start, count) {
+        if let Err(error) = free_blocks(self.transaction, owner, start, count) {
             let restored = self.record.set_sectors(before);
             debug_assert!(restored.is_ok(), "as many as it had");
             return Err(error);
@@ -251,6 +257,11 @@ impl<'a, 'b> Owner<'a, 'b> {
         Ok(())
     }
 
+    /// Who has the blocks of the file's map.
+    pub(crate) fn map_owner(&self) -> BlockOwner {
+        BlockOwner::Map(self.record.ino())
+    }
+
     /// Makes sure that [`Self::free_map_block`] won't fail.
     pub(crate) fn check_map_block(&self, block: BlockNo) -> Result<()> {
         let inode = self.record.ino();
@@ -260,7 +271,7 @@ impl<'a, 'b> Owner<'a, 'b> {
 
     /// Frees a block of the file's map.
     pub(crate) fn free_map_block(&mut self, block: BlockNo) -> Result<()> {
-        self.free(block, 1)?;
+        self.free_owned(self.map_owner(), block, 1)?;
         self.transaction.forget(block);
         Ok(())
     }

@@ -494,7 +494,7 @@ impl<'a> XattrChange<'a> {
         let (instance, inode) = (self.instance, record.ino());
         let mut is_shared = false;
         if let Some(old) = self.block {
-            let users = xattr::refcount(&instance.read_attributes(inode, old)?);
+            let users = xattr::refcount(&instance.read_owned(BlockOwner::Attributes(inode), old)?);
             let users = users.at(&instance.damage, Some(inode), Some(old))?;
             is_shared = users > 1 && give_up_share(transaction, inode, old)?;
             if !is_shared {
@@ -512,8 +512,8 @@ impl<'a> XattrChange<'a> {
         }
         if let Some(after) = &self.after.block {
             let goal = instance.inode_block(inode)?.0;
-            let block = transaction.allocate(inode, goal, Reach::Everywhere)?;
-            transaction.hand_over(BlockOwner::Attributes, block);
+            let owner = BlockOwner::Attributes(inode);
+            let block = transaction.allocate(owner, goal, Reach::Everywhere)?;
             transaction.set(block, &self.encoded(after, inode, block)?);
             record.set_file_acl(Some(block));
         }

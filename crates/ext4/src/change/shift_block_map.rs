@@ -23,7 +23,7 @@ use pagefence_ext4_format::indirect::{DIRECT_SLOTS, MapPath, Pointers, set_point
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_vfs::{Error, Result};
 
-use crate::alloc::Reach;
+use crate::alloc::{BlockOwner, Reach};
 use crate::change::cut::Cut;
 use crate::change::extent_tree::count_blocks;
 use crate::change::insert_blocks::{holder, pointer};
@@ -323,6 +323,7 @@ impl Survey<'_> {
     /// number `first`.
     fn look_below(&mut self, block: BlockNo, height: u32, first: u32) -> Result<()> {
         let (instance, inode) = (self.instance, self.disk.number);
+        instance.check_owned(inode, block, 1)?;
         if !self.seen.insert(block.0) {
             let what = "an indirect block is in its block map twice";
             return Err(instance.damaged(inode, Some(block), what));
@@ -334,7 +335,7 @@ impl Survey<'_> {
                 return Ok(());
             }
         }
-        let bytes = instance.read_owned(inode, block)?;
+        let bytes = instance.read_owned(BlockOwner::Map(inode), block)?;
         let per_child = (self.leaves.per_block as u32).saturating_pow(height.saturating_sub(2));
         for (slot, pointer) in Pointers::block(&bytes, &instance.limits).iter() {
             let pointer = pointer.at(&instance.damage, Some(inode), Some(block))?;
@@ -418,7 +419,7 @@ impl Map<'_, '_> {
                         take(&root.at(&instance.damage, Some(inode), None)?, None)?;
                     }
                     Some(block) => {
-                        let bytes = instance.read_block(*block)?;
+                        let bytes = instance.read_owned(self.owner.map_owner(), *block)?;
                         take(&Pointers::block(&bytes, &instance.limits), Some(*block))?;
                     }
                 },
@@ -535,7 +536,7 @@ impl Map<'_, '_> {
         };
         let mut kept = way.len().saturating_sub(1);
         while let Some(above) = kept.checked_sub(1).and_then(|at| way.get(at)) {
-            let bytes = instance.read_block(*above)?;
+            let bytes = instance.read_owned(self.owner.map_owner(), *above)?;
             if Pointers::block(&bytes, &instance.limits).iter().count() > 1 {
                 break;
             }

@@ -316,7 +316,8 @@ impl<'a> Transaction<'a> {
         }
         let spare = running.live.allocator.reserve(1, Claim::Map).ok()?;
         running.reservation.join(spare);
-        self.allocate(inode, block, Reach::Everywhere).ok()
+        let owner = BlockOwner::Map(inode);
+        self.allocate(owner, block, Reach::Everywhere).ok()
     }
 
     /// Lets go of a block that became free: its contents need not be written.
@@ -331,21 +332,21 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Takes a free block for `inode`, near `goal`. A live one finds none outside `reach`; a
+    /// Takes a free block for `owner`, near `goal`. A live one finds none outside `reach`; a
     /// gathered one may.
     ///
     /// # Errors
     /// `NoSpace`, or `Io` of the kind `StorageFull`, if there is none; `Corrupt`.
     pub(crate) fn allocate(
         &mut self,
-        inode: InodeNo,
+        owner: BlockOwner,
         goal: BlockNo,
         reach: Reach,
     ) -> Result<BlockNo> {
         match &mut self.backend {
             Backend::Gathered(gathered) => {
                 let space = gathered.space;
-                space.allocate(self, inode, goal)
+                space.allocate(self, owner.inode(), goal)
             }
             Backend::Running(running) => {
                 let allocator = &running.live.allocator;
@@ -360,16 +361,9 @@ impl<'a> Transaction<'a> {
                         allocator.allocate_within(self.instance, goal, reach, 1, space)?
                     }
                 };
-                let (block, _) = allocator.use_run(&mut running.record, inode, run);
+                let (block, _) = allocator.use_run(&mut running.record, owner, run);
                 Ok(block)
             }
-        }
-    }
-
-    /// A block of attributes is now that of `owner` ([`Allocator::hand_over`]).
-    pub(crate) fn hand_over(&mut self, owner: BlockOwner, block: BlockNo) {
-        if let Backend::Running(running) = &mut self.backend {
-            running.live.allocator.hand_over(owner, block);
         }
     }
 
@@ -383,7 +377,7 @@ impl<'a> Transaction<'a> {
                 let space = gathered.space;
                 space.mark(self, inode, block, 1, false)
             }
-            Backend::Running(_) => free_blocks(self, inode, block, 1),
+            Backend::Running(_) => free_blocks(self, BlockOwner::Map(inode), block, 1),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Damage that an operation meets: it is found before anything changes, and costs nobody but who
 //! asked. (What fails half way ends all writing.)
 
+use pagefence_block_io::device::Operation;
 use pagefence_block_io::{Device as _, MemoryDevice};
 use pagefence_ext4_format::dir_entry::EntryName;
 use pagefence_ext4_format::inode::InodeFlags;
@@ -163,6 +164,26 @@ fn a_file_with_damaged_attributes_is_removed_by_name() {
     let (attributes, _) = with_attributes(&device);
     garble(&device, attributes);
     remove(&device);
+}
+
+/// Attributes that can't be freed, for the device fails, are still there when it is well again.
+#[test]
+fn attributes_that_could_not_be_freed_stay() {
+    let device = formatted();
+    let (attributes, _) = with_attributes(&device);
+    let fs = open(&device);
+    let id = find(&fs, "file");
+    assert_eq!(fs.xattr(id, b"user.long").expect("it is read"), [2; 1000]);
+    let group = fs.instance.group_desc(GroupNo(0)).expect("it is sound");
+    let bitmap = group.block_bitmap().0 * BLOCK;
+    device.fail(Operation::Read, bitmap..bitmap + BLOCK);
+    let told = fs.remove_xattr(id, b"user.long");
+    assert!(matches!(told, Err(Error::Io(_))), "{told:?}");
+    device.heal();
+    fs.instance.buffers.invalidate(attributes / BLOCK);
+    assert_eq!(fs.xattr(id, b"user.long").expect("it stayed"), [2; 1000]);
+    fs.remove_xattr(id, b"user.long").expect("nothing fails");
+    fs.shut_down().expect("nothing fails");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::{
     BLOCK, create, drop_cache, extents, find, formatted, formatted_as, inode, number, open, place,
     punch, read, set_size, unreserved, write,
 };
-use crate::alloc::{Claim, Reservation};
+use crate::alloc::{BlockOwner, Claim, Reservation};
 use crate::change::free_blocks::free_blocks;
 use crate::filesystem::{File, FileSystem};
 use crate::live::Need;
@@ -209,7 +209,8 @@ fn a_punch_that_ends_half_way_costs_no_space() {
             .begin(&mut held, Need::RECORD)
             .expect("it begins");
         let (_map, _held) = inode.core.block_map.write(&mut held);
-        free_blocks(&mut transaction, number(id), third, 1).expect("it was in use");
+        free_blocks(&mut transaction, BlockOwner::Contents(number(id)), third, 1)
+            .expect("it was in use");
         transaction.end();
     }
     let told = punch(&fs, &file, 0..10 * BLOCK);

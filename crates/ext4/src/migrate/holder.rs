@@ -20,7 +20,7 @@ use pagefence_vfs::{Error, FileKind, Result};
 use super::new_map::{ExtentTree, Root, nodes_for};
 use super::node_writer::NodeWriter;
 use super::old_map::nodes_of;
-use crate::alloc::{Claim, NewInode, Reach};
+use crate::alloc::{BlockOwner, Claim, NewInode, Reach};
 use crate::change::Transaction;
 use crate::change::extent_tree::count_blocks;
 use crate::change::inline_dir::init_map;
@@ -249,7 +249,7 @@ impl FileSystem {
             let mut record = before.record.clone();
             insert_blocks(&mut transaction, &mut record, &new)?;
             if let Some((allocator, handle)) = transaction.allocation() {
-                allocator.use_run(handle, core.number, run);
+                allocator.use_run(handle, BlockOwner::Contents(core.number), run);
             }
             core.adopt(&before.record, &record);
             core.write(&mut transaction, true)?;

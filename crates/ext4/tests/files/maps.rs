@@ -16,24 +16,22 @@ use crate::support::{Image, KINDS, create, find, read_all, set_size, write_all};
 const PUNCH: FallocateMode = FallocateMode::PUNCH_HOLE.union(FallocateMode::KEEP_SIZE);
 const ZERO: FallocateMode = FallocateMode::ZERO_RANGE.union(FallocateMode::KEEP_SIZE);
 
-/// Runs commands of debugfs, which writes checksums as they have to be.
-fn debugfs(path: &Path, commands: &[String]) {
-    for command in commands {
-        let output = Command::new("debugfs")
-            .args(["-w", "-R", command])
-            .arg(path)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        // It says its version first, whatever happens.
-        assert_eq!(said.lines().count(), 1, "{command}: {said}");
-    }
+/// Has debugfs, which writes checksums as they have to be, change an image.
+pub(crate) fn change(path: &Path, command: &str) {
+    let output = Command::new("debugfs")
+        .args(["-w", "-R", command])
+        .arg(path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    // It says its version first, whatever happens.
+    assert_eq!(said.lines().count(), 1, "{command}: {said}");
 }
 
 /// Changes a field of an inode.
 pub(crate) fn set_field(path: &Path, id: InodeId, field: &str, value: u64) {
     let command = format!("set_inode_field <{}> {field} {value}", id.0);
-    debugfs(path, &[command]);
+    change(path, &command);
 }
 
 /// Where the pieces of a file lie, in bytes.
@@ -43,7 +41,7 @@ fn places(fs: &FileSystem, id: InodeId) -> Vec<u64> {
 }
 
 /// Writes until nothing more fits, in ever smaller pieces.
-fn fill(fs: &FileSystem, name: &str, mode: WriteMode) -> File {
+pub(crate) fn fill(fs: &FileSystem, name: &str, mode: WriteMode) -> File {
     let file = fs.open(create(fs, name), true).unwrap();
     let mut offset = 0;
     for piece in [64 << 10, 4096, 1024] {

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::Command;
 
 use pagefence_ext4::FileSystem;
-use pagefence_vfs::{Error, FileSystem as _, InodeId, New, NewKind, XattrMode};
+use pagefence_vfs::{Error, FileSystem as _, InodeId, New, NewKind, WriteMode, XattrMode};
 
-use crate::maps::set_field;
+use crate::maps::{change, fill, set_field};
 use crate::support::{Image, KINDS, create, find, read_all, root, write_all};
 
 /// Bytes of the target of the symbolic link: more than fit into an inode.
@@ -97,13 +97,16 @@ impl Victim {
     }
 }
 
-fn make(fs: &FileSystem, parent: InodeId, name: &str, kind: NewKind<'_>) -> InodeId {
-    let new = New {
+fn new(kind: NewKind<'_>) -> New<'_> {
+    New {
         kind,
         permissions: 0o755,
         umask: 0,
-    };
-    let made = fs.create(parent, name.as_bytes(), &new, &root());
+    }
+}
+
+fn make(fs: &FileSystem, parent: InodeId, name: &str, kind: NewKind<'_>) -> InodeId {
+    let made = fs.create(parent, name.as_bytes(), &new(kind), &root());
     made.unwrap().attr.id
 }
 
@@ -179,8 +182,9 @@ fn steal(fs: &FileSystem, victim: Victim) -> Result<(), Error> {
     fs.sync_file(&file, false)
 }
 
-fn is_damage(outcome: &Result<(), Error>) -> bool {
-    matches!(outcome, Err(Error::Corrupt { .. }))
+/// Whether it was refused because the block is another's.
+fn is_taken<T>(outcome: &Result<T, Error>) -> bool {
+    matches!(outcome, Err(Error::Corrupt { what, .. }) if what.contains("it owns a block of "))
 }
 
 fn bytes_at(image: &Image, place: u64) -> Vec<u8> {
@@ -207,7 +211,7 @@ fn what_was_read_as_metadata_is_not_written_as_data() {
             let what = format!("{}, {victim:?}", kind.name);
             victim.read(&fs).unwrap();
             let outcome = steal(&fs, victim);
-            assert!(is_damage(&outcome), "{what}: {outcome:?}");
+            assert!(is_taken(&outcome), "{what}: {outcome:?}");
             victim.read(&fs).unwrap();
         }
         let _ = fs.shut_down();
@@ -224,15 +228,16 @@ fn what_was_read_as_metadata_is_not_written_as_data() {
 #[test]
 fn what_was_written_as_data_is_not_read_as_metadata() {
     for kind in KINDS {
+        let checked = [kind.options, &["-O", "metadata_csum"]].concat();
         let plain = [kind.options, &["-O", "^metadata_csum"]].concat();
-        for options in [kind.options, &plain] {
-            let (image, _) = robbed(options, kind.has_extents, &Victim::ALL);
+        for options in [checked, plain] {
+            let (image, _) = robbed(&options, kind.has_extents, &Victim::ALL);
             let fs = image.open();
             for victim in Victim::ALL {
-                let what = format!("{}, {victim:?}", kind.name);
+                let what = format!("{options:?}, {victim:?}");
                 steal(&fs, victim).unwrap();
                 let outcome = victim.read(&fs);
-                assert!(is_damage(&outcome), "{what}: {outcome:?}");
+                assert!(is_taken(&outcome), "{what}: {outcome:?}");
                 steal(&fs, victim).unwrap();
             }
             let _ = fs.shut_down();
@@ -259,9 +264,98 @@ fn a_block_of_two_directories_is_read_by_one_of_them() {
         };
         look(dirs[0]).unwrap();
         let outcome = look(dirs[1]);
-        assert!(is_damage(&outcome), "{}: {outcome:?}", kind.name);
+        assert!(is_taken(&outcome), "{}: {outcome:?}", kind.name);
         look(dirs[0]).unwrap();
         let _ = fs.shut_down();
+    }
+}
+
+/// A directory whose block is free by the bitmap loses it to the file that gets it, though it was read
+/// before.
+#[test]
+fn a_block_that_was_free_is_written_by_who_gets_it() {
+    let image = Image::new(&["-t", "ext2", "-b", "1024", "-O", "^metadata_csum"], "8M");
+    let fs = image.open();
+    let dir = make(&fs, fs.root(), "directory", NewKind::Directory);
+    fs.shut_down().unwrap();
+    drop(fs);
+    let place = Victim::Directory.place(&image.path, dir);
+    let free = said(&image.path, "show_super_stats -h", "Free blocks:") + 1;
+    change(&image.path, &format!("freeb {place}"));
+    change(
+        &image.path,
+        &format!("set_super_value free_blocks_count {free}"),
+    );
+    change(
+        &image.path,
+        &format!("set_block_group 0 free_blocks_count {free}"),
+    );
+
+    let fs = image.open();
+    assert!(matches!(fs.lookup(dir, b"name"), Err(Error::NotFound)));
+    let file = fill(&fs, "all", WriteMode::empty());
+    let outcome = fs.create(dir, b"name", &new(NewKind::Regular), &root());
+    assert!(is_taken(&outcome), "{outcome:?}");
+    drop(file);
+    fs.shut_down().unwrap();
+    drop(fs);
+    assert_eq!(bytes_at(&image, place), [9; 1024]);
+}
+
+/// A donor's blocks are written only if they are its own.
+#[test]
+fn data_is_not_moved_to_what_was_read_as_metadata() {
+    for kind in KINDS.iter().filter(|kind| kind.has_extents) {
+        let (image, places) = robbed(kind.options, kind.has_extents, &Victim::ALL);
+        let before: Vec<_> = places
+            .iter()
+            .map(|place| bytes_at(&image, *place))
+            .collect();
+        let fs = image.open();
+        let block = usize::try_from(fs.stat_fs().unwrap().block_size).unwrap();
+        let file = fs.open(create(&fs, "file"), true).unwrap();
+        write_all(&fs, &file, 0, &vec![5; block]);
+        for victim in Victim::ALL {
+            victim.read(&fs).unwrap();
+            let donor = find(&fs, &format!("thief of {}", victim.name()));
+            let donor = fs.open(donor, true).unwrap();
+            let outcome = fs.move_blocks(&file, 0, &donor, 0, block as u64);
+            assert!(is_taken(&outcome), "{}, {victim:?}: {outcome:?}", kind.name);
+        }
+        drop(file);
+        fs.shut_down().unwrap();
+        drop(fs);
+        for ((victim, place), before) in Victim::ALL.into_iter().zip(places).zip(before) {
+            let after = bytes_at(&image, place);
+            assert_eq!(after, before, "{}, {victim:?}", kind.name);
+        }
+    }
+}
+
+/// A file whose data lies in its own map.
+#[test]
+fn a_map_is_not_written_as_data_of_its_own_file() {
+    for kind in KINDS.iter().filter(|kind| !kind.has_extents) {
+        let image = Image::new(kind.options, "16M");
+        let fs = image.open();
+        let block = usize::try_from(fs.stat_fs().unwrap().block_size).unwrap();
+        Victim::Map.make(&fs, block);
+        let id = find(&fs, Victim::Map.name());
+        fs.shut_down().unwrap();
+        drop(fs);
+        let place = Victim::Map.place(&image.path, id);
+        set_field(&image.path, id, "block[0]", place);
+        let before = bytes_at(&image, place);
+        let fs = image.open();
+        Victim::Map.read(&fs).unwrap();
+        let file = fs.open(id, true).unwrap();
+        write_all(&fs, &file, 0, &vec![0x66; block]);
+        let outcome = fs.sync_file(&file, false);
+        assert!(is_taken(&outcome), "{}: {outcome:?}", kind.name);
+        drop(file);
+        let _ = fs.shut_down();
+        drop(fs);
+        assert_eq!(bytes_at(&image, place), before, "{}", kind.name);
     }
 }
 
@@ -280,7 +374,7 @@ fn the_blocks_of_the_orphan_file_are_not_written_as_data() {
     let before = bytes_at(&image, place);
     let fs = image.open();
     let outcome = steal(&fs, Victim::Directory);
-    assert!(is_damage(&outcome), "{outcome:?}");
+    assert!(is_taken(&outcome), "{outcome:?}");
     let _ = fs.shut_down();
     drop(fs);
     assert_eq!(bytes_at(&image, place), before);

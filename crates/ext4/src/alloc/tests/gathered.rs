@@ -32,7 +32,7 @@ fn compare(device: &MemoryDevice) {
     ] {
         let start = world.take(&mut tx, goal, want);
         space
-            .mark(&mut other, OWNER, BlockNo(start), want, true)
+            .mark(&mut other, OWNER.inode(), BlockNo(start), want, true)
             .expect("sound");
         runs.push((start, want));
     }

@@ -5,7 +5,7 @@ use pagefence_ext4_format::{BlockNo, InodeNo};
 use pagefence_vfs::Result;
 
 use super::{Backend, Running, Transaction};
-use crate::alloc::Reach;
+use crate::alloc::{BlockOwner, Reach};
 
 impl Transaction<'_> {
     /// Finds the next `count` blocks that [`Self::allocate`] gives for `reach`, near `goal`, so that
@@ -41,7 +41,7 @@ impl Transaction<'_> {
             Backend::Gathered(_) => Ok(()),
             Backend::Running(running) => {
                 let allocator = &running.live.allocator;
-                allocator.check_in_use(self.instance, inode, block, 1)
+                allocator.check_in_use(self.instance, BlockOwner::Map(inode), block, 1)
             }
         }
     }
