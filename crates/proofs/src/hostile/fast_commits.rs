@@ -13,7 +13,13 @@ use super::layout::Layout;
 /// Bytes of the records that tags hold.
 const RECORD: usize = 160;
 /// Inodes that are free.
-const FREE: [InodeNo; 4] = [InodeNo(500), InodeNo(501), InodeNo(502), InodeNo(503)];
+const FREE: [InodeNo; 5] = [
+    InodeNo(500),
+    InodeNo(501),
+    InodeNo(502),
+    InodeNo(503),
+    InodeNo(504),
+];
 /// Blocks before the end of the first group: free ones begin there.
 const FREE_BLOCKS: u64 = 200;
 const ROOT: InodeNo = InodeNo(2);
@@ -62,7 +68,7 @@ pub(super) fn write(
     Some(left.device)
 }
 
-/// A file in pieces, a name and a link more.
+/// A file in pieces, a name more, a symbolic link.
 fn first(
     builder: &mut FastCommitBuilder,
     home: &Layout,
@@ -70,19 +76,25 @@ fn first(
     small: InodeNo,
     sub: InodeNo,
 ) -> Option<()> {
-    let [unwritten, tiny, ..] = FREE;
+    let [unwritten, tiny, .., fast] = FREE;
     builder.push(&inode(unwritten, &new(0o100_644, 1, 20 << 10)));
     builder.push(&range(unwritten, 0, free, 1));
     builder.push(&range(unwritten, 5, free + 10, 0x8000 + 10));
     builder.push(&range(unwritten, 8, free + 13, 2));
     builder.push(&FastCommitTag::Creat(entry(ROOT, unwritten, b"unwritten")));
     builder.push(&FastCommitTag::Link(entry(sub, small, b"other")));
-    let mut record = record_of(home, small)?;
+    // All of the record, with its attributes.
+    let mut record = home.read(home.inode_offset(small)?, home.superblock.inode_size())?;
     record[26] = 2;
     builder.push(&inode(small, &record));
     builder.push(&inode(tiny, &new(0o100_644, 1, 3000)));
     builder.push(&range(tiny, 0, free + 30, 3));
     builder.push(&FastCommitTag::Creat(entry(ROOT, tiny, b"tiny-at-first")));
+    let mut link = new(0o120_777, 1, 5);
+    link[32..36].fill(0);
+    link[40..45].copy_from_slice(b"small");
+    builder.push(&inode(fast, &link));
+    builder.push(&FastCommitTag::Creat(entry(ROOT, fast, b"fast")));
     builder.end_commit();
     Some(())
 }
@@ -95,7 +107,7 @@ fn second(
     sub: InodeNo,
     big: InodeNo,
 ) -> Option<()> {
-    let [_, tiny, inner, going] = FREE;
+    let [_, tiny, inner, going, _] = FREE;
     builder.push(&inode(inner, &new(0o040_755, 2, 1024)));
     builder.push(&FastCommitTag::Creat(entry(sub, inner, b"inner")));
     builder.push(&FastCommitTag::Link(entry(inner, tiny, b"leaf")));

@@ -298,6 +298,10 @@ fn fast_commits_are_sound_once_they_are_home() {
     let volume = open(&device).expect("it opens");
     assert_eq!(volume.notes(), [""; 0]);
     let is_there = |path| volume.symlink_metadata(path).is_ok();
+    assert_eq!(
+        volume.read_link("fast").expect("a link"),
+        Path::new("small")
+    );
     assert!(is_there("unwritten") && !is_there("tiny-at-first") && !is_there("going"));
     volume.close().expect("it closes");
     if e2fsck::is_there() {

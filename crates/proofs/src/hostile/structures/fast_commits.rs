@@ -1,9 +1,12 @@
 //! Fast commits: what each tag says, in the area behind the log.
 
+use std::mem::offset_of;
+
 use pagefence_ext4_format::BlockNo;
+use pagefence_ext4_format::inode::RawInode;
 use pagefence_ext4_format::journal::JournalSuperblock;
 
-use super::fields::word16;
+use super::fields::{pointer_fields, word16, xattr_entries};
 use super::{Seal, Survey, record_fields};
 use crate::hostile::values::{Field, in_a_row};
 
@@ -15,6 +18,9 @@ const HEAD_BYTES: usize = 4;
 const INODE_BYTES: usize = 4;
 /// Where a TAIL's checksum begins in its tag.
 const CRC: usize = 8;
+
+/// Where attributes begin in a record with the usual fields.
+const ATTRIBUTES: usize = 160;
 
 /// One fast commit in bytes of an area.
 struct Commit {
@@ -86,12 +92,13 @@ fn commit_at(bytes: &[u8], block_size: usize) -> Option<Commit> {
         let length = HEAD_BYTES + word16(bytes, at + 2);
         if names.kind == "INODE" {
             let base = at + HEAD_BYTES + INODE_BYTES;
-            let of_record = record_fields().into_iter().map(|field| Field {
+            let record = bytes.get(base..at + length)?;
+            let of_record = fields_of(record).into_iter().map(|field| Field {
                 name: format!("{prefix}{}", field.name),
                 at: base + field.at,
                 ..field
             });
-            fields.extend(of_record.filter(|field| field.at + field.width <= at + length));
+            fields.extend(of_record);
         }
         let tag = at;
         at += length;
@@ -104,6 +111,18 @@ fn commit_at(bytes: &[u8], block_size: usize) -> Option<Commit> {
         }
     }
     None
+}
+
+/// The fields of a record, which may end before its attributes.
+fn fields_of(record: &[u8]) -> Vec<Field> {
+    let mut fields = record_fields();
+    fields.extend(pointer_fields(offset_of!(RawInode, i_block), 60));
+    if record.len() > ATTRIBUTES {
+        fields.push(Field::new("h_magic", ATTRIBUTES, 4));
+        fields.extend(xattr_entries(record, ATTRIBUTES + 4));
+    }
+    fields.retain(|field| field.at + field.width <= record.len());
+    fields
 }
 
 struct Names {
