@@ -9,6 +9,7 @@
 mod batch;
 mod case;
 mod device;
+mod fast_commits;
 mod fuzzed;
 mod images;
 mod layout;

@@ -73,6 +73,30 @@ fn the_check_that_files_own_no_metadata() {
     assert!(row.failures.iter().any(is_found), "{row}");
 }
 
+/// A range of a fast commit is replayed with its checksum mended: without the check of what it names,
+/// a file gets the inode table, and writes to it.
+#[test]
+fn the_check_that_fast_commits_give_no_metadata() {
+    let recipes = recipes();
+    let has_them = |recipe: &&Recipe| recipe.name == "ext4 with fast commits";
+    let recipe = Recipe {
+        only: "ADD_RANGE.ee_start_lo",
+        ..*recipes.iter().find(has_them).expect("it is listed")
+    };
+    let plan = Plan {
+        seed: 1,
+        time: Duration::from_secs(120),
+    };
+    let row = prove(&recipe, &plan, &launcher());
+    assert_eq!(row.failures, [""; 0]);
+    let mut launcher = launcher();
+    let mutant = ("PAGEFENCE_LEAVE_OUT".into(), "unchecked-field".into());
+    launcher.environment.push(mutant);
+    let row = prove(&recipe, &plan, &launcher);
+    let is_found = |failure: &String| failure.contains("of metadata");
+    assert!(row.failures.iter().any(is_found), "{row}");
+}
+
 /// A directory without blocks whose first entry leads to itself: removing all of it ends.
 #[test]
 fn a_directory_in_itself_is_removed_by_nobody() {

@@ -13,6 +13,10 @@ use crate::checksum::crc32c;
 use crate::error::Corruption;
 use crate::ids::{FileBlock, InodeNo};
 
+mod builder;
+
+pub use builder::{FastCommitBuilder, update_checksums};
+
 /// Bytes of a tag before its value (`struct ext4_fc_tl`).
 const TAG_BYTES: usize = 4;
 /// Bytes of a TAIL's value that its checksum covers.
@@ -126,6 +130,8 @@ pub enum FastCommitTag<'a> {
 #[derive(Clone, Copy, Debug)]
 struct Located<'a> {
     tag: FastCommitTag<'a>,
+    /// Its first byte in the block.
+    at: usize,
     /// The tag and the part of its value that a checksum covers.
     covered: &'a [u8],
 }
@@ -207,8 +213,9 @@ fn located(block: &[u8]) -> impl Iterator<Item = Result<Located<'_>, Corruption>
         let covered = rest
             .get(..TAG_BYTES.saturating_add(covered_value))
             .unwrap_or_default();
+        let at = block.len().saturating_sub(rest.len());
         rest = after;
-        Some(Ok(Located { tag, covered }))
+        Some(Ok(Located { tag, at, covered }))
     })
 }
 
@@ -259,7 +266,7 @@ impl FastCommitScan {
             if self.ended {
                 break;
             }
-            let Ok(Located { tag, covered }) = item else {
+            let Ok(Located { tag, covered, .. }) = item else {
                 self.ended = true;
                 break;
             };
@@ -301,3 +308,6 @@ impl FastCommitScan {
         self.valid
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::checksum::{crc32_be, data_checksum, seed_of_uuid};
 use super::descriptor::{self, TagChecksum, TagFlags};
-use super::fast_commit::{FastCommitScan, tags as fast_tags};
+use super::fast_commit::{FastCommitScan, tags as fast_tags, update_checksums};
 use super::superblock::{RawJournalSuperblock, SuperblockUpdate};
 use super::*;
 use crate::checksum::crc32c;
@@ -387,19 +387,19 @@ fn an_update_changes_what_it_says_in_one_sector() {
 }
 
 /// A tag of a fast commit.
-fn tag(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(super) fn tag(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = kind.to_le_bytes().to_vec();
     bytes.extend((value.len() as u16).to_le_bytes());
     bytes.extend(value);
     bytes
 }
 
-fn words(words: &[u32]) -> Vec<u8> {
+pub(super) fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 /// Ends a block of fast commits that began with a checksum of `crc`.
-fn tailed(mut block: Vec<u8>, crc: u32, sequence: u32, block_size: usize) -> Vec<u8> {
+pub(super) fn tailed(mut block: Vec<u8>, crc: u32, sequence: u32, block_size: usize) -> Vec<u8> {
     let length = block_size - block.len() - 4;
     block.extend(8_u16.to_le_bytes());
     block.extend((length as u16).to_le_bytes());
@@ -545,6 +545,7 @@ proptest! {
         let _ = CommitBlock::parse(&format, &block);
         prop_assert!(fast_tags(&block).count() <= block.len() / 4 + 1);
         let _ = FastCommitScan::new(Sequence(1)).block(&block);
+        update_checksums(&mut block.clone(), 1024);
         if let Ok(superblock) = JournalSuperblock::parse(&block, 1024, 4096) {
             prop_assert!(superblock.first < superblock.end);
         }

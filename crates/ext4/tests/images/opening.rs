@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use pagefence_ext4::{FileSystem, MountError, MountOptions};
+use pagefence_ext4_format::BlockNo;
 use pagefence_ext4_format::features::Incompat;
 use pagefence_vfs::FileSystem as _;
 
@@ -204,6 +205,48 @@ fn features_that_are_not_served_are_named() {
         matches!(opened, Err(MountError::JournalDevice)),
         "{opened:?}"
     );
+}
+
+/// Nobody asks the block of mmp, since nothing is written: whether it says that the file system is
+/// free, that another host or e2fsck has it, or nonsense, it is as it was.
+#[test]
+fn with_mmp_nothing_is_written_whoever_has_it() {
+    let image = Recipe::new(8, "-t ext4 -b 1024 -O mmp").make();
+    let mut place = [0; 8];
+    image.edit_superblock(|superblock| {
+        place.copy_from_slice(&superblock[0x168..0x170]);
+        // Who may write it would recover it.
+        superblock[96] |= 4;
+    });
+    let block = BlockNo(u64::from_le_bytes(place));
+    let sound = image.read_block(block);
+    assert_eq!(sound[..4], 0x004D_4D50_u32.to_le_bytes());
+    let write = MountOptions {
+        write: true,
+        ..options()
+    };
+    let sequence = |sequence: u32| {
+        let mut bytes = sound.clone();
+        bytes[4..8].copy_from_slice(&sequence.to_le_bytes());
+        bytes
+    };
+    let (clean, fsck) = (0xFF4D_4D50, 0xE24D_4D50);
+    for bytes in [
+        sound.clone(),
+        sequence(clean),
+        sequence(fsck),
+        sequence(1),
+        vec![0xFF; 1024],
+    ] {
+        image.write_block(block, &bytes);
+        let before = image.device().to_vec();
+        let fs = FileSystem::open(image.device(), &write).expect("it opens");
+        let because = "opened read-only, because writing with mmp is not supported";
+        assert_eq!(fs.notes(), [because]);
+        assert!(fs.read_only_because().is_some());
+        drop(fs);
+        assert!(image.device().to_vec() == before, "not a byte changed");
+    }
 }
 
 #[test]

@@ -75,7 +75,12 @@ impl Cases {
         let mut structures = survey(&layout, &files);
         if is_dirty {
             // What is at home is old.
-            structures.retain(|it| it.what.contains("block ") || it.what.contains("superblock"));
+            let is_of_journal = |what: &str| {
+                ["block ", "superblock", "fast commit"]
+                    .iter()
+                    .any(|it| what.contains(it))
+            };
+            structures.retain(|it| is_of_journal(&it.what));
         }
         let superblock = &layout.superblock;
         let bitmap = layout.group(pagefence_ext4_format::GroupNo(0));

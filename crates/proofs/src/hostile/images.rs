@@ -9,8 +9,12 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use pagefence::device::MemoryDevice;
 use pagefence::{Kind, Mkfs, Options, Result, Uuid, Volume};
+use pagefence_ext4_format::InodeNo;
 
+use super::fast_commits;
 use super::work::FILES;
+#[cfg(test)]
+use crate::e2fsck;
 use crate::e2fsck::file_of;
 
 /// Who makes the file system.
@@ -105,6 +109,10 @@ pub fn recipes() -> Vec<Recipe> {
         dirty("ext4 with a full journal", Ext4, 1024),
         dirty("ext4 with a full journal", Ext4, 4096),
         dirty("ext3 with a full journal", Ext3, 1024),
+        Recipe {
+            is_dirty: true,
+            ..own("ext4 with fast commits", Ext4, 1024, "fast_commit")
+        },
         foreign("ext4 with bigalloc", "-t ext4 -b 1024 -C 4096 -O bigalloc"),
         foreign("ext4 with mmp, quota", "-t ext4 -b 1024 -O mmp,quota"),
     ]
@@ -139,7 +147,11 @@ pub(super) fn make(recipe: &Recipe) -> std::result::Result<Image, String> {
                 .format_device(&*device)
                 .expect("the file system is made");
             let device = if recipe.is_dirty {
-                fill_and_leave(&device).expect("it is filled")
+                let left = fill_and_leave(&device).expect("it is filled");
+                match features {
+                    "fast_commit" => with_fast_commits(&left).expect("fast commits are written"),
+                    _ => left,
+                }
             } else {
                 fill(&device, recipe).expect("it is filled");
                 device
@@ -227,6 +239,26 @@ fn fill_and_leave(device: &Arc<MemoryDevice>) -> Result<Arc<MemoryDevice>> {
     Ok(left)
 }
 
+/// What the journal holds, and fast commits on top of that, which are replayed.
+fn with_fast_commits(left: &MemoryDevice) -> Result<Arc<MemoryDevice>> {
+    let recovered = Arc::new(left.fork());
+    let volume = open(&recovered)?;
+    let inode = |path| Ok(InodeNo(volume.symlink_metadata(path)?.ino() as u32));
+    let inodes = [inode("small")?, inode("sub")?, inode("big")?];
+    volume.close()?;
+    let device = fast_commits::write(left.fork(), recovered.fork(), inodes);
+    let device = Arc::new(device.expect("the image is sound"));
+    // As in memory, so on the device.
+    for write in [false, true] {
+        let volume = Volume::open_device(Arc::new(device.fork()), Options::new().write(write))?;
+        for path in ["unwritten", "sub/inner/leaf", "sub/other"] {
+            volume.symlink_metadata(path)?;
+        }
+        volume.close()?;
+    }
+    Ok(device)
+}
+
 fn foreign(
     recipe: &Recipe,
     arguments: &str,
@@ -252,4 +284,27 @@ fn foreign(
     let said = OsString::from(String::from_utf8_lossy(&output.stderr).into_owned());
     assert!(output.status.success(), "mke2fs {arguments}: {said:?}");
     Ok(file)
+}
+
+#[test]
+fn fast_commits_are_sound_once_they_are_home() {
+    let recipes = recipes();
+    let recipe = recipes
+        .iter()
+        .find(|it| it.name == "ext4 with fast commits");
+    let image = make(recipe.expect("it is listed")).expect("it is made here");
+    let bytes = std::fs::read(image.file.path()).expect("the image");
+    let device = Arc::new(MemoryDevice::from_bytes(&bytes));
+    let volume = open(&device).expect("it opens");
+    assert_eq!(volume.notes(), [""; 0]);
+    let is_there = |path| volume.symlink_metadata(path).is_ok();
+    assert_eq!(
+        volume.read_link("fast").expect("a link"),
+        Path::new("small")
+    );
+    assert!(is_there("unwritten") && !is_there("tiny-at-first") && !is_there("going"));
+    volume.close().expect("it closes");
+    if e2fsck::is_there() {
+        assert_eq!(e2fsck::check(&device), Ok(()));
+    }
 }

@@ -5,6 +5,7 @@ use pagefence_ext4_format::checksum::{ChecksumSeed, crc32c};
 use pagefence_ext4_format::group_desc::{GroupDesc, RawGroupDesc};
 use pagefence_ext4_format::inode::{FileKind, Inode, InodeFlags, RawInode, RawInodeExtra};
 use pagefence_ext4_format::journal::checksum::seed_of_uuid;
+use pagefence_ext4_format::journal::fast_commit;
 use pagefence_ext4_format::superblock::{RawSuperblock, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET};
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo};
 use pagefence_ext4_format::{bitmap, dir_entry, extent, htree, xattr};
@@ -12,6 +13,7 @@ use pagefence_ext4_format::{bitmap, dir_entry, extent, htree, xattr};
 use super::layout::Layout;
 use super::values::{Field, fields_of, in_a_row};
 
+mod fast_commits;
 mod fields;
 mod log;
 
@@ -37,6 +39,8 @@ pub(super) enum Seal {
         seed: u32,
         at: usize,
     },
+    /// At the end of the fast commit.
+    FastCommit,
     /// There is none.
     Plain,
 }
@@ -201,20 +205,7 @@ impl Survey<'_> {
             return;
         };
         let record_bytes = layout.superblock.inode_size();
-        let mut fields = fields_of!(RawInode:
-            i_mode i_uid i_size_lo i_atime i_ctime i_mtime i_dtime i_gid i_links_count i_blocks_lo
-            i_flags l_i_version i_generation i_file_acl_lo i_size_high i_obso_faddr l_i_blocks_high
-            l_i_file_acl_high l_i_uid_high l_i_gid_high l_i_reserved);
-        let extra = fields_of!(RawInodeExtra:
-            i_extra_isize i_ctime_extra i_mtime_extra i_atime_extra i_crtime i_crtime_extra
-            i_version_hi i_projid);
-        fields.extend(extra.into_iter().map(|field| Field {
-            at: field.at + 128,
-            ..field
-        }));
-        for byte in 0..4 {
-            fields.push(Field::new(format!("flags {byte}"), 32 + byte, 1));
-        }
+        let mut fields = record_fields();
         let area = std::mem::offset_of!(RawInode, i_block);
         let is_mapped = !inode.flags().contains(InodeFlags::INLINE_DATA);
         if is_mapped && inode.flags().contains(InodeFlags::EXTENTS) {
@@ -337,6 +328,25 @@ impl Survey<'_> {
     }
 }
 
+/// The fields that every inode's record has, from its start on.
+fn record_fields() -> Vec<Field> {
+    let mut fields = fields_of!(RawInode:
+        i_mode i_uid i_size_lo i_atime i_ctime i_mtime i_dtime i_gid i_links_count i_blocks_lo
+        i_flags l_i_version i_generation i_file_acl_lo i_size_high i_obso_faddr l_i_blocks_high
+        l_i_file_acl_high l_i_uid_high l_i_gid_high l_i_reserved);
+    let extra = fields_of!(RawInodeExtra:
+        i_extra_isize i_ctime_extra i_mtime_extra i_atime_extra i_crtime i_crtime_extra
+        i_version_hi i_projid);
+    fields.extend(extra.into_iter().map(|field| Field {
+        at: field.at + 128,
+        ..field
+    }));
+    for byte in 0..4 {
+        fields.push(Field::new(format!("flags {byte}"), 32 + byte, 1));
+    }
+    fields
+}
+
 /// The inodes that hold values of attributes whose entries begin at `at`.
 fn values_of(bytes: &[u8], at: usize) -> Vec<InodeNo> {
     let field = |entry: &Field| {
@@ -394,6 +404,7 @@ impl Structure {
                 let checksum = crc32c(seed, &bytes);
                 bytes[at..at + 4].copy_from_slice(&checksum.to_be_bytes());
             }
+            Seal::FastCommit => fast_commit::update_checksums(&mut bytes, layout.block_size()),
             _ => {}
         }
         device

@@ -34,12 +34,13 @@ impl Replay<'_, '_> {
         let mut bytes = raw.to_vec();
         bytes.resize(size, 0);
         let mut record = read(&bytes)?;
-        // The record of another file, or of none, has nothing that this one could go on with.
+        // The record of another file, or of none, has nothing that this one could go on with. One whose
+        // generation differs is of the same file (`chattr -v`): of what was deleted, a tag before this
+        // one takes the last name.
         let old = if instance.is_inode_in_use(inode)? {
             InodeRecord::parse(before, inode, superblock)
                 .ok()
                 .filter(|old| old.links() > 0 && old.kind() == record.kind())
-                .filter(|old| old.generation() == record.generation())
         } else {
             None
         };

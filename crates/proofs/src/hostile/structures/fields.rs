@@ -5,7 +5,7 @@ use crate::hostile::values::{Field, in_a_row};
 /// Entries of a list that are looked at.
 const ENTRIES: usize = 3;
 
-fn word16(bytes: &[u8], at: usize) -> usize {
+pub(super) fn word16(bytes: &[u8], at: usize) -> usize {
     let word = bytes.get(at..).and_then(|rest| rest.first_chunk());
     word.map_or(0, |word| u16::from_le_bytes(*word).into())
 }

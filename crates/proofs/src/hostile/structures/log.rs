@@ -83,6 +83,7 @@ impl Survey<'_> {
             let seal = seed.map_or(Seal::Plain, |seed| Seal::Log { seed, at });
             self.push_block(format!("{what} {}", met[kind]), *block, seal, fields);
         }
+        self.fast_commits(&journal, &blocks);
     }
 
     fn journal_superblock(&mut self, block: BlockNo, has_checksum: bool) {
