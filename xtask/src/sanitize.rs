@@ -22,7 +22,7 @@ use crate::command::find;
 use crate::mounts::workspace_root;
 use crate::scratch::Scratch;
 use programs::Program;
-use run::{End, Outcome, WITHOUT_LEAKS};
+use run::{End, Outcome};
 
 /// The crates, in the order in which they are tried; the first has the tests of the sanitizer itself.
 const CRATES: [&str; 13] = [
@@ -168,9 +168,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     }
     for (what, times) in suppressed {
         println!("suppressed: {what}, {times} times");
-    }
-    if sanitizer == Sanitizer::Address && left_out.contains_key(WITHOUT_LEAKS) {
-        println!("left out: leaks of {WITHOUT_LEAKS}: a confined process can't be traced for them");
     }
     for what in not_tried {
         println!("not tried: {what}");

@@ -32,12 +32,63 @@ const LEFT_OUT: &[LeftOut] = &[
         sanitizer: Some(Sanitizer::Thread),
         reason: "it measures the process's memory, of which the sanitizer takes some for each page",
     },
+    LeftOut {
+        package: "cli",
+        tests: "confinement::tests::*",
+        sanitizer: None,
+        reason: CONFINED,
+    },
+    LeftOut {
+        package: "cli",
+        tests: "every_thread_of_a_server_is_confined_and_serves",
+        sanitizer: None,
+        reason: CONFINED,
+    },
+    LeftOut {
+        package: "cli",
+        tests: "what_is_in_memory_is_served_by_confined_threads",
+        sanitizer: None,
+        reason: CONFINED,
+    },
+    LeftOut {
+        package: "cli",
+        tests: "who_serves_in_the_foreground_is_confined",
+        sanitizer: None,
+        reason: CONFINED,
+    },
+    LeftOut {
+        package: "cli",
+        tests: "who_looks_at_an_image_is_confined",
+        sanitizer: None,
+        reason: CONFINED,
+    },
+    LeftOut {
+        package: "cli",
+        tests: "who_checks_a_mount_is_confined",
+        sanitizer: None,
+        reason: CONFINED,
+    },
+    LeftOut {
+        package: "cli",
+        tests: "who_changes_an_image_is_confined",
+        sanitizer: None,
+        reason: CONFINED,
+    },
+    LeftOut {
+        package: "cli",
+        tests: "who_shows_an_image_without_a_mount_is_confined",
+        sanitizer: None,
+        reason: CONFINED,
+    },
 ];
 
 /// The sanitizer stores in place of the program, under a lock of its own, which the handler of the signal
 /// that the kernel answers with wants too.
 const SIGNAL_IN_ATOMIC: &str =
     "it dies of SIGBUS in an ordered store, where the sanitizer waits for itself";
+
+/// Builds for a sanitizer confine nothing.
+const CONFINED: &str = "a process that is confined can neither write a report nor start what names the functions in it";
 
 impl LeftOut {
     fn is_of(&self, package: &str, sanitizer: Sanitizer) -> bool {

@@ -17,10 +17,6 @@ use crate::command::{command, run as run_program};
 /// With what a process ends of which something was reported.
 const REPORTED: i32 = 66;
 
-/// The crate whose tests nobody searches for leaks: who does so traces the process as it ends, which one that is
-/// confined does not let happen.
-pub(crate) const WITHOUT_LEAKS: &str = "cli";
-
 /// Bytes of what a program printed that are shown of its end.
 const SHOWN: usize = 12_000;
 
@@ -115,7 +111,7 @@ pub(crate) fn run(
     }
     tests
         .current_dir(&program.directory)
-        .envs(options(program, sanitizer, &within.join("report"))?)
+        .envs(options(sanitizer, &within.join("report"))?)
         // The library's own cache of what it has read to print one is behind a lock of its own.
         .env("RUST_BACKTRACE", "0")
         .stdout(File::create(&out)?)
@@ -251,11 +247,7 @@ fn describe(status: Option<ExitStatus>) -> String {
 
 /// What the sanitizers are told: to go on after a report, to write it to files that begin with `log` (children
 /// too), to leave signals alone of which tests die on purpose, and to refuse memory as the allocator does.
-fn options(
-    program: &Program,
-    sanitizer: Sanitizer,
-    log: &Path,
-) -> Result<[(&'static str, String); 2]> {
+fn options(sanitizer: Sanitizer, log: &Path) -> Result<[(&'static str, String); 2]> {
     let suppressions = sanitizer.suppressions()?;
     let common = format!(
         "exitcode={REPORTED}:log_path={}:handle_segv=0:handle_sigbus=0:handle_sigill=0:handle_sigfpe=0:\
@@ -272,8 +264,7 @@ fn options(
             ("ASAN_OPTIONS", String::new()),
         ],
         Sanitizer::Address => {
-            let leaks = i32::from(program.package != WITHOUT_LEAKS);
-            let own = format!("detect_leaks={leaks}:quarantine_size_mb=64");
+            let own = "detect_leaks=1:quarantine_size_mb=64";
             [
                 ("ASAN_OPTIONS", format!("{common}:{own}")),
                 ("LSAN_OPTIONS", suppressions),
