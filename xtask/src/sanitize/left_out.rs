@@ -1,6 +1,7 @@
 //! Tests that can't run under a sanitizer, each with its reason.
 
 use super::Sanitizer;
+use super::programs::Program;
 
 /// Tests of a package that are left out.
 pub(crate) struct LeftOut {
@@ -90,6 +91,12 @@ const SIGNAL_IN_ATOMIC: &str =
 /// Builds for a sanitizer confine nothing.
 const CONFINED: &str = "a process that is confined can neither write a report nor start what names the functions in it";
 
+/// Programs whose tests start servers, and read what they print to its end.
+const SERVERS: &str = "cli, test ";
+
+const SERVERS_HANG: &str = "a server of its own starts what names functions for the suppressions, which \
+    keeps its output open; fuse-front's tests have servers of the same threads";
+
 impl LeftOut {
     fn is_of(&self, package: &str, sanitizer: Sanitizer) -> bool {
         self.package == package && self.sanitizer.is_none_or(|one| one == sanitizer)
@@ -103,8 +110,12 @@ impl LeftOut {
     }
 }
 
-/// Why `test` of `package` is left out, if it is.
-pub(crate) fn reason(package: &str, test: &str, sanitizer: Sanitizer) -> Option<&'static str> {
+/// Why `test` of `program` is left out, if it is.
+pub(crate) fn reason(program: &Program, test: &str, sanitizer: Sanitizer) -> Option<&'static str> {
+    if sanitizer == Sanitizer::Thread && program.name.starts_with(SERVERS) {
+        return Some(SERVERS_HANG);
+    }
+    let package = &program.package;
     let mut of_package = LEFT_OUT.iter().filter(|one| one.is_of(package, sanitizer));
     of_package
         .find(|one| one.is_meant(test))

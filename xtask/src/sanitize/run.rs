@@ -92,7 +92,7 @@ pub(crate) fn run(
         .filter_map(|line| line.strip_suffix(": test"));
     let (mut asked_for, mut skipped) = (Vec::new(), Vec::new());
     for name in names.filter(is_asked_for) {
-        match left_out::reason(&program.package, name, sanitizer) {
+        match left_out::reason(program, name, sanitizer) {
             Some(reason) => skipped.push((name.to_owned(), reason)),
             None => asked_for.push(name.to_owned()),
         }
