@@ -223,8 +223,11 @@ impl Outcome {
     }
 }
 
-/// Whether a line begins a report.
+/// Whether a line begins a report. That a program was refused memory is none.
 fn is_report(line: &str) -> bool {
+    if line.contains("Sanitizer failed to allocate") {
+        return false;
+    }
     ["WARNING: ", "ERROR: ", "FATAL: "].iter().any(|grade| {
         let behind = line.split_once(grade).map(|(_, behind)| behind);
         behind.is_some_and(|behind| {
@@ -354,6 +357,8 @@ mod tests {
         outcome.read("==3==ERROR: LeakSanitizer: detected memory leaks\nSUMMARY: x\n");
         outcome.read("FATAL: ThreadSanitizer: unexpected memory mapping\n");
         outcome.read("an ERROR: of ThreadSanitizer's\n");
+        outcome
+            .read("==4==WARNING: AddressSanitizer failed to allocate 0x7fffffffffffffff bytes\n");
         assert_eq!(outcome.reports.len(), 5, "{:?}", outcome.reports);
         assert!(outcome.reports[1].contains("c.rs in d") && !outcome.reports[1].contains("b\n"));
         assert_eq!(outcome.suppressed, [("race:e::f".to_owned(), 12)]);

@@ -79,9 +79,10 @@ fn keeps_a_page_that_comes(is_fenced: bool) -> bool {
     fill(&memory, [3]);
     let reader = Arc::<Mutex<Option<Task<_>>>>::default();
     {
-        let (reader, mapping) = (Arc::clone(&reader), Arc::clone(&mapping));
+        // The cache has the stop: with a mapping in it, it would never go.
+        let (reader, mapping) = (Arc::clone(&reader), Arc::downgrade(&mapping));
         cache.stop_at(Stop::StraysFound, move || {
-            let mapping = Arc::clone(&mapping);
+            let mapping = mapping.upgrade().expect("it is in use");
             let task = Task::start(move || read(&mapping, 3 * PAGE, PAGE_SIZE));
             if is_fenced {
                 assert!(!task.is_over_shortly(), "it waits for the fence");
