@@ -13,7 +13,9 @@ mod programs;
 mod run;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -109,6 +111,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     // All are built, whatever is asked for: other crates together are built with other features.
     let programs = programs::build(sanitizer, &CRATES)?;
     let scratch = Scratch::new()?;
+    let open_to_all = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode));
+    open_to_all(&scratch.join("."), 0o755)?;
     let mut rows: BTreeMap<usize, (String, Row)> = BTreeMap::new();
     let mut not_tried = BTreeSet::new();
     let mut suppressed: BTreeMap<String, usize> = BTreeMap::new();
@@ -120,7 +124,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             continue;
         }
         let only = (!is_chosen).then_some(SELF_TESTS);
+        // Some tests act as users who own nothing, and report as such.
         let within = scratch.directory(&number.to_string())?;
+        open_to_all(&within, 0o777)?;
         let outcome = run::run(program, sanitizer, only, limit, &within)?;
         show(program, &outcome);
         self_tests += outcome.self_tests;

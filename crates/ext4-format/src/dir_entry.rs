@@ -157,6 +157,8 @@ pub struct DirEntry<'a> {
     pub name: &'a [u8],
     /// What the entry says of the file's kind, if it does.
     pub kind: Option<FileKind>,
+    /// The byte that `kind` was read from; 0 (unknown) without the feature `filetype`.
+    pub file_type: u8,
     /// `.` and `..` can only stand where they belong.
     pub role: Role,
 }
@@ -313,15 +315,17 @@ impl<'a> Entries<'a> {
             (b"." | b"..", _) => return Err(DirCorruption::MisplacedDots { offset }),
             _ => Role::Name,
         };
+        let file_type = if self.format.filetype {
+            slot.file_type
+        } else {
+            0
+        };
         Ok(DirEntry {
             offset: offset.saturating_add(self.base),
             inode: InodeNo(slot.inode),
             name,
-            kind: if self.format.filetype {
-                FileKind::from_byte(slot.file_type)
-            } else {
-                None
-            },
+            kind: FileKind::from_byte(file_type),
+            file_type,
             role,
         })
     }

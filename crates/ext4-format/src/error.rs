@@ -99,7 +99,7 @@ pub enum Corruption {
         inodes_per_group: u32,
     },
     /// No block, or more than the block numbers reach.
-    #[error("{blocks_count} blocks")]
+    #[error("{blocks_count} blocks, which no file system has")]
     BlocksCount {
         /// `s_blocks_count`.
         blocks_count: u64,

@@ -343,10 +343,16 @@ impl GroupDesc {
     #[must_use]
     pub fn flags(&self, sb: &Superblock) -> GroupFlags {
         if sb.has_group_desc_csum() {
-            GroupFlags::from_bits_retain(self.raw.bg_flags.get())
+            self.stored_flags()
         } else {
             GroupFlags::empty()
         }
+    }
+
+    /// The flags as stored, whether they mean something or not.
+    #[must_use]
+    pub fn stored_flags(&self) -> GroupFlags {
+        GroupFlags::from_bits_retain(self.raw.bg_flags.get())
     }
 
     /// Sets the flags.

@@ -28,6 +28,8 @@ const ROOT_ENTRIES: usize = 32;
 const NODE_ENTRIES: usize = 8;
 /// Bytes of an entry.
 const ENTRY: usize = 8;
+/// The one bit of `unused_flags` that means something: an index that is not known.
+const INCOMPATIBLE: u8 = 1;
 /// Bits of an entry's block that count; the others are reserved.
 const BLOCK_MASK: u32 = 0x0FFF_FFFF;
 
@@ -151,7 +153,8 @@ impl<'a> DxRoot<'a> {
             6 => return Err(HtreeCorruption::SipHash.into()),
             version => return Err(HtreeCorruption::HashVersion { version }.into()),
         }
-        if info.unused_flags != 0 {
+        // Linux looks at this one alone.
+        if info.unused_flags & INCOMPATIBLE != 0 {
             return Err(HtreeCorruption::Flags {
                 flags: info.unused_flags,
             }

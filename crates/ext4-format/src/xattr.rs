@@ -37,6 +37,8 @@ pub const MAX_EA_INODE_LEN: u32 = 1 << 24;
 const HEAD: usize = size_of::<RawXattrEntry>();
 /// Bytes of the zeroes that end the entries.
 const END: usize = 4;
+/// Values take a multiple of these bytes.
+const WORD: usize = 4;
 
 /// `struct ext4_xattr_header`, the start of a block of attributes.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -230,6 +232,35 @@ impl<'a> Xattrs<'a> {
     pub fn find(&self, index: u8, name: &[u8]) -> Option<XattrEntry<'a>> {
         self.entries()
             .find(|entry| entry.index == index && entry.name == name)
+    }
+
+    /// Whether values lie on each other, on the entries or past the end. Each takes whole words.
+    #[must_use]
+    pub fn values_collide(&self) -> bool {
+        let base = self.values.as_ptr().addr();
+        let place = |bytes: &[u8], len| {
+            let start = bytes.as_ptr().addr().saturating_sub(base);
+            (start, start.saturating_add(len))
+        };
+        let list = self.entries().fold(END, |len, entry| {
+            len.saturating_add(entry_len(entry.name.len()))
+        });
+        let values = self.entries().filter_map(|entry| match entry.value {
+            Value::Bytes(bytes) if !bytes.is_empty() => {
+                Some(place(bytes, bytes.len().next_multiple_of(WORD)))
+            }
+            _ => None,
+        });
+        let mut taken: Vec<_> = std::iter::once(place(self.entries, list))
+            .chain(values)
+            .collect();
+        taken.sort_unstable();
+        let mut end = 0;
+        taken.into_iter().any(|(start, next)| {
+            let collides = start < end || next > self.values.len();
+            end = next;
+            collides
+        })
     }
 
     fn entry(&self, slot: &Slot<'a>) -> Option<XattrEntry<'a>> {

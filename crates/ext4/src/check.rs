@@ -3,9 +3,10 @@
 //! ```text
 //! in_use         a file system that is mounted: a snapshot of it is what is checked
 //! opening        the superblock, the journal; an unclean image is replayed in memory
+//! superblock     its counts, and what it names
 //! descriptors    the groups, and the blocks that they own
 //! orphans        inodes that wait to be deleted or cut
-//! inodes         every record in use: its fields, its map of blocks, its attributes
+//! inodes         every record in use: its map of blocks, its attributes; fields   what else it says
 //! directories    every name: what it leads to; index   the order of hashes
 //! links          what can be reached, and how often it was counted
 //! bitmaps        what is marked in use against what is, and every count
@@ -23,6 +24,7 @@ mod bitmaps;
 mod descriptors;
 mod directories;
 mod duplicates;
+mod fields;
 mod in_use;
 mod index;
 mod inode_states;
@@ -33,6 +35,7 @@ mod opening;
 mod orphans;
 mod report;
 mod resize_inode;
+mod superblock;
 mod usage;
 mod xattrs;
 
@@ -232,6 +235,8 @@ struct Checker<'a> {
     /// Blocks of values in inodes that may still be read.
     value_blocks_left: u64,
     summary: Summary,
+    /// Nobody has it mounted, and nothing waits in its journal.
+    is_closed: bool,
 }
 
 impl<'a> Checker<'a> {
@@ -251,6 +256,7 @@ impl<'a> Checker<'a> {
             shared_left: SHARED_MAX,
             value_blocks_left,
             summary: Summary::default(),
+            is_closed: false,
         }
     }
 

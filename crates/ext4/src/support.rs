@@ -80,6 +80,6 @@ pub(crate) fn unwritable_because(superblock: &Superblock) -> Option<String> {
     read_only_because(superblock)
 }
 
-fn names(features: Features) -> Vec<String> {
+pub(crate) fn names(features: Features) -> Vec<String> {
     features.names()
 }

@@ -53,6 +53,7 @@ pub use error::{JournalError, Result};
 pub use handle::Handle;
 pub use journal::{Client, Journal, Options};
 pub use location::{JournalLocation, JournalRun, LocationError};
+pub use log::read_superblock;
 pub use recovery::{FastCommits, Recovery, recover};
 pub use snapshot::{Snapshot, SnapshotLost};
 pub use transaction::{Sealing, Tid, Turn};

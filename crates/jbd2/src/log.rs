@@ -89,7 +89,10 @@ fn missing(size: usize) -> Corruption {
 }
 
 /// Reads and checks the journal's superblock; also gives the contents of its block.
-pub(crate) fn read_superblock<D: Device + ?Sized>(
+///
+/// # Errors
+/// The device failed, or the superblock is damaged.
+pub fn read_superblock<D: Device + ?Sized>(
     device: &D,
     location: &JournalLocation,
 ) -> Result<(JournalSuperblock, Vec<u8>)> {

@@ -3,6 +3,9 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use pagefence_lock_order::primitives::Arc;
+
+use crate::device::Device;
 use crate::volume::Volume;
 
 pub use pagefence_ext4::check::{CheckError, Event, Finding, Progress, Stage, Subject, Summary};
@@ -37,6 +40,18 @@ pub fn check(
     mut event: impl FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Summary, CheckError> {
     pagefence_ext4::check::check_image(path.as_ref(), offset, &mut event)
+}
+
+/// Checks the file system on `device`, an image in memory or a device of one's own, as [`check`] does.
+/// Nobody may write to it meanwhile.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_device(
+    device: Arc<dyn Device>,
+    mut event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Summary, CheckError> {
+    pagefence_ext4::check::check_device(device, &mut event)
 }
 
 impl Volume {

@@ -6,6 +6,7 @@
 //! Cases run in processes of their own, so that one that aborts, overflows its stack or hangs is a
 //! failure that is told with its case. Whoever tries them is started again with [`served`] in the way.
 
+mod agreement;
 mod batch;
 mod case;
 mod device;

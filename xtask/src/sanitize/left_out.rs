@@ -81,6 +81,12 @@ const LEFT_OUT: &[LeftOut] = &[
         sanitizer: None,
         reason: CONFINED,
     },
+    LeftOut {
+        package: "cli",
+        tests: "a_block_device_is_served_and_told_what_is_free",
+        sanitizer: None,
+        reason: CONFINED,
+    },
 ];
 
 /// The sanitizer stores in place of the program, under a lock of its own, which the handler of the signal

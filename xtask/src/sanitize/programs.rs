@@ -21,7 +21,8 @@ pub(crate) struct Program {
     pub(crate) directory: PathBuf,
 }
 
-/// Builds the tests of `packages`, with everything that they use, and gives them in that order.
+/// Builds the tests of `packages`, with everything that they use (examples are programs of tests), and
+/// gives them in that order.
 pub(crate) fn build(sanitizer: Sanitizer, packages: &[&str]) -> Result<Vec<Program>> {
     let kind = sanitizer.name();
     let root = workspace_root()?;
@@ -31,9 +32,6 @@ pub(crate) fn build(sanitizer: Sanitizer, packages: &[&str]) -> Result<Vec<Progr
         [
             "test",
             "--no-run",
-            "--lib",
-            "--bins",
-            "--tests",
             "--message-format",
             "json-render-diagnostics",
             // With a target named, what runs while building is not built for the sanitizer.

@@ -126,6 +126,10 @@ fn roots_are_checked() {
         HtreeCorruption::Levels { levels: 2, most: 1 }
     );
     assert_eq!(root_corruption(31, 1), HtreeCorruption::Flags { flags: 1 });
+    assert_eq!(root_corruption(31, 3), HtreeCorruption::Flags { flags: 3 });
+    let mut others = index(Some(1), &[(0, 1), (10, 2)]);
+    others[31] = 0x2E;
+    assert!(DxRoot::parse(&others, &FORMAT).is_ok());
     assert_eq!(
         root_corruption(32, 124),
         HtreeCorruption::Limit {

@@ -182,6 +182,9 @@ pub struct JournalSuperblock {
     pub start: u32,
     /// Error with which the journal was aborted, as the kernel stores it (negative), or 0.
     pub errno: i32,
+    /// File systems that use the journal: more than one if it is a device of its own. In version 1
+    /// there is no count.
+    pub users: Option<u32>,
 }
 
 impl JournalSuperblock {
@@ -249,6 +252,7 @@ impl JournalSuperblock {
             sequence: Sequence(raw.s_sequence.get()),
             start,
             errno: raw.s_errno.get().cast_signed(),
+            users: version_2.then(|| raw.s_nr_users.get()),
         })
     }
 

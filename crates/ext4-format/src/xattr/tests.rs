@@ -142,6 +142,36 @@ fn places_are_checked() {
 }
 
 #[test]
+fn values_collide_by_whole_words() {
+    let sound = block(&[(1, b"one", b"12345"), (1, b"two", b"123")]);
+    let collide = |bytes: &[u8]| Xattrs::in_block(bytes, &LIMITS).unwrap().values_collide();
+    assert!(!collide(&sound));
+    let offset = 32 + 2;
+    let moved = |at: usize, by: i16| {
+        let mut bytes = sound.clone();
+        let old = u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let new = old.checked_add_signed(by).unwrap();
+        bytes[at..at + 2].copy_from_slice(&new.to_le_bytes());
+        bytes
+    };
+    // The first ends with the block, its last word past it; the second ends where the first begins.
+    assert!(collide(&moved(offset, 3)));
+    assert!(collide(&moved(offset + 20, 1)));
+    // Past the other.
+    assert!(!collide(&moved(offset + 20, -4)));
+    let region = region(&[(1, b"one", b"1234")]);
+    let in_inode = |bytes: &[u8]| {
+        let xattrs = Xattrs::in_inode(bytes, &LIMITS).unwrap().unwrap();
+        xattrs.values_collide()
+    };
+    assert!(!in_inode(&region));
+    // On the zeroes that end the entries.
+    let mut on_end = region.clone();
+    on_end[4 + 2..4 + 4].copy_from_slice(&20_u16.to_le_bytes());
+    assert!(Xattrs::in_inode(&on_end, &LIMITS).is_err() || in_inode(&on_end));
+}
+
+#[test]
 fn values_in_inodes_need_the_feature() {
     let mut bytes = block(&[(1, b"name", b"")]);
     bytes[36] = 12;

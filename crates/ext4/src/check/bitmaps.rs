@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use pagefence_ext4_format::bitmap::{self, verify_block_bitmap, verify_inode_bitmap};
+use pagefence_ext4_format::features::Incompat;
 use pagefence_ext4_format::group_desc::{GroupDesc, GroupFlags};
 use pagefence_ext4_format::inode::FileKind;
 use pagefence_ext4_format::{Corruption, GroupNo};
@@ -149,8 +150,14 @@ impl Checker<'_> {
         let blocks = free
             .clusters
             .saturating_mul(u64::from(superblock.blocks_per_cluster()));
+        let is_wide = superblock.has_incompat(Incompat::SIXTY_FOUR_BIT);
+        let in_use = if is_wide {
+            u64::MAX
+        } else {
+            u64::from(u32::MAX)
+        };
         let (stored_blocks, stored_inodes) = (
-            superblock.free_blocks_count(),
+            superblock.free_blocks_count() & in_use,
             u64::from(superblock.free_inodes_count()),
         );
         if stored_blocks != blocks {

@@ -1,31 +1,11 @@
-//! The superblock's counts and the group descriptors, and the blocks that metadata owns.
+//! The group descriptors, and the blocks that metadata owns.
 
-use pagefence_ext4_format::group_desc::GroupDesc;
+use pagefence_ext4_format::group_desc::{GroupDesc, GroupFlags};
 use pagefence_ext4_format::{BlockNo, GroupNo};
 
 use super::{Checker, Stage, Step};
 
 impl Checker<'_> {
-    /// What opening does not look at.
-    pub(super) fn check_superblock(&mut self) -> Step {
-        let superblock = &self.instance.superblock;
-        let (reserved, blocks) = (
-            superblock.reserved_blocks_count(),
-            superblock.blocks_count(),
-        );
-        if reserved > blocks / 2 {
-            self.report
-                .superblock(format_args!("{reserved} of {blocks} blocks are reserved"))?;
-        }
-        if let Some(block) = self.instance.superblock.mmp_block()
-            && !self.instance.superblock.contains_block(block)
-        {
-            self.report
-                .superblock(format_args!("the block of mmp is {block} of {blocks}"))?;
-        }
-        Ok(())
-    }
-
     /// Every descriptor. What it owns is claimed.
     pub(super) fn check_descriptors(&mut self) -> Step {
         let total = u64::from(self.instance.superblock.group_count());
@@ -51,6 +31,32 @@ impl Checker<'_> {
         let group = desc.group();
         if let Err(what) = desc.check_counts(superblock) {
             self.report.group(group, what)?;
+        }
+        let superblock = &self.instance.superblock;
+        let flags = desc.flags(superblock);
+        let is_last = group.0.saturating_add(1) == superblock.group_count();
+        let (unused, free) = (desc.itable_unused(), desc.free_inodes());
+        if !superblock.has_group_desc_csum() {
+            let unmade = GroupFlags::BLOCK_UNINIT | GroupFlags::INODE_UNINIT;
+            let is_lazy = desc.stored_flags().intersects(unmade) || unused != 0;
+            return if is_lazy {
+                self.report.group(
+                    group,
+                    "parts of it are not made, without the feature for it",
+                )
+            } else {
+                Ok(())
+            };
+        }
+        if is_last && flags.contains(GroupFlags::BLOCK_UNINIT) {
+            self.report
+                .group(group, "the last group, and its block bitmap is not made")?;
+        }
+        if unused > free && unused <= superblock.inodes_per_group() {
+            self.report.group(
+                group,
+                format_args!("{unused} inodes never used, {free} free"),
+            )?;
         }
         Ok(())
     }

@@ -20,6 +20,9 @@ use super::{Checker, Stage, Step};
 /// Names that are compared with each other; past it, those of one block are.
 const NAMES_MAX: usize = 1 << 16;
 
+/// The kind of an entry that does not say one.
+const UNKNOWN: u8 = 0;
+
 /// A directory, and where it hangs in the tree.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Directory {
@@ -240,13 +243,8 @@ impl Checker<'_> {
             .get(..usize::from(raw.name_len))
             .unwrap_or(&[])
             .to_vec();
-        let kind = self
-            .instance
-            .dir_format
-            .filetype
-            .then(|| FileKind::from_byte(raw.file_type))
-            .flatten();
-        self.check_target(number, &name, InodeNo(raw.inode.get()), kind, Role::Name)
+        let (inode, file_type) = (InodeNo(raw.inode.get()), raw.file_type);
+        self.check_target(number, &name, inode, file_type, Role::Name)
     }
 
     /// An entry that can be used.
@@ -274,7 +272,7 @@ impl Checker<'_> {
                 )?;
             }
         }
-        self.check_target(number, entry.name, entry.inode, entry.kind, entry.role)
+        self.check_target(number, entry.name, entry.inode, entry.file_type, entry.role)
     }
 
     /// What an entry leads to.
@@ -283,7 +281,7 @@ impl Checker<'_> {
         number: InodeNo,
         name: &[u8],
         target: InodeNo,
-        kind: Option<FileKind>,
+        file_type: u8,
         role: Role,
     ) -> Step {
         if self.is_lost(target) {
@@ -306,7 +304,9 @@ impl Checker<'_> {
                 ),
             );
         }
-        if self.instance.dir_format.filetype && state.kind().is_some() && kind != state.kind() {
+        // An entry need not say it.
+        let says = self.instance.dir_format.filetype && file_type != UNKNOWN;
+        if says && state.kind().is_some() && FileKind::from_byte(file_type) != state.kind() {
             self.report.inode(
                 number,
                 format_args!(
@@ -360,10 +360,10 @@ impl Checker<'_> {
         };
         let parent = directory.parent();
         self.set_dot_dot(number, parent);
-        let kind = format.filetype.then_some(FileKind::Directory);
+        let file_type = FileKind::Directory.to_byte();
         // There are no entries for these.
-        self.check_target(number, b".", number, kind, Role::Dot)?;
-        self.check_target(number, b"..", parent, kind, Role::DotDot)?;
+        self.check_target(number, b".", number, file_type, Role::Dot)?;
+        self.check_target(number, b"..", parent, file_type, Role::DotDot)?;
         let mut visit = Visit {
             record,
             index: None,

@@ -13,6 +13,9 @@ use super::{CheckError, Checker, Step, Stop};
 /// Blocks of entries of one directory, at most: 16 GiB of 4 KiB blocks.
 const LEAVES_MAX: usize = 1 << 22;
 
+/// Where an entry keeps the length of its name; its kind follows.
+const NAME_LEN: usize = 6;
+
 /// What an index says of the blocks of its directory.
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -175,6 +178,14 @@ impl Checker<'_> {
         {
             self.report
                 .inode(number, format_args!("block {block}: {what}"))?;
+        }
+        // To who knows no index it is an entry without a name.
+        let (name_len, file_type) = (buffer.get(NAME_LEN), buffer.get(NAME_LEN + 1));
+        if name_len != Some(&0) || (self.instance.checksums && file_type != Some(&0)) {
+            self.report.inode(
+                number,
+                format_args!("block {block}: an index node that begins with a name"),
+            )?;
         }
         let node = match DxNode::parse(&buffer, format, least) {
             Ok(node) => node,

@@ -1,6 +1,6 @@
-//! Every record in use: its fields, and that its size and its count of blocks fit what it owns.
+//! Every record in use: that its size and its count of blocks fit what it owns.
 
-use pagefence_ext4_format::features::{Compat, Incompat};
+use pagefence_ext4_format::features::Compat;
 use pagefence_ext4_format::group_desc::GroupFlags;
 use pagefence_ext4_format::inode::{FileKind, Inode, InodeFlags, RawInode};
 use pagefence_ext4_format::{Corruption, FileBlock, GroupNo, InodeNo};
@@ -75,9 +75,27 @@ impl Checker<'_> {
         Ok(())
     }
 
+    /// Whether a time of deletion is the number of an inode: the next of the list of orphans. Where
+    /// clocks stood so low, nobody knows.
+    fn is_on_list(&self, deleted: u32) -> bool {
+        let superblock = &self.instance.superblock;
+        let inodes = u64::from(superblock.inodes_count());
+        let times = [
+            superblock.mkfs_time(),
+            superblock.mount_time(),
+            superblock.write_time(),
+        ];
+        let is_later = |time: u64| time == 0 || time >= inodes;
+        u64::from(deleted) < inodes && times.into_iter().all(is_later)
+    }
+
     /// Whether a record is in use, and all of it if it is.
     fn check_glance(&mut self, number: InodeNo, glance: Glance) -> Step {
         let is_orphan = self.orphans.contains(&number);
+        if glance.deleted != 0 && !is_orphan && self.is_on_list(glance.deleted) {
+            self.report
+                .inode(number, "it names an orphan after it, and is none itself")?;
+        }
         let is_bad_blocks = number == InodeNo::BAD_BLOCKS;
         if glance.links == 0 && !is_orphan && !is_bad_blocks {
             let is_reserved = number < self.instance.superblock.first_inode();
@@ -85,7 +103,7 @@ impl Checker<'_> {
                 self.report
                     .inode(number, "deleted, but without a time of deletion")?;
             }
-            return Ok(());
+            return self.check_unused(number);
         }
         let superblock = &self.instance.superblock;
         let parsed = self.with_record(number, |bytes| {
@@ -121,7 +139,7 @@ impl Checker<'_> {
         if record.kind() == Some(FileKind::Directory) {
             self.summary.directories += 1;
         }
-        if record.dtime() != 0 && !is_orphan {
+        if record.dtime() != 0 && !is_orphan && self.is_named(number) {
             self.report
                 .inode(number, "in use, and has a time of deletion")?;
         }
@@ -136,6 +154,7 @@ impl Checker<'_> {
         let flags_fit = self.check_flags(record)?;
         let mut owners = Owners::default();
         let xattrs = self.check_xattrs(record, &mut owners)?;
+        self.check_fields(record, &xattrs)?;
         if number == InodeNo::RESIZE && self.instance.superblock.has_compat(Compat::RESIZE_INODE) {
             let clusters = self.claim_resize_inode(record, &mut owners)?;
             return match clusters {
@@ -157,45 +176,6 @@ impl Checker<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Flags that go with the features, the kind and each other. Says whether `i_block` can be
-    /// understood.
-    fn check_flags(&mut self, record: &Inode) -> Step<bool> {
-        let number = record.ino();
-        let (flags, kind) = (record.flags(), record.kind());
-        let superblock = &self.instance.superblock;
-        let has_blocks = matches!(
-            kind,
-            Some(FileKind::Regular | FileKind::Directory | FileKind::Symlink) | None
-        );
-        let extents = flags.contains(InodeFlags::EXTENTS);
-        let inline = flags.contains(InodeFlags::INLINE_DATA);
-        let mut wrong = Vec::new();
-        if extents && !superblock.has_incompat(Incompat::EXTENTS) {
-            wrong.push("it has an extent tree, and the file system has not that feature");
-        }
-        if inline && !superblock.has_incompat(Incompat::INLINE_DATA) {
-            wrong.push("it has inline data, and the file system has not that feature");
-        }
-        if extents && inline {
-            wrong.push("it has both inline data and an extent tree");
-        }
-        if (extents || inline) && !has_blocks {
-            wrong.push("a device, pipe or socket with an extent tree or inline data");
-        }
-        let is_usable = wrong.is_empty();
-        if flags.contains(InodeFlags::INDEX) {
-            if kind != Some(FileKind::Directory) {
-                wrong.push("it has a directory's index, and is none");
-            } else if !superblock.has_compat(Compat::DIR_INDEX) {
-                wrong.push("it has an index, and the file system has not that feature");
-            }
-        }
-        for what in wrong {
-            self.report.inode(number, what)?;
-        }
-        Ok(is_usable)
     }
 
     /// The count of sectors against the clusters that it owns.
@@ -255,9 +235,13 @@ impl Checker<'_> {
     fn check_file_size(&mut self, record: &Inode, mapped: &Mapped) -> Step {
         let size = record.size();
         let block_size = u64::from(self.instance.superblock.block_size());
-        let past_end = mapped
-            .last_written
-            .is_some_and(|last| last.saturating_mul(block_size) > size);
+        let is_tree = record.flags().contains(InodeFlags::EXTENTS);
+        // The last index of a tree with levels ends where the file does.
+        let has_levels = is_tree && mapped.has_nodes;
+        let past_end = mapped.last_written.is_some_and(|last| {
+            let start = last.saturating_mul(block_size);
+            start > size || (has_levels && start == size)
+        });
         // The tree of hashes lies behind the end.
         if past_end && !record.flags().contains(InodeFlags::VERITY) {
             return self.report.inode(
@@ -268,15 +252,23 @@ impl Checker<'_> {
                 ),
             );
         }
-        let reach = if record.flags().contains(InodeFlags::EXTENTS) {
-            EXTENT_BLOCKS
+        let reach = if is_tree {
+            EXTENT_BLOCKS.saturating_mul(block_size).saturating_sub(1)
         } else {
-            u64::from(self.instance.map_shape.end().0)
+            u64::from(self.instance.map_shape.end().0).saturating_mul(block_size)
         };
-        if size > reach.saturating_mul(block_size) {
+        if size > reach {
             return self.report.inode(
                 record.ino(),
                 format_args!("{size} bytes are more than its map reaches"),
+            );
+        }
+        let is_journal = self.instance.superblock.journal_inode() == Some(record.ino());
+        let mapped = mapped.end.saturating_mul(block_size);
+        if is_journal && size > mapped {
+            return self.report.inode(
+                record.ino(),
+                format_args!("a journal of {size} bytes, of which {mapped} are there"),
             );
         }
         Ok(())
@@ -285,11 +277,8 @@ impl Checker<'_> {
     fn check_inline_size(&mut self, record: &Inode, xattrs: &XattrUse) -> Step {
         let size = record.size();
         let room = BLOCK_AREA + xattrs.inline_rest.unwrap_or(0) as u64;
-        let fits = if record.kind() == Some(FileKind::Directory) {
-            size == room
-        } else {
-            size <= room
-        };
+        let is_whole = matches!(record.kind(), Some(FileKind::Directory | FileKind::Symlink));
+        let fits = if is_whole { size == room } else { size <= room };
         // The attribute is there even if it is empty.
         if fits && xattrs.inline_rest.is_some() {
             return Ok(());
@@ -302,10 +291,19 @@ impl Checker<'_> {
 
     fn check_symlink(&mut self, record: &Inode, mapped: &Mapped) -> Step {
         let number = record.ino();
+        let is_tree = record.flags().contains(InodeFlags::EXTENTS);
         let is_opaque = record.flags().contains(InodeFlags::ENCRYPT);
         if !has_map(record) {
+            let len = usize::try_from(record.size()).unwrap_or(usize::MAX);
+            let is_ended = record.block_area().get(len) == Some(&0);
             return match record.fast_symlink_target() {
                 Err(what) if !is_opaque => self.report.inode(number, what),
+                Ok(_) if !is_ended && !is_opaque => self
+                    .report
+                    .inode(number, "a symbolic link whose target goes on past its size"),
+                _ if is_tree => self
+                    .report
+                    .inode(number, "a symbolic link with its target in an extent tree"),
                 _ => Ok(()),
             };
         }
@@ -313,7 +311,8 @@ impl Checker<'_> {
             record.size(),
             u64::from(self.instance.superblock.block_size()),
         );
-        if size == 0 || size >= block_size || mapped.data_blocks != 1 || mapped.has_unwritten {
+        let has_more = mapped.data_blocks != 1 || mapped.has_nodes || mapped.has_unwritten;
+        if size == 0 || size >= block_size || has_more {
             return self.report.inode(
                 number,
                 format_args!(
@@ -328,12 +327,17 @@ impl Checker<'_> {
                 .report
                 .inode(number, "a symbolic link without its first block");
         };
+        if is_opaque {
+            return Ok(());
+        }
         let buffer = self.instance.buffers.read(block.0)?;
-        let target = usize::try_from(size).ok().and_then(|len| buffer.get(..len));
-        if !is_opaque && target.is_none_or(|target| target.contains(&0)) {
-            return self
-                .report
-                .inode(number, "a symbolic link whose target holds a NUL byte");
+        let len = usize::try_from(size).unwrap_or(usize::MAX);
+        let end = buffer.iter().position(|byte| *byte == 0);
+        if end != Some(len) {
+            return self.report.inode(
+                number,
+                format_args!("a symbolic link of {len} bytes whose target does not end there"),
+            );
         }
         Ok(())
     }

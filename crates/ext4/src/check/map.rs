@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use pagefence_ext4_format::extent::{self, Child, Extent, ExtentNode, Place};
+use pagefence_ext4_format::extent::{self, Child, Extent, ExtentNode, Place, entries_that_fit};
 use pagefence_ext4_format::indirect::{DIRECT_SLOTS, Pointers, ROOT_SLOTS, Run};
 use pagefence_ext4_format::inode::{FileKind, Inode, InodeFlags};
 use pagefence_ext4_format::{BlockNo, Corruption, FileBlock, InodeNo};
@@ -25,6 +25,11 @@ pub(super) trait Visitor {
 
     /// Something is wrong; what depends on it is left out.
     fn damaged(&mut self, block: Option<BlockNo>, what: Corruption) -> Step;
+
+    /// A node of an extent tree says that `max` entries fit.
+    fn capacity(&mut self, _block: Option<BlockNo>, _max: u16, _fits: u16) -> Step {
+        Ok(())
+    }
 }
 
 /// A run of file blocks that lie in a run of blocks.
@@ -60,7 +65,11 @@ pub(super) fn walk(instance: &Instance, record: &Inode, visitor: &mut dyn Visito
     if record.flags().contains(InodeFlags::EXTENTS) {
         let root = ExtentNode::parse(record.block_area(), &Place::Root, &instance.limits);
         match root {
-            Ok(root) => walk_node(instance, record, &root, visitor),
+            Ok(root) => {
+                let fits = entries_that_fit(record.block_area().len());
+                visitor.capacity(None, root.max(), fits)?;
+                walk_node(instance, record, &root, visitor)
+            }
             Err(what) => visitor.damaged(None, what),
         }
     } else {
@@ -111,7 +120,11 @@ fn walk_child(
         visitor.damaged(Some(child.block), what)?;
     }
     match ExtentNode::parse(&buffer, &Place::Block(*child), &instance.limits) {
-        Ok(node) => walk_node(instance, record, &node, visitor),
+        Ok(node) => {
+            let fits = entries_that_fit(buffer.len());
+            visitor.capacity(Some(child.block), node.max(), fits)?;
+            walk_node(instance, record, &node, visitor)
+        }
         Err(what) => visitor.damaged(Some(child.block), what),
     }
 }
@@ -199,6 +212,8 @@ pub(super) struct Mapped {
     pub(super) last_written: Option<u64>,
     /// Some blocks were never written.
     pub(super) has_unwritten: bool,
+    /// The map has blocks of its own.
+    pub(super) has_nodes: bool,
     /// A part was left out, since it is damaged or another's.
     pub(super) is_partial: bool,
     /// Others own some of the blocks.
@@ -230,6 +245,7 @@ impl Claims<'_, '_> {
 
 impl Visitor for Claims<'_, '_> {
     fn node(&mut self, block: BlockNo) -> Step<bool> {
+        self.mapped.has_nodes = true;
         let cluster = self.usage.cluster_of(block);
         let is_shared = self.claim(cluster..cluster + 1)?;
         self.mapped.is_partial |= is_shared;
@@ -242,7 +258,20 @@ impl Visitor for Claims<'_, '_> {
         let of_file = |block: u64| block / self.blocks_per_cluster;
         // Blocks of one cluster may be mapped by several runs, as long as they are neighbours in
         // the file, too.
-        if self.last == Some((clusters.start, of_file(u64::from(run.first)))) {
+        let first_cluster = of_file(u64::from(run.first));
+        let goes_on = self.last == Some((clusters.start, first_cluster));
+        let is_torn = !goes_on && self.last.is_some_and(|(_, last)| last == first_cluster);
+        let per_cluster = self.blocks_per_cluster;
+        if is_torn || u64::from(run.first) % per_cluster != run.start.0 % per_cluster {
+            self.report.inode(
+                self.number,
+                format_args!(
+                    "file block {} is in block {}, not where its cluster has it",
+                    run.first, run.start
+                ),
+            )?;
+        }
+        if goes_on {
             clusters.start += 1;
         }
         let file_end = u64::from(run.first).saturating_add(u64::from(run.len));
@@ -269,6 +298,18 @@ impl Visitor for Claims<'_, '_> {
                 .inode(self.number, format_args!("block {block}: {what}")),
             None => self.report.inode(self.number, what),
         }
+    }
+
+    /// Linux writes as many as fit, and keeps a checksum where up to two would.
+    fn capacity(&mut self, block: Option<BlockNo>, max: u16, fits: u16) -> Step {
+        if max >= fits.saturating_sub(2) {
+            return Ok(());
+        }
+        let block = block.map_or_else(String::new, |block| format!("block {block}: "));
+        self.report.inode(
+            self.number,
+            format_args!("{block}an extent node with room for {max} entries, where {fits} fit"),
+        )
     }
 }
 

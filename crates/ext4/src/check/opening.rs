@@ -17,6 +17,9 @@ use crate::mount::{MountError, MountOptions, read_superblock};
 use crate::recovery::{Recovered, recover};
 use crate::support;
 
+/// Blocks of a journal without fast commits, at least.
+const JOURNAL_BLOCKS_MIN: u32 = 1024;
+
 /// What a device shows of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -46,6 +49,8 @@ pub(super) fn check(
         Err(Stop::Failed(error)) => return Err(error),
     };
     let mut checker = Checker::new(instance, report);
+    checker.summary.was_replayed = was_replayed;
+    checker.is_closed = state == State::OnDisk && !was_replayed;
     let is_complete = match checker.run() {
         Ok(()) => true,
         Err(Stop::Enough) => false,
@@ -54,7 +59,6 @@ pub(super) fn check(
     Ok(Summary {
         findings: checker.report.findings(),
         is_complete,
-        was_replayed,
         ..checker.summary
     })
 }
@@ -118,21 +122,45 @@ fn open(
 /// The journal of an image that is not to be recovered; one that is, recovery looks at.
 fn check_journal(device: &dyn Device, superblock: &Superblock, report: &mut Report<'_>) -> Step {
     let asks = superblock.has_incompat(Incompat::RECOVER);
+    let raw = superblock.raw();
+    let names_inode = raw.s_journal_inum.get() != 0;
+    let names_device = raw.s_journal_dev.get() != 0 || raw.s_journal_uuid != [0; 16];
     if !superblock.has_compat(Compat::HAS_JOURNAL) {
         return if asks {
             report.superblock("it asks for recovery, and has no journal")
+        } else if names_inode || raw.s_journal_uuid != [0; 16] {
+            report.superblock("it names a journal, and has none")
         } else {
             Ok(())
         };
     }
+    if names_device {
+        report.superblock("its journal is on another device, which is not looked at")?;
+    }
     let Some(number) = superblock.journal_inode() else {
-        return Ok(());
+        return if names_device {
+            Ok(())
+        } else {
+            report.superblock("it has a journal, and does not say where")
+        };
     };
     let location = match locate(device, superblock, number) {
         Ok(location) => location,
         Err(LocateError::Device(error)) => return Err(error.into()),
         Err(error) => return report.journal(error),
     };
+    // What is wrong with the rest of it is told below, or by recovery.
+    if let Ok((journal, _)) = pagefence_jbd2::read_superblock(device, &location) {
+        if let Some(users @ 2..) = journal.users {
+            report.journal(format_args!(
+                "{users} file systems use it, and it lies in this one"
+            ))?;
+        }
+        let rest = journal.end;
+        if !journal.fast_commit.is_empty() && rest < JOURNAL_BLOCKS_MIN {
+            report.journal(format_args!("fast commits leave it {rest} blocks"))?;
+        }
+    }
     if asks {
         return Ok(());
     }

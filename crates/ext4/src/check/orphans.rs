@@ -75,6 +75,11 @@ impl Checker<'_> {
                 };
             }
         };
+        // While it is mounted it is said of any; after a crash it stays.
+        if entries.is_empty() && is_present && self.is_closed {
+            self.report
+                .superblock("it says that the orphan file has entries, and it has none")?;
+        }
         if !entries.is_empty() && !is_present {
             self.report.inode(
                 number,

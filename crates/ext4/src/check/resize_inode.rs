@@ -40,16 +40,16 @@ impl Checker<'_> {
             .map(|slot| root.get(slot))
             .all(|pointer| matches!(pointer, Ok(None)));
         let double = root.get(DOUBLE);
-        let is_file = record.kind() == Some(FileKind::Regular) && record.links() == 1;
+        let is_file = record.kind() == Some(FileKind::Regular) && record.links() > 0;
         let (true, true, Ok(Some(double))) = (is_alone, is_file, double) else {
             return self
                 .report
                 .inode(number, "it does not keep the blocks for new descriptors");
         };
-        self.check_reserved(double)
+        self.check_reserved(double, record.size())
     }
 
-    fn check_reserved(&mut self, double: BlockNo) -> Step {
+    fn check_reserved(&mut self, double: BlockNo, size: u64) -> Step {
         let number = InodeNo::RESIZE;
         let reserved = self
             .instance
@@ -63,6 +63,7 @@ impl Checker<'_> {
         let limits = self.instance.limits;
         let pointers = Pointers::block(&buffer, &limits);
         let mut led_to = 0_u64;
+        let mut last_slot = 0;
         for (slot, pointer) in pointers.iter() {
             // Descriptor blocks that are in use take the first slots; the rest goes round.
             let index = (u64::from(slot) + per_block - descriptors % per_block) % per_block;
@@ -74,6 +75,7 @@ impl Checker<'_> {
                 );
             }
             led_to += 1;
+            last_slot = u64::from(slot);
         }
         if led_to != reserved.end.0 - reserved.start.0 {
             return self
@@ -90,6 +92,21 @@ impl Checker<'_> {
             .collect();
         for block in reserved.start.0..reserved.end.0 {
             self.check_copies(BlockNo(block), &copies)?;
+        }
+        // By what it maps, as any file.
+        let direct = u64::from(DIRECT_SLOTS).saturating_add(per_block);
+        let before = last_slot.saturating_mul(per_block).saturating_add(direct);
+        let last = match copies.len() as u64 {
+            copies @ 1.. if led_to > 0 => before.saturating_add(copies - 1),
+            _ => 0,
+        };
+        let block_size = u64::from(self.instance.superblock.block_size());
+        let most = u64::from(self.instance.map_shape.end().0).saturating_mul(block_size);
+        if size < last.saturating_mul(block_size) || size > most {
+            return self.report.inode(
+                number,
+                format_args!("{size} bytes, and its last block is file block {last}"),
+            );
         }
         Ok(())
     }

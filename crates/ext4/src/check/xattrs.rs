@@ -1,7 +1,7 @@
 //! Extended attributes: in the inode, in blocks that inodes share, in inodes of their own.
 
 use pagefence_ext4_format::inode::{FileKind, Inode, InodeFlags};
-use pagefence_ext4_format::xattr::name::{INLINE_DATA, SYSTEM};
+use pagefence_ext4_format::xattr::name::{ENCRYPTION, INLINE_DATA, SYSTEM};
 use pagefence_ext4_format::xattr::{self, Value, XattrEntry, XattrLimits, Xattrs};
 use pagefence_ext4_format::{BlockNo, FileBlock, InodeNo};
 
@@ -12,6 +12,12 @@ use super::{Checker, Step, Subject};
 /// Blocks of the map of an attribute inode that are read: a value has 16 MiB at most.
 const VALUE_NODES: u64 = 64;
 
+/// No prefix: nobody gives names such.
+const NO_PREFIX: u8 = 0;
+
+/// The name of the attribute that says how an inode is encrypted.
+const CONTEXT: &[u8] = b"c";
+
 /// A block of attributes.
 #[derive(Debug)]
 pub(super) struct XattrBlock {
@@ -21,6 +27,8 @@ pub(super) struct XattrBlock {
     counted: u32,
     /// Clusters of values in inodes that its users are charged for.
     clusters: u64,
+    /// One of its attributes says how its users are encrypted.
+    has_context: bool,
 }
 
 /// An inode that holds the value of an attribute.
@@ -39,8 +47,14 @@ pub(super) struct XattrUse {
     pub(super) clusters: u64,
     /// The attribute block belongs to another, too.
     pub(super) is_shared: bool,
+    /// One of its attributes says how it is encrypted.
+    pub(super) has_context: bool,
     /// Bytes of what an inline file has beyond `i_block`; nothing without the attribute.
     pub(super) inline_rest: Option<usize>,
+}
+
+fn has_context(xattrs: &Xattrs<'_>) -> bool {
+    xattrs.find(ENCRYPTION, CONTEXT).is_some()
 }
 
 impl Checker<'_> {
@@ -53,6 +67,7 @@ impl Checker<'_> {
             match Xattrs::in_inode(region, &limits) {
                 Ok(Some(xattrs)) => {
                     used.clusters = self.check_entries(number, &xattrs, true)?;
+                    used.has_context = has_context(&xattrs);
                     used.inline_rest =
                         xattrs
                             .find(SYSTEM, INLINE_DATA)
@@ -80,6 +95,7 @@ impl Checker<'_> {
         }
         if let Some(known) = self.xattr_blocks.get_mut(&block) {
             known.counted = known.counted.saturating_add(1);
+            used.has_context |= known.has_context;
             used.clusters = used
                 .clusters
                 .saturating_add(known.clusters)
@@ -114,9 +130,13 @@ impl Checker<'_> {
             refcount: xattr::refcount(&buffer).ok(),
             counted: 0,
             clusters: 0,
+            has_context: false,
         };
         match Xattrs::in_block(&buffer, limits) {
-            Ok(xattrs) => known.clusters = self.check_entries(number, &xattrs, false)?,
+            Ok(xattrs) => {
+                known.clusters = self.check_entries(number, &xattrs, false)?;
+                known.has_context = has_context(&xattrs);
+            }
             Err(what) => self
                 .report
                 .inode(number, format_args!("block {block}: {what}"))?,
@@ -128,28 +148,20 @@ impl Checker<'_> {
     /// Checks attributes one by one, and returns the clusters of their values in inodes.
     fn check_entries(&mut self, number: InodeNo, xattrs: &Xattrs<'_>, in_inode: bool) -> Step<u64> {
         let mut clusters = 0_u64;
-        let mut values = Vec::new();
         for entry in xattrs.entries() {
-            match entry.value {
-                Value::Bytes(bytes) if !bytes.is_empty() => {
-                    let start = bytes.as_ptr().addr();
-                    values.push(start..start + bytes.len());
-                }
-                Value::Bytes(_) => {}
-                Value::Inode { inode, len } => {
-                    clusters =
-                        clusters.saturating_add(self.check_ea_inode(number, &entry, inode, len)?);
-                }
+            if let Value::Inode { inode, len } = entry.value {
+                clusters =
+                    clusters.saturating_add(self.check_ea_inode(number, &entry, inode, len)?);
             }
             if let Err(what) = entry.verify_hash(in_inode) {
                 self.report.inode(number, what)?;
             }
+            if entry.index == NO_PREFIX && !in_inode {
+                self.report
+                    .inode(number, "an attribute whose name has no prefix")?;
+            }
         }
-        values.sort_by_key(|value| value.start);
-        if values.windows(2).any(|pair| match pair {
-            [one, other] => one.end > other.start,
-            _ => false,
-        }) {
+        if xattrs.values_collide() {
             self.report
                 .inode(number, "values of its attributes lie on each other")?;
         }

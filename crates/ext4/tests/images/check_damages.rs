@@ -11,6 +11,7 @@ use crate::check::{complaints, findings};
 use crate::common::edit::Kind;
 use crate::common::limits::{Watchdog, check_memory};
 use crate::common::{Image, Recipe};
+use crate::damage_fields::{CLUSTERS, OLD_FIELDS, RECORDS, SUPERBLOCKS, clusters};
 use crate::damage_list::{
     GROUPS, I_BLOCK, INODES, NAMES, OLD, UNSEEN, edit_big, edit_xattrs, ext4,
 };
@@ -21,11 +22,21 @@ fn what_e2fsck_reports_is_found() {
     let watchdog = Watchdog::new();
     let new = ext4();
     let old = Recipe::rich("-t ext2 -b 1024").make();
-    for image in [&new, &old] {
+    let clusters = clusters();
+    for image in [&new, &old, &clusters] {
         assert_eq!(findings(image).0, [""; 0]);
         assert_eq!(complaints(image), (0, vec![]));
     }
-    let damages = [(&new, GROUPS), (&new, INODES), (&new, NAMES), (&old, OLD)];
+    let damages = [
+        (&new, GROUPS),
+        (&new, INODES),
+        (&new, NAMES),
+        (&new, RECORDS),
+        (&new, SUPERBLOCKS),
+        (&old, OLD),
+        (&old, OLD_FIELDS),
+        (&clusters, CLUSTERS),
+    ];
     let mut missed = Vec::new();
     let mut count = 0;
     println!(

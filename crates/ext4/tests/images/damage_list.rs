@@ -22,11 +22,11 @@ pub(crate) fn ext4() -> Image {
     Recipe::rich("-t ext4 -b 1024 -g 2048 -O large_dir,orphan_file").make()
 }
 
-fn get16(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn get16(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn get32(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn get32(bytes: &[u8], at: usize) -> u32 {
     u32::from(get16(bytes, at)) | u32::from(get16(bytes, at + 2)) << 16
 }
 

@@ -5,6 +5,7 @@ mod check;
 mod check_damages;
 mod common;
 mod contents;
+mod damage_fields;
 mod damage_list;
 mod directories;
 mod exploits;

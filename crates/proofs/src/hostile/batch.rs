@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::agreement::Verdict;
 use super::case::{Cases, Tried};
 use super::images::Image;
 use crate::{Budget, Plan, Row};
@@ -19,8 +20,9 @@ const VARIABLE: &str = "PAGEFENCE_HOSTILE";
 const TIME: Duration = Duration::from_secs(30);
 /// Address space of a process that tries cases.
 const ADDRESSES: u64 = 4 << 30;
-/// Memory that one case may take, in KiB: its cache, and as much again for what is beside it.
-const MEMORY_KIB: u64 = 96 << 10;
+/// Memory that one case may take, in KiB: a volume's cache and a check's, what is beside them, and the
+/// pieces of one directory, of which a check keeps a few millions.
+const MEMORY_KIB: u64 = 192 << 10;
 /// After so many failures of an image, no more are looked for.
 const FAILURES_MAX: usize = 8;
 /// How often the process that tries cases is looked at.
@@ -135,8 +137,12 @@ fn serve(batch: &Batch) {
                 opened,
                 written,
                 errors,
-                agreed,
-            }) => say(format!("tried {opened} {written} {errors} {agreed}\n")),
+                verdict,
+            }) => {
+                let verdicts = Verdict::NAMES.map(|(it, _)| u64::from(it == verdict).to_string());
+                let verdicts = verdicts.join(" ");
+                say(format!("tried {opened} {written} {errors} {verdicts}\n"));
+            }
             Err(wrong) => say(format!("failed {wrong:?}\n")),
         }
         let more = peak().saturating_sub(before);
@@ -287,14 +293,12 @@ fn read_report(
                 progress.at = number.parse().ok().map(|number| (number, name.to_owned()));
             }
             "tried" => {
-                let names = [
-                    "opened",
-                    "written to",
-                    "errors met",
-                    "damaged for e2fsck, too",
-                ];
+                let names = ["opened", "written to", "errors met"];
+                let names = names
+                    .into_iter()
+                    .chain(Verdict::NAMES.map(|(_, name)| name));
                 row.count("cases", 1);
-                for (name, count) in names.into_iter().zip(numbers()) {
+                for (name, count) in names.zip(numbers()) {
                     row.count(name, count);
                 }
             }

@@ -10,6 +10,7 @@ use pagefence_ext4_format::InodeNo;
 use pagefence_ext4_format::group_desc::GroupDesc;
 use pagefence_ext4_format::superblock::Superblock;
 
+use super::agreement::{Verdict, compare};
 use super::device::Watched;
 use super::layout::Layout;
 use super::structures::{Seal, Structure, survey};
@@ -17,19 +18,6 @@ use super::values::Landmarks;
 use super::walk::{Seen, walk};
 use super::work::{DIRECTORIES, FILES, work};
 use crate::e2fsck;
-
-/// What Linux refuses and e2fsck passes over, by what is said of it: names of attributes that end
-/// early (`check_xattrs`), extents past the last block that there can be (`ext4_valid_extent`), depths
-/// that do not fall by one (`__ext4_ext_check`), more blocks than the device has by the high half of
-/// their number, which counts without `64bit`, too (`ext4_blocks_count`). In an index, e2fsck does not compare the hashes of
-/// different levels: Linux, too, then finds no such name.
-const ONLY_LINUX: [&str; 5] = [
-    " blocks): ",
-    "the name of an attribute contains NUL",
-    " reach past 4294967295",
-    "an extent node is of depth",
-    "no such file or directory",
-];
 
 /// Bytes of cache that a volume gets: the least.
 const CACHE: u64 = 16 << 20;
@@ -59,8 +47,8 @@ pub(super) struct Tried {
     pub(super) written: u64,
     /// Errors met, each of which says what is wrong.
     pub(super) errors: u64,
-    /// e2fsck was asked, and agreed that something is wrong.
-    pub(super) agreed: u64,
+    /// What the check and e2fsck find.
+    pub(super) verdict: Verdict,
 }
 
 impl Cases {
@@ -254,19 +242,12 @@ impl Cases {
         let mut tried = Tried::default();
         let (_, watched) = watch(Vec::new());
         let mut errors = look(&watched, &mut tried.opened)?.errors;
-        if !errors.is_empty() && asks_e2fsck && !self.is_dirty {
-            let is_only_linux = |error: &&String| {
-                let known = |known: &&str| error.contains(*known);
-                ONLY_LINUX.iter().any(known)
-            };
-            let mut others = errors.iter().filter(|error| !is_only_linux(error));
-            match (e2fsck::check(damaged), others.next()) {
-                (Ok(()), Some(error)) => {
-                    return Err(format!("e2fsck finds nothing, but: {error}"));
-                }
-                (Ok(()), None) => {}
-                (Err(_), _) => tried.agreed += 1,
-            }
+        tried.verdict = compare(damaged, block_size, self.is_dirty, asks_e2fsck)?;
+        if let (Some(error), Verdict::Sound, false) = (errors.first(), tried.verdict, self.is_dirty)
+        {
+            return Err(format!(
+                "neither the check nor e2fsck finds anything, but: {error}"
+            ));
         }
         let (device, watched) = watch(zones);
         let mut seen = Seen::default();

@@ -1,0 +1,192 @@
+//! What a record must say, and must not, by the features, its kind and itself.
+
+use pagefence_ext4_format::InodeNo;
+use pagefence_ext4_format::features::{Compat, Incompat, RoCompat};
+use pagefence_ext4_format::inode::{FileKind, Inode, InodeFlags};
+
+use super::xattrs::XattrUse;
+use super::{Checker, Step};
+
+/// What the first 4 bytes of `i_block` may be of a device; the rest is not looked at.
+const PROTECTED: InodeFlags = InodeFlags::IMMUTABLE.union(InodeFlags::APPEND);
+
+/// Bytes of a file that takes `large_file`.
+const LARGE: u64 = 1 << 31;
+
+impl Checker<'_> {
+    /// Whether an inode is one that names lead to. Of others (the journal, the orphan file, quotas,
+    /// what keeps blocks for descriptors), only what they hold is of interest.
+    pub(super) fn is_named(&self, number: InodeNo) -> bool {
+        let superblock = &self.instance.superblock;
+        let hidden = superblock.orphan_file_inode();
+        let mut hidden = hidden.into_iter().chain(self.quota_inodes());
+        number == InodeNo::ROOT
+            || (number >= superblock.first_inode() && !hidden.any(|inode| inode == number))
+    }
+
+    fn quota_inodes(&self) -> impl Iterator<Item = InodeNo> {
+        let superblock = &self.instance.superblock;
+        let has_them = superblock.has_ro_compat(RoCompat::QUOTA);
+        let inodes = superblock.quota_inodes().into_iter().flatten();
+        inodes.filter(move |_| has_them)
+    }
+
+    /// Flags that go with the features, the kind and each other. Says whether `i_block` can be
+    /// understood.
+    pub(super) fn check_flags(&mut self, record: &Inode) -> Step<bool> {
+        let number = record.ino();
+        let (flags, kind) = (record.flags(), record.kind());
+        let superblock = &self.instance.superblock;
+        let has_blocks = matches!(
+            kind,
+            Some(FileKind::Regular | FileKind::Directory | FileKind::Symlink) | None
+        );
+        let extents = flags.contains(InodeFlags::EXTENTS);
+        let inline = flags.contains(InodeFlags::INLINE_DATA);
+        let mut wrong = Vec::new();
+        if extents && !superblock.has_incompat(Incompat::EXTENTS) {
+            wrong.push("it has an extent tree, and the file system has not that feature");
+        }
+        if inline && !superblock.has_incompat(Incompat::INLINE_DATA) {
+            wrong.push("it has inline data, and the file system has not that feature");
+        }
+        if extents && inline {
+            wrong.push("it has both inline data and an extent tree");
+        }
+        if (extents || inline) && !has_blocks {
+            wrong.push("a device, pipe or socket with an extent tree or inline data");
+        }
+        let is_usable = wrong.is_empty();
+        if flags.contains(InodeFlags::INDEX) {
+            if kind != Some(FileKind::Directory) {
+                wrong.push("it has a directory's index, and is none");
+            } else if !superblock.has_compat(Compat::DIR_INDEX) {
+                wrong.push("it has an index, and the file system has not that feature");
+            }
+        }
+        if flags.contains(InodeFlags::CASEFOLD) {
+            if kind != Some(FileKind::Directory) {
+                wrong.push("it ignores case, and is no directory");
+            } else if !superblock.has_incompat(Incompat::CASEFOLD) {
+                wrong.push("it ignores case, and the file system has not that feature");
+            }
+        }
+        let is_special = !matches!(kind, Some(FileKind::Regular | FileKind::Directory) | None);
+        if flags.intersects(PROTECTED) && is_special {
+            wrong.push("a special file that is immutable or append-only");
+        }
+        for what in wrong {
+            self.report.inode(number, what)?;
+        }
+        Ok(is_usable)
+    }
+
+    /// Fields of an inode that names lead to.
+    pub(super) fn check_fields(&mut self, record: &Inode, xattrs: &XattrUse) -> Step {
+        let number = record.ino();
+        let is_regular = record.kind() == Some(FileKind::Regular);
+        let has_large = self.instance.superblock.has_ro_compat(RoCompat::LARGE_FILE);
+        if is_regular && record.size() >= LARGE && !has_large {
+            self.report
+                .inode(number, "a file of 2 GiB or more, without large_file")?;
+        }
+        if !self.is_named(number) {
+            return self.check_hidden(record);
+        }
+        let (raw, flags, kind) = (record.raw(), record.flags(), record.kind());
+        let superblock = &self.instance.superblock;
+        let mut wrong = Vec::new();
+        if raw.i_obso_faddr.get() != 0 {
+            wrong.push("it has the address of a fragment, which nobody uses");
+        }
+        if !superblock.has_incompat(Incompat::SIXTY_FOUR_BIT) && raw.l_i_file_acl_high.get() != 0 {
+            wrong.push("its attribute block has more than 32 bits, without 64bit");
+        }
+        if !superblock.has_ro_compat(RoCompat::HUGE_FILE) && raw.l_i_blocks_high.get() != 0 {
+            wrong.push("its sectors have more than 32 bits, without huge_file");
+        }
+        let may_be_large = match kind {
+            Some(FileKind::Directory) => superblock.has_incompat(Incompat::LARGE_DIR),
+            kind => kind == Some(FileKind::Regular),
+        };
+        if raw.i_size_high.get() != 0 && !may_be_large {
+            wrong.push("its size has more than 32 bits, and it can't be so large");
+        }
+        if flags.contains(InodeFlags::IMAGIC) && !superblock.has_compat(Compat::IMAGIC_INODES) {
+            wrong.push("an inode of AFS, and the file system has not that feature");
+        }
+        if flags.contains(InodeFlags::ENCRYPT) && !xattrs.has_context {
+            wrong.push("it is encrypted, and no attribute says how");
+        }
+        for what in wrong {
+            self.report.inode(number, what)?;
+        }
+        Ok(())
+    }
+
+    /// A reserved inode without links: it is not in use, and holds nothing.
+    pub(super) fn check_unused(&mut self, number: InodeNo) -> Step {
+        let superblock = &self.instance.superblock;
+        let is_watched = match number {
+            InodeNo::RESIZE => !superblock.has_compat(Compat::RESIZE_INODE),
+            InodeNo::JOURNAL => superblock.journal_inode() != Some(number),
+            _ => false,
+        };
+        if !is_watched {
+            return Ok(());
+        }
+        let record = self.with_record(number, |bytes| {
+            let is_clear = bytes.iter().all(|byte| *byte == 0);
+            (!is_clear).then(|| Inode::parse(bytes, number, superblock))
+        })?;
+        match record.flatten() {
+            None => Ok(()),
+            Some(Err(what)) => self.report.inode(number, what),
+            Some(Ok(record)) => {
+                let holds_something = record.block_area() != &[0; 60]
+                    || record.sectors() != 0
+                    || record.file_acl().is_some()
+                    || record.flags().contains(InodeFlags::CASEFOLD);
+                if holds_something {
+                    self.report
+                        .inode(number, "it is not in use, and holds something")?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Fields of an inode that no name leads to.
+    fn check_hidden(&mut self, record: &Inode) -> Step {
+        let number = record.ino();
+        let superblock = &self.instance.superblock;
+        let is_in_use = superblock.journal_inode() == Some(number)
+            || superblock.orphan_file_inode() == Some(number)
+            || self.quota_inodes().any(|inode| inode == number)
+            || matches!(number, InodeNo::RESIZE | InodeNo::BOOT_LOADER);
+        let kind = record.kind();
+        let is_wrong = match number {
+            InodeNo::BOOT_LOADER => kind == Some(FileKind::Directory),
+            _ if is_in_use => record.mode() != 0 && kind != Some(FileKind::Regular),
+            _ => record.mode() != 0,
+        };
+        if is_wrong {
+            let mode = record.mode();
+            return self
+                .report
+                .inode(number, format_args!("a reserved inode with mode {mode:#o}"));
+        }
+        let is_orphan_file = superblock.orphan_file_inode() == Some(number);
+        let size = record.size();
+        if is_orphan_file && !size.is_multiple_of(u64::from(superblock.block_size())) {
+            return self
+                .report
+                .inode(number, format_args!("an orphan file of {size} bytes"));
+        }
+        let is_journal = superblock.journal_inode() == Some(number);
+        if is_journal && record.flags().contains(InodeFlags::ENCRYPT) {
+            return self.report.inode(number, "an encrypted journal");
+        }
+        Ok(())
+    }
+}
