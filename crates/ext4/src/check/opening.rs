@@ -17,9 +17,6 @@ use crate::mount::{MountError, MountOptions, read_superblock};
 use crate::recovery::{Recovered, recover};
 use crate::support;
 
-/// Blocks of a journal without fast commits, at least.
-const JOURNAL_BLOCKS_MIN: u32 = 1024;
-
 /// What a device shows of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -156,9 +153,9 @@ fn check_journal(device: &dyn Device, superblock: &Superblock, report: &mut Repo
                 "{users} file systems use it, and it lies in this one"
             ))?;
         }
-        let rest = journal.end;
-        if !journal.fast_commit.is_empty() && rest < JOURNAL_BLOCKS_MIN {
-            report.journal(format_args!("fast commits leave it {rest} blocks"))?;
+        // Where too little would be left, nothing is taken for them.
+        if journal.format.features.fast_commit() && journal.end == journal.length_blocks {
+            report.journal("its area for fast commits leaves too few blocks")?;
         }
     }
     if asks {

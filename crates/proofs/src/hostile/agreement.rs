@@ -16,7 +16,7 @@ use super::layout::Layout;
 use crate::e2fsck;
 
 /// What the check finds and e2fsck passes over, by what is said of it.
-const ONLY_OURS: [&str; 24] = [
+const ONLY_OURS: [&str; 25] = [
     // Linux refuses it, and so do we. e2fsck looks at names of attributes by their length alone
     // (`check_xattrs`), at extents past the last block that there can be (`ext4_valid_extent`), at the
     // depth of nodes (`__ext4_ext_check`) and at the first block of the log (`journal_load`) not at all.
@@ -30,6 +30,7 @@ const ONLY_OURS: [&str; 24] = [
     "is no journal",
     "a journal of ",
     "an encrypted journal",
+    "of the journal is not mapped once",
     // High halves: counts have them without 64bit, too (`ext4_blocks_count`), and times.
     " blocks are reserved",
     " blocks, which no file system has",
