@@ -11,6 +11,8 @@ pub(crate) enum Mutant {
     EarlyReuse,
     /// Orphans are known in memory, and stand nowhere on the disk.
     ForgottenOrphan,
+    /// A check does not compare links with names.
+    UncountedLinks,
 }
 
 impl Mutant {
@@ -18,10 +20,11 @@ impl Mutant {
         match self {
             Self::EarlyReuse => "early-reuse",
             Self::ForgottenOrphan => "forgotten-orphan",
+            Self::UncountedLinks => "uncounted-links",
         }
     }
 
-    /// Whether the environment names it. Asked once a file system.
+    /// Whether the environment names it. Asked once a file system, or a check.
     pub(crate) fn is_named(self) -> bool {
         std::env::var(VARIABLE).is_ok_and(|named| named == self.name())
     }

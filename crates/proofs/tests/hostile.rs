@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pagefence_block_io::fault_device::random::Random;
 use pagefence_proofs::budget::{first_seed, seconds};
+use pagefence_proofs::e2fsck::is_there;
 use pagefence_proofs::hostile::{Fuzzed, Launcher, Recipe, prove_fields, recipes, served};
 use pagefence_proofs::{Plan, Row};
 
@@ -94,6 +95,31 @@ fn the_check_that_fast_commits_give_no_metadata() {
     launcher.environment.push(mutant);
     let row = prove(&recipe, &plan, &launcher);
     let is_found = |failure: &String| failure.contains("of metadata");
+    assert!(row.failures.iter().any(is_found), "{row}");
+}
+
+/// What e2fsck finds and the check does not is a failure: here, the count of links.
+#[test]
+fn what_only_e2fsck_finds_is_told() {
+    if !is_there() {
+        eprintln!("skipped: e2fsck is not there");
+        return;
+    }
+    let recipe = Recipe {
+        only: "inode of small: i_links_count",
+        ..recipes()[0]
+    };
+    let plan = Plan {
+        seed: 1,
+        time: Duration::from_secs(120),
+    };
+    let row = prove(&recipe, &plan, &launcher());
+    assert_eq!(row.failures, [""; 0]);
+    let mut launcher = launcher();
+    let mutant = ("PAGEFENCE_LEAVE_OUT".into(), "uncounted-links".into());
+    launcher.environment.push(mutant);
+    let row = prove(&recipe, &plan, &launcher);
+    let is_found = |failure: &String| failure.contains("the check finds nothing");
     assert!(row.failures.iter().any(is_found), "{row}");
 }
 

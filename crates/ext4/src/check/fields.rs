@@ -143,8 +143,13 @@ impl Checker<'_> {
             None => Ok(()),
             Some(Err(what)) => self.report.inode(number, what),
             Some(Ok(record)) => {
+                let is_file = matches!(record.kind(), Some(FileKind::Regular));
+                let reach = u64::from(self.instance.map_shape.end().0);
+                let block_size = u64::from(self.instance.superblock.block_size());
                 let holds_something = record.block_area() != &[0; 60]
                     || record.sectors() != 0
+                    || record.size() > reach.saturating_mul(block_size)
+                    || (record.mode() != 0 && !is_file)
                     || record.file_acl().is_some()
                     || record.flags().contains(InodeFlags::CASEFOLD);
                 if holds_something {

@@ -12,6 +12,10 @@ impl Checker<'_> {
         self.check_root()?;
         self.check_parents()?;
         self.check_reached()?;
+        #[cfg(feature = "mutants")]
+        if crate::mutant::Mutant::UncountedLinks.is_named() {
+            return Ok(());
+        }
         let groups = self.inodes.groups();
         let total = groups.len() as u64;
         for (group, done) in groups.into_iter().zip(0..) {
