@@ -68,14 +68,6 @@ fn access_is_what_the_kernel_says() {
     };
     let root = mount.path("");
     run("chmod", &["755", &root.display().to_string()]);
-    // Callers pass through the directory of the mount point.
-    run(
-        "chmod",
-        &[
-            "755",
-            &root.parent().expect("a parent").display().to_string(),
-        ],
-    );
     let mut kernel = Vec::new();
     for (number, (mode, list)) in FILES.iter().enumerate() {
         let path = mount.path(&format!("f{number}"));
