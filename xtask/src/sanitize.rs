@@ -111,8 +111,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     // All are built, whatever is asked for: other crates together are built with other features.
     let programs = programs::build(sanitizer, &CRATES)?;
     let scratch = Scratch::new()?;
-    let open_to_all = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode));
-    open_to_all(&scratch.join("."), 0o755)?;
+    let set_mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode));
+    set_mode(scratch.path(), 0o755)?;
     let mut rows: BTreeMap<usize, (String, Row)> = BTreeMap::new();
     let mut not_tried = BTreeSet::new();
     let mut suppressed: BTreeMap<String, usize> = BTreeMap::new();
@@ -126,7 +126,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         let only = (!is_chosen).then_some(SELF_TESTS);
         // Some tests act as users who own nothing, and report as such.
         let within = scratch.directory(&number.to_string())?;
-        open_to_all(&within, 0o777)?;
+        set_mode(&within, 0o1777)?;
         let outcome = run::run(program, sanitizer, only, limit, &within)?;
         show(program, &outcome);
         self_tests += outcome.self_tests;

@@ -49,6 +49,11 @@ impl Scratch {
         self.path.clone()
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// A path within.
     pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)

@@ -234,33 +234,34 @@ impl<'a> Xattrs<'a> {
             .find(|entry| entry.index == index && entry.name == name)
     }
 
-    /// Whether values lie on each other, on the entries or past the end. Each takes whole words.
+    /// Offset and bytes of each value that is here.
+    fn places(&self) -> impl Iterator<Item = (usize, usize)> + use<'a> {
+        let raws = Walk { rest: self.entries }.filter_map(|slot| Some(slot.ok()?.raw));
+        raws.filter(|raw| raw.e_value_inum.get() == 0).map(|raw| {
+            let len = usize::try_from(raw.e_value_size.get()).unwrap_or(usize::MAX);
+            (usize::from(raw.e_value_offs.get()), len)
+        })
+    }
+
+    /// Whether values, each of which takes whole words, lie on each other or past the end.
     #[must_use]
     pub fn values_collide(&self) -> bool {
-        let base = self.values.as_ptr().addr();
-        let place = |bytes: &[u8], len| {
-            let start = bytes.as_ptr().addr().saturating_sub(base);
-            (start, start.saturating_add(len))
-        };
-        let list = self.entries().fold(END, |len, entry| {
-            len.saturating_add(entry_len(entry.name.len()))
-        });
-        let values = self.entries().filter_map(|entry| match entry.value {
-            Value::Bytes(bytes) if !bytes.is_empty() => {
-                Some(place(bytes, bytes.len().next_multiple_of(WORD)))
-            }
-            _ => None,
-        });
-        let mut taken: Vec<_> = std::iter::once(place(self.entries, list))
-            .chain(values)
-            .collect();
-        taken.sort_unstable();
+        let mut places: Vec<_> = self.places().filter(|(_, len)| *len > 0).collect();
+        places.sort_unstable();
         let mut end = 0;
-        taken.into_iter().any(|(start, next)| {
+        places.into_iter().any(|(start, len)| {
+            let next = start.saturating_add(len.checked_next_multiple_of(WORD).unwrap_or(len));
             let collides = start < end || next > self.values.len();
             end = next;
             collides
         })
+    }
+
+    /// Whether a value has its place outside, which can only be one of no bytes.
+    #[must_use]
+    pub fn has_value_outside(&self) -> bool {
+        self.places()
+            .any(|(start, len)| start.saturating_add(len) > self.values.len())
     }
 
     fn entry(&self, slot: &Slot<'a>) -> Option<XattrEntry<'a>> {

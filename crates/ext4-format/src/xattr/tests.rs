@@ -159,16 +159,13 @@ fn values_collide_by_whole_words() {
     assert!(collide(&moved(offset + 20, 1)));
     // Past the other.
     assert!(!collide(&moved(offset + 20, -4)));
-    let region = region(&[(1, b"one", b"1234")]);
-    let in_inode = |bytes: &[u8]| {
-        let xattrs = Xattrs::in_inode(bytes, &LIMITS).unwrap().unwrap();
-        xattrs.values_collide()
-    };
-    assert!(!in_inode(&region));
-    // On the zeroes that end the entries.
-    let mut on_end = region.clone();
-    on_end[4 + 2..4 + 4].copy_from_slice(&20_u16.to_le_bytes());
-    assert!(Xattrs::in_inode(&on_end, &LIMITS).is_err() || in_inode(&on_end));
+    let region = region(&[(1, b"one", b"1234"), (1, b"none", b"")]);
+    let xattrs = |bytes| Xattrs::in_inode(bytes, &LIMITS).unwrap().unwrap();
+    assert!(!xattrs(&region).values_collide());
+    assert!(!xattrs(&region).has_value_outside());
+    let mut outside = region.clone();
+    outside[4 + 20 + 2..][..2].copy_from_slice(&500_u16.to_le_bytes());
+    assert!(xattrs(&outside).has_value_outside());
 }
 
 #[test]

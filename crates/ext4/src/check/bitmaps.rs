@@ -151,13 +151,13 @@ impl Checker<'_> {
             .clusters
             .saturating_mul(u64::from(superblock.blocks_per_cluster()));
         let is_wide = superblock.has_incompat(Incompat::SIXTY_FOUR_BIT);
-        let in_use = if is_wide {
+        let mask = if is_wide {
             u64::MAX
         } else {
             u64::from(u32::MAX)
         };
         let (stored_blocks, stored_inodes) = (
-            superblock.free_blocks_count() & in_use,
+            superblock.free_blocks_count() & mask,
             u64::from(superblock.free_inodes_count()),
         );
         if stored_blocks != blocks {

@@ -7,8 +7,11 @@ use pagefence_ext4_format::inode::{FileKind, Inode, InodeFlags};
 use super::xattrs::XattrUse;
 use super::{Checker, Step};
 
-/// What the first 4 bytes of `i_block` may be of a device; the rest is not looked at.
+/// Flags that special files and links can't have.
 const PROTECTED: InodeFlags = InodeFlags::IMMUTABLE.union(InodeFlags::APPEND);
+
+/// `s_creator_os` of Linux.
+const LINUX: u32 = 0;
 
 /// Bytes of a file that takes `large_file`.
 const LARGE: u64 = 1 << 31;
@@ -62,6 +65,8 @@ impl Checker<'_> {
                 wrong.push("it has a directory's index, and is none");
             } else if !superblock.has_compat(Compat::DIR_INDEX) {
                 wrong.push("it has an index, and the file system has not that feature");
+            } else if inline {
+                wrong.push("it has an index, and inline data");
             }
         }
         if flags.contains(InodeFlags::CASEFOLD) {
@@ -99,11 +104,16 @@ impl Checker<'_> {
         if raw.i_obso_faddr.get() != 0 {
             wrong.push("it has the address of a fragment, which nobody uses");
         }
-        if !superblock.has_incompat(Incompat::SIXTY_FOUR_BIT) && raw.l_i_file_acl_high.get() != 0 {
-            wrong.push("its attribute block has more than 32 bits, without 64bit");
-        }
-        if !superblock.has_ro_compat(RoCompat::HUGE_FILE) && raw.l_i_blocks_high.get() != 0 {
-            wrong.push("its sectors have more than 32 bits, without huge_file");
+        // Other systems keep other things there.
+        if superblock.raw().s_creator_os.get() == LINUX {
+            let is_wide = superblock.has_incompat(Incompat::SIXTY_FOUR_BIT);
+            if !is_wide && raw.l_i_file_acl_high.get() != 0 {
+                wrong.push("an attribute block of more than 32 bits, without 64bit");
+            }
+            let may_be_huge = superblock.has_ro_compat(RoCompat::HUGE_FILE);
+            if !may_be_huge && raw.l_i_blocks_high.get() != 0 {
+                wrong.push("its sectors have more than 32 bits, without huge_file");
+            }
         }
         let may_be_large = match kind {
             Some(FileKind::Directory) => superblock.has_incompat(Incompat::LARGE_DIR),
@@ -151,7 +161,7 @@ impl Checker<'_> {
                     || record.size() > reach.saturating_mul(block_size)
                     || (record.mode() != 0 && !is_file)
                     || record.file_acl().is_some()
-                    || record.flags().contains(InodeFlags::CASEFOLD);
+                    || (record.flags()).intersects(InodeFlags::CASEFOLD | InodeFlags::INDEX);
                 if holds_something {
                     self.report
                         .inode(number, "it is not in use, and holds something")?;

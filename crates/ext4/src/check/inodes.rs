@@ -236,12 +236,15 @@ impl Checker<'_> {
         let size = record.size();
         let block_size = u64::from(self.instance.superblock.block_size());
         let is_tree = record.flags().contains(InodeFlags::EXTENTS);
-        // The last index of a tree with levels ends where the file does.
-        let has_levels = is_tree && mapped.has_nodes;
-        let past_end = mapped.last_written.is_some_and(|last| {
-            let start = last.saturating_mul(block_size);
-            start > size || (has_levels && start == size)
-        });
+        let starts = |block: Option<u64>| block.map(|block| block.saturating_mul(block_size));
+        // A block that starts where the file ends is left to a tree of one node; in one with levels,
+        // the last index ends where the file does.
+        let is_behind_index = is_tree
+            && mapped.has_nodes
+            && size > 0
+            && starts(mapped.last_written_of_node) == Some(size);
+        let past_end =
+            is_behind_index || starts(mapped.last_written).is_some_and(|start| start > size);
         // The tree of hashes lies behind the end.
         if past_end && !record.flags().contains(InodeFlags::VERITY) {
             return self.report.inode(
@@ -264,11 +267,11 @@ impl Checker<'_> {
             );
         }
         let is_journal = self.instance.superblock.journal_inode() == Some(record.ino());
-        let mapped = mapped.end.saturating_mul(block_size);
-        if is_journal && size > mapped {
+        let there = mapped.end.saturating_mul(block_size);
+        if is_journal && size > there {
             return self.report.inode(
                 record.ino(),
-                format_args!("a journal of {size} bytes, of which {mapped} are there"),
+                format_args!("a journal of {size} bytes, of which {there} are there"),
             );
         }
         Ok(())

@@ -210,6 +210,8 @@ pub(super) struct Mapped {
     pub(super) end: u64,
     /// The last file block that is mapped and written.
     pub(super) last_written: Option<u64>,
+    /// That of the last block of the map.
+    pub(super) last_written_of_node: Option<u64>,
     /// Some blocks were never written.
     pub(super) has_unwritten: bool,
     /// The map has blocks of its own.
@@ -246,6 +248,7 @@ impl Claims<'_, '_> {
 impl Visitor for Claims<'_, '_> {
     fn node(&mut self, block: BlockNo) -> Step<bool> {
         self.mapped.has_nodes = true;
+        self.mapped.last_written_of_node = None;
         let cluster = self.usage.cluster_of(block);
         let is_shared = self.claim(cluster..cluster + 1)?;
         self.mapped.is_partial |= is_shared;
@@ -262,7 +265,9 @@ impl Visitor for Claims<'_, '_> {
         let goes_on = self.last == Some((clusters.start, first_cluster));
         let is_torn = !goes_on && self.last.is_some_and(|(_, last)| last == first_cluster);
         let per_cluster = self.blocks_per_cluster;
-        if is_torn || u64::from(run.first) % per_cluster != run.start.0 % per_cluster {
+        let is_off = u64::from(run.first) % per_cluster != run.start.0 % per_cluster;
+        // Bad blocks lie where they are.
+        if (is_torn || is_off) && self.number != InodeNo::BAD_BLOCKS {
             self.report.inode(
                 self.number,
                 format_args!(
@@ -285,7 +290,9 @@ impl Visitor for Claims<'_, '_> {
         if run.unwritten {
             self.mapped.has_unwritten = true;
         } else {
-            self.mapped.last_written = Some(file_end.saturating_sub(1));
+            let last = Some(file_end.saturating_sub(1));
+            self.mapped.last_written = last;
+            self.mapped.last_written_of_node = last;
         }
         Ok(())
     }

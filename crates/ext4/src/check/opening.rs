@@ -131,8 +131,8 @@ fn check_journal(device: &dyn Device, superblock: &Superblock, report: &mut Repo
             Ok(())
         };
     }
-    if names_device {
-        report.superblock("its journal is on another device, which is not looked at")?;
+    if names_inode && names_device {
+        report.superblock("it names a journal both in an inode and on another device")?;
     }
     let Some(number) = superblock.journal_inode() else {
         return if names_device {
@@ -146,17 +146,21 @@ fn check_journal(device: &dyn Device, superblock: &Superblock, report: &mut Repo
         Err(LocateError::Device(error)) => return Err(error.into()),
         Err(error) => return report.journal(error),
     };
-    // What is wrong with the rest of it is told below, or by recovery.
-    if let Ok((journal, _)) = pagefence_jbd2::read_superblock(device, &location) {
-        if let Some(users @ 2..) = journal.users {
-            report.journal(format_args!(
-                "{users} file systems use it, and it lies in this one"
-            ))?;
+    match pagefence_jbd2::read_superblock(device, &location) {
+        Ok((journal, _)) => {
+            if let Some(users @ 2..) = journal.users {
+                report.journal(format_args!(
+                    "{users} file systems use it, and it lies in this one"
+                ))?;
+            }
+            // Where too little would be left, nothing is taken for them.
+            if journal.format.features.fast_commit() && journal.end == journal.length_blocks {
+                report.journal("its area for fast commits leaves too few blocks")?;
+            }
         }
-        // Where too little would be left, nothing is taken for them.
-        if journal.format.features.fast_commit() && journal.end == journal.length_blocks {
-            report.journal("its area for fast commits leaves too few blocks")?;
-        }
+        Err(JournalError::Device(error)) => return Err(error.into()),
+        // What is wrong with it is told below, or by recovery.
+        Err(_) => {}
     }
     if asks {
         return Ok(());

@@ -68,6 +68,11 @@ impl Checker<'_> {
                 Ok(Some(xattrs)) => {
                     used.clusters = self.check_entries(number, &xattrs, true)?;
                     used.has_context = has_context(&xattrs);
+                    let is_inline = record.flags().contains(InodeFlags::INLINE_DATA);
+                    if is_inline && xattrs.has_value_outside() {
+                        self.report
+                            .inode(number, "an attribute's value of no bytes lies outside")?;
+                    }
                     used.inline_rest =
                         xattrs
                             .find(SYSTEM, INLINE_DATA)
@@ -162,8 +167,10 @@ impl Checker<'_> {
             }
         }
         if xattrs.values_collide() {
-            self.report
-                .inode(number, "values of its attributes lie on each other")?;
+            self.report.inode(
+                number,
+                "values of its attributes lie on each other, or past the end",
+            )?;
         }
         Ok(clusters)
     }

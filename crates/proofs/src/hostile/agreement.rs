@@ -15,46 +15,77 @@ use super::device::Watched;
 use super::layout::Layout;
 use crate::e2fsck;
 
-/// What the check finds and e2fsck passes over, by what is said of it.
-const ONLY_OURS: [&str; 25] = [
+/// What the check finds in a case and e2fsck passes over: what is said of what, if this is in the name of
+/// the field.
+struct OnlyOurs {
+    field: &'static str,
+    subjects: &'static [&'static str],
+    said: &'static str,
+}
+
+const fn ours(field: &'static str, said: &'static str) -> OnlyOurs {
+    OnlyOurs {
+        field,
+        subjects: &[""],
+        said,
+    }
+}
+
+/// Of inodes without a name: what keeps blocks for descriptors, the journal, the orphan file.
+const fn of_hidden(said: &'static str) -> OnlyOurs {
+    OnlyOurs {
+        field: "",
+        subjects: &["inode 7: ", "inode 8: ", "inode 12: ", "journal: "],
+        said,
+    }
+}
+
+const ONLY_OURS: [OnlyOurs; 28] = [
     // Linux refuses it, and so do we. e2fsck looks at names of attributes by their length alone
     // (`check_xattrs`), at extents past the last block that there can be (`ext4_valid_extent`), at the
     // depth of nodes (`__ext4_ext_check`) and at the first block of the log (`journal_load`) not at all.
-    "the name of an attribute contains NUL",
-    " reach past 4294967295",
-    "an extent node is of depth",
-    "field s_first of the journal's superblock",
-    // Of the journal and others without a name, e2fsck looks at the map alone, or it has a copy of it.
-    "attribute block",
-    "bytes of extra fields in an inode with room",
-    "is no journal",
-    "a journal of ",
-    "an encrypted journal",
-    "of the journal is not mapped once",
+    ours("", "the name of an attribute contains NUL"),
+    ours("ee_block", " reach past 4294967295"),
+    ours("eh_depth", "an extent node is of depth"),
+    ours(
+        "journal superblock",
+        "field s_first of the journal's superblock",
+    ),
+    ours("s_num_fc_blks", "leaves too few blocks"),
+    // Of inodes without a name, e2fsck looks at the map alone; or it takes its copy of it.
+    of_hidden("attribute block"),
+    of_hidden("bytes of extra fields in an inode with room"),
+    of_hidden("is no journal"),
+    of_hidden("a journal of "),
+    of_hidden("an encrypted journal"),
+    of_hidden("of the journal is not mapped once"),
     // High halves: counts have them without 64bit, too (`ext4_blocks_count`), and times.
-    " blocks are reserved",
-    " blocks, which no file system has",
-    "it was last mounted",
-    "it was last written",
+    ours("s_r_blocks_count_hi", " blocks are reserved"),
+    ours("s_blocks_count_hi", " blocks, which no file system has"),
+    ours("s_mtime_hi", "it was last mounted"),
+    ours("s_wtime_hi", "it was last written"),
     // Linux refuses both a journal in an inode and one on a device, whatever their UUIDs.
-    "its journal is on another device",
+    ours("s_journal_dev", "both in an inode and on another device"),
+    // e2fsck takes every link of less than 60 bytes for one with its target in the inode.
+    ours("i_size_lo", "whose target does not end there"),
     // e2fsck counts the blocks of a directory in 32 bits, compares no sizes of attribute inodes (Linux
-    // does: `ext4_xattr_inode_get`), hashes a value with what follows it in its last word, and looks at
-    // those slots of the resize inode alone that are in use.
-    "bytes with blocks up to byte",
-    "is no attribute inode of",
-    "the hash of an attribute is",
-    "leads to a wrong block",
+    // does: `ext4_xattr_inode_get`), and hashes a value with what follows it in its last word.
+    ours("i_size_high", "bytes with blocks up to byte"),
+    ours("e_value_size", "is no attribute inode of"),
+    ours("e_value_size", "the hash of an attribute is"),
+    // It looks at a fourth of what the resize inode keeps, and for an inode of quotas only where inodes
+    // were ever in use.
+    ours("pointer", "leads to a wrong block"),
+    ours("s_prj_quota_inum", "quotas of projects in inode"),
     // With `-n`, e2fsck looks at no list of orphans.
-    "the orphan list",
+    ours("s_last_orphan", "the orphan list"),
     // e2fsck does not compare the hashes of different levels: Linux, too, then finds no such name.
-    "its hashes go on past those of the next block",
-    "does not belong into file block",
+    ours("hash", "its hashes go on past those of the next block"),
+    ours("hash", "does not belong into file block"),
     // Linux hands out no inode that says so (`check_igot_inode`), without ea_inode too.
-    "leads to the attribute inode",
-    "an attribute inode that no attribute leads to",
-    // It has fields of its own, which e2fsck knows.
-    "it was made for the Hurd",
+    ours("", "leads to the attribute inode"),
+    ours("", "an attribute inode that no attribute leads to"),
+    ours("s_free_blocks_count_hi", "free blocks"),
 ];
 
 /// What follows from something else: blocks and attributes of an inode that can't be read are nobody's.
@@ -68,13 +99,24 @@ const FOLLOWS: [&str; 7] = [
     "free inodes",
 ];
 
-/// What e2fsck finds and the check passes over.
-const ONLY_E2FSCK: [&str; 2] = [
+/// What e2fsck finds in a case and the check passes over, line by line, if this is in the name of the field.
+const ONLY_E2FSCK: [(&str, &str); 4] = [
     // What is in quota files is not counted.
-    "Update quota info for quota type",
-    // Nobody looks where a value of no bytes lies, but e2fsck when it looks for inline data.
-    "has INLINE_DATA_FL flag but extended attribute not found",
+    ("", "Update quota info for quota type"),
+    ("", "[QUOTA WARNING]"),
+    // A feature that never came to be, and of which Linux takes no notice.
+    ("feature", "has unsupported feature(s): FEATURE_R2"),
+    // For e2fsck, some fields then mean something else. Linux sets only what it writes itself apart.
+    ("s_creator_os", ""),
 ];
+
+/// What e2fsck says after whatever it found.
+const AFTER: [&str; 3] = [
+    "Fix? no",
+    "Clear? no",
+    "e2fsck: Get a newer version of e2fsck!",
+];
+const AT_END: &str = "********** WARNING: Filesystem still has errors **********";
 
 /// How it went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,7 +159,15 @@ fn findings(watched: &Arc<Watched>) -> Vec<String> {
     lines
 }
 
-/// Compares them. The check is bounded as whoever opens the image is.
+/// What the check finds, and whether e2fsck agrees.
+pub(super) struct Compared {
+    pub(super) verdict: Verdict,
+    /// The check finds nothing.
+    pub(super) is_clean: bool,
+}
+
+/// Compares them on an image of which `field` was changed. The check is bounded as whoever opens the
+/// image is.
 ///
 /// # Errors
 /// One finds something and the other does not; the check reads without end.
@@ -125,14 +175,18 @@ pub(super) fn compare(
     damaged: &MemoryDevice,
     block_size: u32,
     is_dirty: bool,
-    asks_e2fsck: bool,
-) -> Result<Verdict, String> {
+    field: Option<&str>,
+) -> Result<Compared, String> {
     let found = watched_findings(damaged, block_size)?;
-    if !asks_e2fsck {
-        return Ok(Verdict::Alone);
-    }
+    let compared = |verdict| Compared {
+        verdict,
+        is_clean: found.is_empty(),
+    };
+    let Some(field) = field else {
+        return Ok(compared(Verdict::Alone));
+    };
     if !is_dirty {
-        return judge(&found, e2fsck::check(damaged));
+        return judge(field, &found, e2fsck::check_to_its_end(damaged)).map(compared);
     }
     let device = Arc::new(damaged.fork());
     let options = Options::new().write(true).cache(16 << 20);
@@ -140,12 +194,10 @@ pub(super) fn compare(
     let is_closed = opened.is_ok_and(|volume| volume.close().is_ok());
     let asks = |layout: Layout| layout.superblock.has_incompat(Incompat::RECOVER);
     if !is_closed || Layout::of(device.fork()).is_none_or(asks) {
-        return Ok(Verdict::Alone);
+        return Ok(compared(Verdict::Alone));
     }
-    judge(
-        &watched_findings(&device, block_size)?,
-        e2fsck::check(&device),
-    )
+    let recovered = watched_findings(&device, block_size)?;
+    judge(field, &recovered, e2fsck::check_to_its_end(&device)).map(compared)
 }
 
 fn watched_findings(device: &MemoryDevice, block_size: u32) -> Result<Vec<String>, String> {
@@ -158,18 +210,32 @@ fn watched_findings(device: &MemoryDevice, block_size: u32) -> Result<Vec<String
     }
 }
 
-fn judge(found: &[String], said: Result<(), String>) -> Result<Verdict, String> {
-    let is_in = |list: &[&str], line: &str| list.iter().any(|known| line.contains(known));
+/// `said` is nothing if e2fsck did not come to its end.
+fn judge(
+    field: &str,
+    found: &[String],
+    said: Option<Result<(), String>>,
+) -> Result<Verdict, String> {
+    let Some(said) = said else {
+        return Ok(Verdict::Alone);
+    };
     match (found, said) {
         ([], Ok(())) => Ok(Verdict::Sound),
         ([_, ..], Err(_)) => Ok(Verdict::Damaged),
-        ([], Err(said)) if is_in(&ONLY_E2FSCK, &said) => Ok(Verdict::Known),
+        ([], Err(said)) if is_known_of_e2fsck(field, &said) => Ok(Verdict::Known),
         ([], Err(said)) => Err(format!("the check finds nothing, but {said}")),
         (found, Ok(())) => {
-            let is_known = |line: &&String| is_in(&ONLY_OURS, line);
-            let follows = |line: &String| is_in(&FOLLOWS, line);
-            if found.iter().any(|line| is_known(&line))
-                && found.iter().all(|line| is_known(&line) || follows(line))
+            let is_known = |line: &String| {
+                ONLY_OURS.iter().any(|known| {
+                    let is_of = |subject: &&str| line.starts_with(*subject);
+                    field.contains(known.field)
+                        && known.subjects.iter().any(is_of)
+                        && line.contains(known.said)
+                })
+            };
+            let follows = |line: &String| FOLLOWS.iter().any(|known| line.contains(known));
+            if found.iter().any(is_known)
+                && found.iter().all(|line| is_known(line) || follows(line))
             {
                 return Ok(Verdict::Known);
             }
@@ -178,19 +244,47 @@ fn judge(found: &[String], said: Result<(), String>) -> Result<Verdict, String> 
     }
 }
 
+/// Whether each line that e2fsck says is known.
+fn is_known_of_e2fsck(field: &str, said: &str) -> bool {
+    let is_known = |line: &str| {
+        let of_field = |(of, known): &(&str, &str)| field.contains(of) && line.contains(known);
+        ONLY_E2FSCK.iter().any(of_field)
+    };
+    // The first tells how it ended.
+    let lines = said.lines().skip(1).map(str::trim);
+    let mut lines = lines.filter(|line| !AFTER.contains(line) && !line.ends_with(AT_END));
+    let mut is_any = false;
+    lines.all(|line| {
+        is_any = true;
+        is_known(line)
+    }) && is_any
+}
+
 #[test]
 fn one_that_finds_something_alone_is_told() {
     let line = |what: &str| vec![what.to_owned()];
-    let said = || Err("e2fsck -fn, exit status: 4:".to_owned());
-    assert_eq!(judge(&[], Ok(())), Ok(Verdict::Sound));
+    let said = |lines: &str| Some(Err(format!("e2fsck -fn, exit status: 4:\n{lines}")));
+    let nothing = || Some(Ok(()));
+    assert_eq!(judge("", &[], nothing()), Ok(Verdict::Sound));
     assert_eq!(
-        judge(&line("inode 2: a hole"), said()),
+        judge("", &line("inode 2: a hole"), said("a hole")),
         Ok(Verdict::Damaged)
     );
-    assert!(judge(&[], said()).is_err());
-    assert!(judge(&line("inode 2: a hole"), Ok(())).is_err());
+    assert!(judge("", &[], said("a hole")).is_err());
+    assert!(judge("", &line("inode 2: a hole"), nothing()).is_err());
+    assert_eq!(judge("", &[], None), Ok(Verdict::Alone));
     // What follows from something needs something.
-    assert!(judge(&line("group 0: free clusters 1, counted 2"), Ok(())).is_err());
-    let known = line("inode 8 is no journal");
-    assert_eq!(judge(&known, Ok(())), Ok(Verdict::Known));
+    assert!(judge("", &line("group 0: free clusters 1, counted 2"), nothing()).is_err());
+    let known = line("inode 8: is no journal");
+    assert_eq!(judge("", &known, nothing()), Ok(Verdict::Known));
+    // Of others, it is not.
+    assert!(judge("", &line("inode 20: is no journal"), nothing()).is_err());
+    let known = line("superblock: 9 of 8 blocks are reserved");
+    assert!(judge("superblock: s_r_blocks_count_lo = 0x9", &known, nothing()).is_err());
+    // Every line has to be known.
+    let quota = "Update quota info for quota type 0? no";
+    assert_eq!(judge("", &[], said(quota)), Ok(Verdict::Known));
+    assert!(judge("", &[], said(&format!("a hole\n{quota}"))).is_err());
+    assert!(judge("", &[], said("Fix? no")).is_err());
+    assert!(judge("", &[], said(&format!("a hole. Fix? no\n{quota}"))).is_err());
 }
