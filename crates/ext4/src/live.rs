@@ -151,11 +151,11 @@ impl Live {
         let mut features = superblock.features();
         if journal.is_some() {
             features.incompat.insert(Incompat::RECOVER);
-            if features.compat.contains(Compat::ORPHAN_FILE) {
-                features.ro_compat.insert(RoCompat::ORPHAN_PRESENT);
-            }
         } else {
             superblock.set_state(superblock.state().difference(State::VALID));
+        }
+        if features.compat.contains(Compat::ORPHAN_FILE) {
+            features.ro_compat.insert(RoCompat::ORPHAN_PRESENT);
         }
         superblock.set_features(features);
         let now = clock::seconds();

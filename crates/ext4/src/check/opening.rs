@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use pagefence_block_io::Device;
 use pagefence_ext4_format::features::{Compat, Incompat};
-use pagefence_ext4_format::superblock::Superblock;
+use pagefence_ext4_format::superblock::{State as SuperblockState, Superblock};
 use pagefence_jbd2::JournalError;
 use pagefence_lock_order::primitives::Arc;
 
@@ -47,7 +47,8 @@ pub(super) fn check(
     };
     let mut checker = Checker::new(instance, report);
     checker.summary.was_replayed = was_replayed;
-    checker.is_closed = state == State::OnDisk && !was_replayed;
+    let is_valid = (checker.instance.superblock.state()).contains(SuperblockState::VALID);
+    checker.is_closed = state == State::OnDisk && is_valid && !was_replayed;
     let is_complete = match checker.run() {
         Ok(()) => true,
         Err(Stop::Enough) => false,

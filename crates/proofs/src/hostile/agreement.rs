@@ -100,10 +100,11 @@ const FOLLOWS: [&str; 7] = [
 ];
 
 /// What e2fsck finds in a case and the check passes over, line by line, if this is in the name of the field.
-const ONLY_E2FSCK: [(&str, &str); 4] = [
+const ONLY_E2FSCK: [(&str, &str); 5] = [
     // What is in quota files is not counted.
     ("", "Update quota info for quota type"),
     ("", "[QUOTA WARNING]"),
+    ("quota_inum", "quota_file_open: qh_ops->check_file failed"),
     // A feature that never came to be, and of which Linux takes no notice.
     ("feature", "has unsupported feature(s): FEATURE_R2"),
     // For e2fsck, some fields then mean something else. Linux sets only what it writes itself apart.
