@@ -302,3 +302,37 @@ fn what_is_no_file_system_is_an_error() {
     let result = check_image(missing, 0, &mut |_| ControlFlow::Continue(()));
     assert!(matches!(result, Err(CheckError::Open(_))), "{result:?}");
 }
+
+#[test]
+fn a_journal_on_another_device_is_no_finding() {
+    let image = Recipe::new(8, "-t ext4 -b 1024 -O ^has_journal").make();
+    image.edit_superblock(|bytes| {
+        bytes[0x5C] |= 4;
+        bytes[0xD0..0xE0].fill(7);
+        bytes[0xE4..0xE8].copy_from_slice(&0x0701_u32.to_le_bytes());
+    });
+    assert_eq!(findings(&image).0, [""; 0]);
+}
+
+#[test]
+fn bad_blocks_lie_where_they_are_in_their_clusters() {
+    let list = tempfile::NamedTempFile::new().expect("a list");
+    std::fs::write(list.path(), "5003\n5010\n7001\n").expect("its lines");
+    let list = list.path().display();
+    let arguments = format!("-t ext4 -b 1024 -O bigalloc,^resize_inode -C 4096 -l {list}");
+    let image = Recipe::new(16, &arguments).make();
+    assert_eq!(complaints(&image), (0, vec![]));
+    assert_eq!(findings(&image).0, [""; 0]);
+}
+
+#[test]
+fn what_the_hurd_makes_is_sound() {
+    let image = Recipe::new(8, "-t ext2 -b 4096 -o hurd")
+        .file("small", vec![b's'; 100])
+        .make();
+    // The mode's upper half, where Linux keeps that of the attribute block.
+    let small = crate::exploits::inode_of(&image, "small");
+    image.edit_inode(small, |record| record[0x76] = 1);
+    assert_eq!(complaints(&image), (0, vec![]));
+    assert_eq!(findings(&image).0, [""; 0]);
+}
