@@ -118,6 +118,19 @@ pub struct FileDevice {
     /// Errno of the first flush that failed, or 0. The host forgets which pages it lost, so no
     /// later flush may claim success.
     flush_failed: AtomicU32,
+    /// The process that locked the file, or 0.
+    locked_by: AtomicU32,
+}
+
+/// The lock belongs to the open file, of which a child that another thread has just forked holds a
+/// copy until it runs its program: what is closed is unlocked before. A child that never does leaves
+/// its parent's lock alone.
+impl Drop for FileDevice {
+    fn drop(&mut self) {
+        if *self.locked_by.get_mut() == std::process::id() {
+            let _unlocked_by_closing = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+        }
+    }
 }
 
 impl FileDevice {
@@ -192,6 +205,7 @@ impl FileDevice {
             no_discard: AtomicBool::new(false),
             no_write_zeroes: AtomicBool::new(false),
             flush_failed: AtomicU32::new(0),
+            locked_by: AtomicU32::new(0),
         })
     }
 
@@ -214,7 +228,10 @@ impl FileDevice {
             Lock::Exclusive => FlockOperation::NonBlockingLockExclusive,
         };
         match rustix::fs::flock(&self.file, operation) {
-            Ok(()) => Ok(Locked::Yes),
+            Ok(()) => {
+                self.locked_by.store(std::process::id(), Ordering::Relaxed);
+                Ok(Locked::Yes)
+            }
             Err(Errno::WOULDBLOCK) => Ok(Locked::HeldElsewhere),
             Err(error) => Err(error.into()),
         }

@@ -186,6 +186,18 @@ fn locks_exclude_each_other() {
     });
 }
 
+/// As a child has one that is forked and has not run its program yet.
+#[test]
+fn a_copy_of_the_descriptor_holds_no_lock() {
+    let image = file(512);
+    let first = open(image.path(), true, false);
+    assert_eq!(first.lock(Lock::Exclusive).unwrap(), Locked::Yes);
+    let _copy = first.file.try_clone().unwrap();
+    drop(first);
+    let second = open(image.path(), true, false);
+    assert_eq!(second.lock(Lock::Exclusive).unwrap(), Locked::Yes);
+}
+
 #[test]
 fn a_file_that_ends_within_a_unit_is_not_direct() {
     let image = file(4096 + 100);
