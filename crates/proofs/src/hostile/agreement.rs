@@ -40,7 +40,7 @@ const fn of_hidden(said: &'static str) -> OnlyOurs {
     }
 }
 
-const ONLY_OURS: [OnlyOurs; 28] = [
+const ONLY_OURS: [OnlyOurs; 29] = [
     // Linux refuses it, and so do we. e2fsck looks at names of attributes by their length alone
     // (`check_xattrs`), at extents past the last block that there can be (`ext4_valid_extent`), at the
     // depth of nodes (`__ext4_ext_check`) and at the first block of the log (`journal_load`) not at all.
@@ -76,6 +76,7 @@ const ONLY_OURS: [OnlyOurs; 28] = [
     // It looks at a fourth of what the resize inode keeps, and for an inode of quotas only where inodes
     // were ever in use.
     ours("pointer", "leads to a wrong block"),
+    ours("s_reserved_gdt_blocks", "leads to a wrong block"),
     ours("s_prj_quota_inum", "quotas of projects in inode"),
     // With `-n`, e2fsck looks at no list of orphans.
     ours("s_last_orphan", "the orphan list"),
