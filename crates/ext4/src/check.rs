@@ -273,6 +273,12 @@ impl<'a> Checker<'a> {
         self.check_duplicates()
     }
 
+    /// Bytes of a file that a block map reaches.
+    fn block_map_reach(&self) -> u64 {
+        let block_size = u64::from(self.instance.superblock.block_size());
+        u64::from(self.instance.map_shape.end().0).saturating_mul(block_size)
+    }
+
     /// A block of metadata; nothing if there is no such block.
     fn block(&self, block: BlockNo) -> Step<Option<Arc<Buffer>>> {
         if !self.instance.superblock.contains_block(block) {

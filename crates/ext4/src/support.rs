@@ -19,7 +19,7 @@ const READABLE: Incompat = Incompat::FILETYPE
     .union(Incompat::CASEFOLD);
 
 /// Features with which an image may be recovered on disk.
-const WRITABLE: RoCompat = RoCompat::SPARSE_SUPER
+pub(crate) const WRITABLE: RoCompat = RoCompat::SPARSE_SUPER
     .union(RoCompat::LARGE_FILE)
     .union(RoCompat::BTREE_DIR)
     .union(RoCompat::HUGE_FILE)

@@ -35,6 +35,28 @@ fn prove(recipe: &Recipe, plan: &Plan, launcher: &Launcher) -> Row {
     row
 }
 
+/// All cases of a recipe that leaves few of them.
+const WHOLE: Plan = Plan {
+    seed: 1,
+    time: Duration::from_secs(120),
+};
+
+fn assert_sound(recipe: &Recipe) {
+    let row = prove(recipe, &WHOLE, &launcher());
+    assert_eq!(row.failures, [""; 0]);
+}
+
+/// Nothing fails, but where `mutant` is left out, of which this is `said`.
+fn assert_noticed(recipe: &Recipe, mutant: &str, said: &str) {
+    assert_sound(recipe);
+    let mut launcher = launcher();
+    let variable = "PAGEFENCE_LEAVE_OUT".into();
+    launcher.environment.push((variable, mutant.into()));
+    let row = prove(recipe, &WHOLE, &launcher);
+    let is_found = |failure: &String| failure.contains(said);
+    assert!(row.failures.iter().any(is_found), "{row}");
+}
+
 #[test]
 fn hostile_fields_are_errors() {
     let first = (first_seed() % SHARE as u64) as usize;
@@ -60,18 +82,7 @@ fn the_check_that_files_own_no_metadata() {
         only: "inode of small: 0.ee_start_lo",
         ..recipes()[0]
     };
-    let plan = Plan {
-        seed: 1,
-        time: Duration::from_secs(120),
-    };
-    let row = prove(&recipe, &plan, &launcher());
-    assert_eq!(row.failures, [""; 0]);
-    let mut launcher = launcher();
-    let mutant = ("PAGEFENCE_LEAVE_OUT".into(), "unchecked-field".into());
-    launcher.environment.push(mutant);
-    let row = prove(&recipe, &plan, &launcher);
-    let is_found = |failure: &String| failure.contains("of metadata");
-    assert!(row.failures.iter().any(is_found), "{row}");
+    assert_noticed(&recipe, "unchecked-field", "of metadata");
 }
 
 /// A range of a fast commit is replayed with its checksum mended: without the check of what it names,
@@ -84,18 +95,7 @@ fn the_check_that_fast_commits_give_no_metadata() {
         only: "ADD_RANGE.ee_start_lo",
         ..*recipes.iter().find(has_them).expect("it is listed")
     };
-    let plan = Plan {
-        seed: 1,
-        time: Duration::from_secs(120),
-    };
-    let row = prove(&recipe, &plan, &launcher());
-    assert_eq!(row.failures, [""; 0]);
-    let mut launcher = launcher();
-    let mutant = ("PAGEFENCE_LEAVE_OUT".into(), "unchecked-field".into());
-    launcher.environment.push(mutant);
-    let row = prove(&recipe, &plan, &launcher);
-    let is_found = |failure: &String| failure.contains("of metadata");
-    assert!(row.failures.iter().any(is_found), "{row}");
+    assert_noticed(&recipe, "unchecked-field", "of metadata");
 }
 
 /// What e2fsck finds and the check does not is a failure: here, the count of links.
@@ -109,18 +109,7 @@ fn what_only_e2fsck_finds_is_told() {
         only: "inode of small: i_links_count",
         ..recipes()[0]
     };
-    let plan = Plan {
-        seed: 1,
-        time: Duration::from_secs(120),
-    };
-    let row = prove(&recipe, &plan, &launcher());
-    assert_eq!(row.failures, [""; 0]);
-    let mut launcher = launcher();
-    let mutant = ("PAGEFENCE_LEAVE_OUT".into(), "uncounted-links".into());
-    launcher.environment.push(mutant);
-    let row = prove(&recipe, &plan, &launcher);
-    let is_found = |failure: &String| failure.contains("the check finds nothing");
-    assert!(row.failures.iter().any(is_found), "{row}");
+    assert_noticed(&recipe, "uncounted-links", "the check finds nothing");
 }
 
 /// A directory without blocks whose first entry leads to itself: removing all of it ends.
@@ -137,12 +126,7 @@ fn a_directory_in_itself_is_removed_by_nobody() {
             .last()
             .expect("it is listed")
     };
-    let plan = Plan {
-        seed: 1,
-        time: Duration::from_secs(120),
-    };
-    let row = prove(&recipe, &plan, &launcher());
-    assert_eq!(row.failures, [""; 0]);
+    assert_sound(&recipe);
 }
 
 /// What fuzzers do, with bytes that a seed gives.

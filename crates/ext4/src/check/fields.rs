@@ -154,14 +154,12 @@ impl Checker<'_> {
             Some(Err(what)) => self.report.inode(number, what),
             Some(Ok(record)) => {
                 let is_file = matches!(record.kind(), Some(FileKind::Regular));
-                let reach = u64::from(self.instance.map_shape.end().0);
-                let block_size = u64::from(self.instance.superblock.block_size());
                 // Both halves, of whatever kind it is.
                 let raw = record.raw();
                 let size = u64::from(raw.i_size_high.get()) << 32 | u64::from(raw.i_size_lo.get());
                 let holds_something = record.block_area() != &[0; 60]
                     || record.sectors() != 0
-                    || size > reach.saturating_mul(block_size)
+                    || size > self.block_map_reach()
                     || (record.mode() != 0 && !is_file)
                     || record.file_acl().is_some()
                     || (record.flags()).intersects(InodeFlags::CASEFOLD | InodeFlags::INDEX);

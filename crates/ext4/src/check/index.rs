@@ -2,19 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use pagefence_ext4_format::dir_entry::RawDirEntry;
 use pagefence_ext4_format::features::Incompat;
 use pagefence_ext4_format::htree::{self, DirHasher, DxNode, DxRoot, HtreeCorruption, HtreeFormat};
 use pagefence_ext4_format::inode::{Inode, InodeFlags};
 use pagefence_ext4_format::{Corruption, FileBlock};
+use zerocopy::FromBytes;
 
 use super::map::{MappedRun, find};
 use super::{CheckError, Checker, Step, Stop};
 
 /// Blocks of entries of one directory, at most: 16 GiB of 4 KiB blocks.
 const LEAVES_MAX: usize = 1 << 22;
-
-/// Where an entry keeps the length of its name; its kind follows.
-const NAME_LEN: usize = 6;
 
 /// What an index says of the blocks of its directory.
 #[derive(Debug, Default)]
@@ -180,8 +179,10 @@ impl Checker<'_> {
                 .inode(number, format_args!("block {block}: {what}"))?;
         }
         // To who knows no index it is an entry without a name.
-        let (name_len, file_type) = (buffer.get(NAME_LEN), buffer.get(NAME_LEN + 1));
-        if name_len != Some(&0) || (self.instance.checksums && file_type != Some(&0)) {
+        let checksums = self.instance.checksums;
+        let is_nameless = RawDirEntry::ref_from_prefix(&buffer)
+            .is_ok_and(|(entry, _)| entry.name_len == 0 && !(checksums && entry.file_type != 0));
+        if !is_nameless {
             self.report.inode(
                 number,
                 format_args!("block {block}: an index node that begins with a name"),

@@ -258,7 +258,7 @@ impl Checker<'_> {
         let reach = if is_tree {
             EXTENT_BLOCKS.saturating_mul(block_size).saturating_sub(1)
         } else {
-            u64::from(self.instance.map_shape.end().0).saturating_mul(block_size)
+            self.block_map_reach()
         };
         if size > reach {
             return self.report.inode(

@@ -104,8 +104,7 @@ impl Checker<'_> {
             _ => 0,
         };
         let block_size = u64::from(self.instance.superblock.block_size());
-        let most = u64::from(self.instance.map_shape.end().0).saturating_mul(block_size);
-        if size < last.saturating_mul(block_size) || size > most {
+        if size < last.saturating_mul(block_size) || size > self.block_map_reach() {
             return self.report.inode(
                 number,
                 format_args!("{size} bytes, and its last block is file block {last}"),

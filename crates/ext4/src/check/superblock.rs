@@ -1,16 +1,14 @@
 //! The superblock: what opening does not look at, but for the journal.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use pagefence_ext4_format::InodeNo;
 use pagefence_ext4_format::features::{Compat, Features, Incompat, RoCompat};
 use pagefence_ext4_format::inode::RawInode;
 
 use super::{Checker, Step};
-use crate::support;
+use crate::{clock, support};
 
 /// Features that a check knows, beside those that it can't do without: others may own blocks and
-/// change rules.
+/// change rules. It knows more than is written.
 const KNOWN: (Compat, RoCompat) = (
     Compat::DIR_PREALLOC
         .union(Compat::IMAGIC_INODES)
@@ -22,21 +20,11 @@ const KNOWN: (Compat, RoCompat) = (
         .union(Compat::FAST_COMMIT)
         .union(Compat::STABLE_INODES)
         .union(Compat::ORPHAN_FILE),
-    RoCompat::SPARSE_SUPER
-        .union(RoCompat::LARGE_FILE)
-        .union(RoCompat::BTREE_DIR)
-        .union(RoCompat::HUGE_FILE)
-        .union(RoCompat::GDT_CSUM)
-        .union(RoCompat::DIR_NLINK)
-        .union(RoCompat::EXTRA_ISIZE)
+    support::WRITABLE
         .union(RoCompat::QUOTA)
         .union(RoCompat::BIGALLOC)
-        .union(RoCompat::METADATA_CSUM)
         .union(RoCompat::READONLY)
-        .union(RoCompat::PROJECT)
-        .union(RoCompat::SHARED_BLOCKS)
-        .union(RoCompat::VERITY)
-        .union(RoCompat::ORPHAN_PRESENT),
+        .union(RoCompat::SHARED_BLOCKS),
 );
 
 /// Reserved inodes that can't hold a quota.
@@ -177,8 +165,7 @@ impl Checker<'_> {
             ("mounted", superblock.mount_time()),
             ("written", superblock.write_time()),
         ];
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.map_or(0, |since| since.as_secs());
+        let now = u64::try_from(clock::now().seconds).unwrap_or(0);
         if now < CLOCK_IS_SET {
             return Ok(());
         }

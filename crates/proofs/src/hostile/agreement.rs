@@ -40,7 +40,7 @@ const fn of_hidden(said: &'static str) -> OnlyOurs {
     }
 }
 
-const ONLY_OURS: [OnlyOurs; 29] = [
+const ONLY_OURS: [OnlyOurs; 28] = [
     // Linux refuses it, and so do we. e2fsck looks at names of attributes by their length alone
     // (`check_xattrs`), at extents past the last block that there can be (`ext4_valid_extent`), at the
     // depth of nodes (`__ext4_ext_check`) and at the first block of the log (`journal_load`) not at all.
@@ -86,7 +86,6 @@ const ONLY_OURS: [OnlyOurs; 29] = [
     // Linux hands out no inode that says so (`check_igot_inode`), without ea_inode too.
     ours("", "leads to the attribute inode"),
     ours("", "an attribute inode that no attribute leads to"),
-    ours("s_free_blocks_count_hi", "free blocks"),
 ];
 
 /// What follows from something else: blocks and attributes of an inode that can't be read are nobody's.
