@@ -19,11 +19,12 @@ mod trim;
 mod truncate;
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pagefence_block_io::{Device, MemoryDevice};
 use pagefence_ext4_format::InodeNo;
-use pagefence_lock_order::primitives::Arc;
+use pagefence_lock_order::primitives::{Arc, Mutex};
 use pagefence_vfs::{
     Credentials, Error, ExtentInfo, FallocateMode, FileSystem as _, InodeId, New, NewKind, Result,
     SetAttr, WriteMode,
@@ -193,5 +194,28 @@ pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     while !is_so() {
         assert!(start.elapsed() < Duration::from_secs(30), "never: {what}");
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A thread that another one waits for to stand in line.
+#[derive(Debug, Default)]
+pub(crate) struct Comer(Mutex<Option<PathBuf>>);
+
+impl Comer {
+    /// Says that it is the calling thread, which is about to wait.
+    pub(crate) fn comes(&self) {
+        let thread = std::fs::read_link("/proc/thread-self").expect("it is known");
+        *self.0.lock() = Some(thread);
+    }
+
+    /// Waits until it sleeps: there is nothing for it to wait for but what it is meant to.
+    pub(crate) fn wait_asleep(&self) {
+        wait_for("it stands in line", || {
+            self.0.lock().as_ref().is_some_and(|thread| {
+                let status = Path::new("/proc").join(thread).join("status");
+                let status = std::fs::read_to_string(status).expect("it runs");
+                status.contains("\nState:\tS")
+            })
+        });
     }
 }

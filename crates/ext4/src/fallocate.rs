@@ -16,7 +16,7 @@ use std::ops::Range;
 use pagefence_ext4_format::inode::InodeFlags;
 use pagefence_ext4_format::{BlockNo, FileBlock};
 use pagefence_lock_order::levels::{self, BlockMap, Level};
-use pagefence_lock_order::primitives::{Arc, thread};
+use pagefence_lock_order::primitives::Arc;
 use pagefence_lock_order::{After, Held};
 use pagefence_page_cache::{PAGE_SIZE, WaitFor};
 use pagefence_vfs::{Error, FallocateMode, Result};
@@ -153,10 +153,6 @@ impl FileSystem {
             match self.put_unwritten(held, inode, at, len.min(RUN_MAX)) {
                 Ok(done) => at += done,
                 Err(error) => return (at, Err(error)),
-            }
-            if at < blocks.end {
-                // Whoever waits for the fence goes first.
-                thread::yield_now();
             }
         }
         (at, Ok(()))

@@ -15,7 +15,7 @@ use std::ops::Range;
 use pagefence_ext4_format::FileBlock;
 use pagefence_lock_order::Held;
 use pagefence_lock_order::levels::{self, Invalidate};
-use pagefence_lock_order::primitives::{Arc, thread};
+use pagefence_lock_order::primitives::Arc;
 use pagefence_page_cache::{Evict, Evicted, Fence, PAGE_SIZE, WaitFor};
 use pagefence_vfs::Result;
 
@@ -102,10 +102,6 @@ impl FileSystem {
             at = next;
             while let Some(step) = rest {
                 rest = self.clear_step(held, inode, step, how)?;
-                if rest.is_some() || at < bytes.end {
-                    // Whoever waits for the fence goes first.
-                    thread::yield_now();
-                }
             }
         }
         Ok(())

@@ -168,6 +168,15 @@ pub(crate) fn token<'a, L: Level>() -> Held<'a, L> {
     Held { scope: PhantomData }
 }
 
+impl<T> OrderedWriteGuard<'_, T> {
+    /// Releases the lock to who has waited longest, readers with the readers behind it, rather than to
+    /// who is quickest: a thread that takes it again at once waits for them.
+    pub fn hand_over(self) {
+        let Self { guard, _rank } = self;
+        RwLockWriteGuard::unlock_fair(guard);
+    }
+}
+
 impl<T> Deref for OrderedReadGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
@@ -185,5 +194,63 @@ impl<T> Deref for OrderedWriteGuard<'_, T> {
 impl<T> DerefMut for OrderedWriteGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.guard
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::fs::{read_link, read_to_string};
+    use std::path::{Path, PathBuf};
+
+    use super::{Held, OrderedRwLock};
+    use crate::levels::Invalidate;
+    use crate::primitives::Mutex;
+    use crate::primitives::atomic::{AtomicBool, Ordering};
+    use crate::primitives::thread::{scope, yield_now};
+
+    /// Waits until the thread that left its name there sleeps.
+    fn wait_asleep(thread: &Mutex<Option<PathBuf>>) {
+        let sleeps = |thread: &PathBuf| {
+            let status = Path::new("/proc").join(thread).join("status");
+            let status = read_to_string(status).expect("it runs");
+            status.contains("\nState:\tS")
+        };
+        while !thread.lock().as_ref().is_some_and(sleeps) {
+            yield_now();
+        }
+    }
+
+    /// Many times one after the other: a lock that belongs to the quickest is handed over now and then.
+    #[test]
+    fn who_waits_has_the_lock_when_it_is_handed_over() {
+        for _ in 0..50 {
+            let lock = OrderedRwLock::<Invalidate, ()>::new(1, ());
+            let waiters = [Mutex::new(None), Mutex::new(None)];
+            let is_looked_at = AtomicBool::new(false);
+            scope(|scope| {
+                let (lock, is_looked_at) = (&lock, &is_looked_at);
+                let mut entry = Held::at_entry();
+                let (first, _held) = lock.write(&mut entry);
+                for (number, waiter) in waiters.iter().enumerate() {
+                    scope.spawn(move || {
+                        let mut entry = Held::at_entry();
+                        *waiter.lock() = Some(read_link("/proc/thread-self").expect("it is known"));
+                        let (mine, _held) = lock.write(&mut entry);
+                        if number == 0 {
+                            mine.hand_over();
+                            let is_free = lock.lock.try_write().is_some();
+                            is_looked_at.store(true, Ordering::Release);
+                            assert!(!is_free, "the second one waits");
+                        } else {
+                            while !is_looked_at.load(Ordering::Acquire) {
+                                yield_now();
+                            }
+                        }
+                    });
+                    wait_asleep(waiter);
+                }
+                first.hand_over();
+            });
+        }
     }
 }

@@ -225,7 +225,28 @@ mod real {
     /// Shared access to a [`RwLock`].
     pub type RwLockReadGuard<'a, T> = shuttle::sync::RwLockReadGuard<'a, T>;
     /// Exclusive access to a [`RwLock`].
-    pub type RwLockWriteGuard<'a, T> = shuttle::sync::RwLockWriteGuard<'a, T>;
+    #[derive(Debug)]
+    pub struct RwLockWriteGuard<'a, T>(shuttle::sync::RwLockWriteGuard<'a, T>);
+
+    impl<T> RwLockWriteGuard<'_, T> {
+        /// Releases the lock. Who is next is the scheduler's choice.
+        pub fn unlock_fair(guard: Self) {
+            drop(guard);
+        }
+    }
+
+    impl<T> Deref for RwLockWriteGuard<'_, T> {
+        type Target = T;
+        fn deref(&self) -> &T {
+            &self.0
+        }
+    }
+
+    impl<T> DerefMut for RwLockWriteGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            &mut self.0
+        }
+    }
 
     impl<T> RwLock<T> {
         /// A lock around `value`.
@@ -242,9 +263,11 @@ mod real {
 
         /// Takes the lock exclusively.
         pub fn write(&self) -> RwLockWriteGuard<'_, T> {
-            self.0
-                .write()
-                .expect("no poisoning: a panic ends the schedule")
+            RwLockWriteGuard(
+                self.0
+                    .write()
+                    .expect("no poisoning: a panic ends the schedule"),
+            )
         }
 
         /// Takes the lock shared if that needs no wait.
@@ -254,7 +277,7 @@ mod real {
 
         /// Takes the lock exclusively if that needs no wait.
         pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
-            self.0.try_write().ok()
+            self.0.try_write().ok().map(RwLockWriteGuard)
         }
 
         /// The value, with no lock.

@@ -99,17 +99,16 @@ pub struct Fence<'a, B: Backing> {
     _lock: Lock<'a>,
 }
 
-/// The invalidate lock.
+/// The invalidate lock; handed over when dropped, so that between two fences of one operation, too,
+/// who waits for the first goes before the second.
 #[derive(Debug)]
 enum Lock<'a> {
     Held {
-        _guard: OrderedWriteGuard<'a, ()>,
+        guard: Option<OrderedWriteGuard<'a, ()>>,
     },
     /// Its place in the order of locks, and no lock.
     #[cfg(any(test, feature = "mutants"))]
-    LeftOut {
-        _rank: RankGuard,
-    },
+    LeftOut { _rank: RankGuard },
 }
 
 /// How pages are dropped.
@@ -155,8 +154,8 @@ impl<B: Backing> Mapping<B> {
             let (_rank, held) = held.descend(self.number());
             return (Fence::taken(self, range, Lock::LeftOut { _rank }), held);
         }
-        let (_guard, held) = self.invalidate_lock().write(held);
-        (Fence::taken(self, range, Lock::Held { _guard }), held)
+        let (guard, held) = self.invalidate_lock().write(held);
+        (Fence::taken(self, range, Lock::held(guard)), held)
     }
 }
 
@@ -186,13 +185,13 @@ where
     if first.shared().probe.is_unlocked(Location::caller()) {
         return unlocked_both((first, range), (second, other), held);
     }
-    let (_guard, other_guard, held) = pair::write_both(lock, other_lock, held);
+    let (guard, other_guard, held) = pair::write_both(lock, other_lock, held);
     let range = match other_guard {
         Some(_) => range,
         None => range.start.min(other.start)..range.end.max(other.end),
     };
-    let fence = Fence::taken(first, range, Lock::Held { _guard });
-    let other = other_guard.map(|_guard| Fence::taken(second, other, Lock::Held { _guard }));
+    let fence = Fence::taken(first, range, Lock::held(guard));
+    let other = other_guard.map(|guard| Fence::taken(second, other, Lock::held(guard)));
     (fence, other, held)
 }
 
@@ -360,6 +359,26 @@ fn edges(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
     [first, last]
         .into_iter()
         .filter(|edge| !edge.is_empty() && edge.start < LARGEST)
+}
+
+impl<'a> Lock<'a> {
+    fn held(guard: OrderedWriteGuard<'a, ()>) -> Self {
+        Self::Held { guard: Some(guard) }
+    }
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        match self {
+            Self::Held { guard } => {
+                if let Some(guard) = guard.take() {
+                    guard.hand_over();
+                }
+            }
+            #[cfg(any(test, feature = "mutants"))]
+            Self::LeftOut { .. } => {}
+        }
+    }
 }
 
 impl<B: Backing> Drop for Fence<'_, B> {

@@ -11,8 +11,8 @@ use pagefence_vfs::{Error, FallocateMode, FileSystem as _, InodeId};
 
 use super::STEP_BYTES;
 use crate::failures::{
-    BLOCK, create, drop_cache, extents, find, formatted, formatted_as, inode, open, place, punch,
-    read, unreserved, wait_for, write,
+    BLOCK, Comer, create, drop_cache, extents, find, formatted, formatted_as, inode, open, place,
+    punch, read, unreserved, wait_for, write,
 };
 use crate::filesystem::FileSystem;
 use crate::map_blocks::Target;
@@ -50,6 +50,7 @@ fn a_fill_elsewhere_waits_for_one_step() {
             left
         };
         let behind = place(&fs, id, end);
+        let comer = Comer::default();
         device.hold(Operation::Write, place(&fs, id, 0));
         thread::scope(|scope| {
             let cleared = scope.spawn(|| {
@@ -61,9 +62,11 @@ fn a_fill_elsewhere_waits_for_one_step() {
             });
             // In the first step's fence, its edge is being written.
             device.wait_held();
-            let reader = scope.spawn(|| read(&fs, &file, end..end + BLOCK));
-            // Long enough for it to stand in line.
-            std::thread::sleep(Duration::from_millis(200));
+            let reader = scope.spawn(|| {
+                comer.comes();
+                read(&fs, &file, end..end + BLOCK)
+            });
+            comer.wait_asleep();
             assert_eq!(left(), (STEPS + 1) * STEP_BYTES);
             device.hold(Operation::Read, behind.clone());
             device.release(Operation::Write);
