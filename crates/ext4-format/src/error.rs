@@ -278,6 +278,9 @@ pub enum Corruption {
     /// Extended attributes.
     #[error(transparent)]
     Xattr(#[from] crate::xattr::XattrCorruption),
+    /// Quota files.
+    #[error(transparent)]
+    Quota(#[from] crate::quota::QuotaCorruption),
     // --- journal ---
     /// The journal does not begin with its magic number.
     #[error("the journal begins with {found:#010x} in place of its magic number")]

@@ -37,6 +37,7 @@ pub mod indirect;
 pub mod inode;
 pub mod journal;
 mod num;
+pub mod quota;
 pub mod superblock;
 #[cfg(test)]
 mod test_image;

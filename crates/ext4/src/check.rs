@@ -10,6 +10,7 @@
 //! directories    every name: what it leads to; index   the order of hashes
 //! links          what can be reached, and how often it was counted
 //! bitmaps        what is marked in use against what is, and every count
+//! quotas         what users, groups and projects have
 //! duplicates     who owns the blocks that are owned twice
 //! ```
 //!
@@ -33,6 +34,7 @@ mod links;
 mod map;
 mod opening;
 mod orphans;
+mod quotas;
 mod report;
 mod resize_inode;
 mod superblock;
@@ -57,6 +59,7 @@ pub use report::{Event, Finding, Progress, Stage, Subject};
 use directories::Directory;
 use inode_states::InodeStates;
 use opening::State;
+use quotas::Quotas;
 use report::Report;
 use usage::BlockUsage;
 use xattrs::{EaInode, XattrBlock};
@@ -230,6 +233,7 @@ struct Checker<'a> {
     directories: BTreeMap<InodeNo, Directory>,
     xattr_blocks: BTreeMap<BlockNo, XattrBlock>,
     ea_inodes: BTreeMap<InodeNo, EaInode>,
+    quotas: Quotas,
     /// What is left of [`SHARED_MAX`].
     shared_left: u64,
     /// Blocks of values in inodes that may still be read.
@@ -253,6 +257,7 @@ impl<'a> Checker<'a> {
             directories: BTreeMap::new(),
             xattr_blocks: BTreeMap::new(),
             ea_inodes: BTreeMap::new(),
+            quotas: Quotas::default(),
             shared_left: SHARED_MAX,
             value_blocks_left,
             summary: Summary::default(),
@@ -270,6 +275,7 @@ impl<'a> Checker<'a> {
         self.check_directories()?;
         self.check_links()?;
         self.check_bitmaps()?;
+        self.check_quotas()?;
         self.check_duplicates()
     }
 

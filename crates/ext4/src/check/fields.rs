@@ -27,7 +27,8 @@ impl Checker<'_> {
             || (number >= superblock.first_inode() && !hidden.any(|inode| inode == number))
     }
 
-    fn quota_inodes(&self) -> impl Iterator<Item = InodeNo> {
+    /// With the feature, the inodes of quota files.
+    pub(super) fn quota_inodes(&self) -> impl Iterator<Item = InodeNo> {
         let superblock = &self.instance.superblock;
         let has_them = superblock.has_ro_compat(RoCompat::QUOTA);
         let inodes = superblock.quota_inodes().into_iter().flatten();
@@ -178,11 +179,12 @@ impl Checker<'_> {
         let superblock = &self.instance.superblock;
         let is_in_use = superblock.journal_inode() == Some(number)
             || superblock.orphan_file_inode() == Some(number)
-            || self.quota_inodes().any(|inode| inode == number)
             || matches!(number, InodeNo::RESIZE | InodeNo::BOOT_LOADER);
+        let holds_quotas = self.quota_inodes().any(|inode| inode == number);
         let kind = record.kind();
         let is_wrong = match number {
             InodeNo::BOOT_LOADER => kind == Some(FileKind::Directory),
+            _ if holds_quotas => kind != Some(FileKind::Regular),
             _ if is_in_use => record.mode() != 0 && kind != Some(FileKind::Regular),
             _ => record.mode() != 0,
         };

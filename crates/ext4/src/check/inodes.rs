@@ -41,6 +41,7 @@ impl Checker<'_> {
 
     fn check_inodes_of(&mut self, group: GroupNo) -> Step {
         if self.lost_groups.contains(&group) {
+            self.miss_quota();
             return Ok(());
         }
         let Ok(desc) = self.descriptor(group)? else {
@@ -97,7 +98,11 @@ impl Checker<'_> {
                 .inode(number, "it names an orphan after it, and is none itself")?;
         }
         let is_bad_blocks = number == InodeNo::BAD_BLOCKS;
-        if glance.links == 0 && !is_orphan && !is_bad_blocks {
+        let holds_quotas = self.quota_inodes().any(|inode| inode == number);
+        if glance.links == 0 && holds_quotas {
+            self.report
+                .inode(number, "it holds quotas, and has no link")?;
+        } else if glance.links == 0 && !is_orphan && !is_bad_blocks {
             let is_reserved = number < self.instance.superblock.first_inode();
             if glance.mode != 0 && glance.deleted == 0 && !is_reserved {
                 self.report
@@ -123,6 +128,7 @@ impl Checker<'_> {
                 record
             }
             (Err(what), _) => {
+                self.miss_quota();
                 self.report.inode(number, what)?;
                 return self.inodes.use_inode(number, None, false, &mut self.memory);
             }
@@ -163,17 +169,22 @@ impl Checker<'_> {
             };
         }
         if !flags_fit {
+            self.miss_quota();
             return Ok(());
         }
         let mapped = self.claim_map(record, &mut owners)?;
         if mapped.is_shared || xattrs.is_shared {
             self.inodes.set_sharing(number, &mut self.memory)?;
         }
-        if !mapped.is_partial {
-            self.check_sectors(record, mapped.clusters.saturating_add(xattrs.clusters))?;
-            if !is_orphan {
-                self.check_size(record, &mapped, &xattrs)?;
-            }
+        if mapped.is_partial {
+            self.miss_quota();
+            return Ok(());
+        }
+        let clusters = mapped.clusters.saturating_add(xattrs.clusters);
+        self.charge_quotas(record, clusters, xattrs.value_inodes)?;
+        self.check_sectors(record, clusters)?;
+        if !is_orphan {
+            self.check_size(record, &mapped, &xattrs)?;
         }
         Ok(())
     }

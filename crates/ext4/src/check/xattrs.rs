@@ -27,6 +27,8 @@ pub(super) struct XattrBlock {
     counted: u32,
     /// Clusters of values in inodes that its users are charged for.
     clusters: u64,
+    /// Those inodes.
+    value_inodes: u64,
     /// One of its attributes says how its users are encrypted.
     has_context: bool,
 }
@@ -45,6 +47,8 @@ pub(super) struct EaInode {
 pub(super) struct XattrUse {
     /// Clusters that the inode is charged for.
     pub(super) clusters: u64,
+    /// Inodes of values, each as often as an attribute leads to it.
+    pub(super) value_inodes: u64,
     /// The attribute block belongs to another, too.
     pub(super) is_shared: bool,
     /// One of its attributes says how it is encrypted.
@@ -66,7 +70,8 @@ impl Checker<'_> {
         if let Some(region) = record.xattr_region() {
             match Xattrs::in_inode(region, &limits) {
                 Ok(Some(xattrs)) => {
-                    used.clusters = self.check_entries(number, &xattrs, true)?;
+                    (used.clusters, used.value_inodes) =
+                        self.check_entries(number, &xattrs, true)?;
                     used.has_context = has_context(&xattrs);
                     let is_inline = record.flags().contains(InodeFlags::INLINE_DATA);
                     if is_inline && xattrs.has_value_outside() {
@@ -105,6 +110,7 @@ impl Checker<'_> {
                 .clusters
                 .saturating_add(known.clusters)
                 .saturating_add(1);
+            used.value_inodes = used.value_inodes.saturating_add(known.value_inodes);
         }
         Ok(used)
     }
@@ -135,11 +141,13 @@ impl Checker<'_> {
             refcount: xattr::refcount(&buffer).ok(),
             counted: 0,
             clusters: 0,
+            value_inodes: 0,
             has_context: false,
         };
         match Xattrs::in_block(&buffer, limits) {
             Ok(xattrs) => {
-                known.clusters = self.check_entries(number, &xattrs, false)?;
+                (known.clusters, known.value_inodes) =
+                    self.check_entries(number, &xattrs, false)?;
                 known.has_context = has_context(&xattrs);
             }
             Err(what) => self
@@ -150,13 +158,20 @@ impl Checker<'_> {
         Ok(is_shared)
     }
 
-    /// Checks attributes one by one, and returns the clusters of their values in inodes.
-    fn check_entries(&mut self, number: InodeNo, xattrs: &Xattrs<'_>, in_inode: bool) -> Step<u64> {
-        let mut clusters = 0_u64;
+    /// Checks attributes one by one, and returns the clusters of their values in inodes, and how many
+    /// of these there are.
+    fn check_entries(
+        &mut self,
+        number: InodeNo,
+        xattrs: &Xattrs<'_>,
+        in_inode: bool,
+    ) -> Step<(u64, u64)> {
+        let (mut clusters, mut inodes) = (0_u64, 0_u64);
         for entry in xattrs.entries() {
             if let Value::Inode { inode, len } = entry.value {
                 clusters =
                     clusters.saturating_add(self.check_ea_inode(number, &entry, inode, len)?);
+                inodes = inodes.saturating_add(1);
             }
             if let Err(what) = entry.verify_hash(in_inode) {
                 self.report.inode(number, what)?;
@@ -172,7 +187,7 @@ impl Checker<'_> {
                 "values of its attributes lie on each other, or past the end",
             )?;
         }
-        Ok(clusters)
+        Ok((clusters, inodes))
     }
 
     /// Checks an inode that holds a value, and returns the clusters that it counts for.

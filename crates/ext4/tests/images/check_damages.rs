@@ -15,6 +15,7 @@ use crate::damage_fields::{CLUSTERS, OLD_FIELDS, RECORDS, SUPERBLOCKS, clusters}
 use crate::damage_list::{
     GROUPS, I_BLOCK, INODES, NAMES, OLD, UNSEEN, edit_big, edit_xattrs, ext4,
 };
+use crate::damage_quotas::{QUOTAS, UNSEEN_QUOTAS, quotas};
 use crate::exploits::{inode_of, put32};
 
 #[test]
@@ -22,8 +23,8 @@ fn what_e2fsck_reports_is_found() {
     let watchdog = Watchdog::new();
     let new = ext4();
     let old = Recipe::rich("-t ext2 -b 1024").make();
-    let clusters = clusters();
-    for image in [&new, &old, &clusters] {
+    let (clusters, quotas) = (clusters(), quotas());
+    for image in [&new, &old, &clusters, &quotas] {
         assert_eq!(findings(image).0, [""; 0]);
         assert_eq!(complaints(image), (0, vec![]));
     }
@@ -36,6 +37,7 @@ fn what_e2fsck_reports_is_found() {
         (&old, OLD),
         (&old, OLD_FIELDS),
         (&clusters, CLUSTERS),
+        (&quotas, QUOTAS),
     ];
     let mut missed = Vec::new();
     let mut count = 0;
@@ -65,8 +67,9 @@ fn what_e2fsck_reports_is_found() {
             count += 1;
         }
     }
-    for (name, damage) in UNSEEN {
-        let image = new.fork();
+    let of_quotas = UNSEEN_QUOTAS.iter().map(|damage| (&quotas, damage));
+    for (base, (name, damage)) in UNSEEN.iter().map(|damage| (&new, damage)).chain(of_quotas) {
+        let image = base.fork();
         damage(&image);
         let (lines, _) = findings(&image);
         let first = lines.first().map_or("", |line| line.as_str());

@@ -7,6 +7,7 @@ mod common;
 mod contents;
 mod damage_fields;
 mod damage_list;
+mod damage_quotas;
 mod directories;
 mod exploits;
 mod exploits_names;

@@ -12,6 +12,7 @@ use pagefence_ext4_format::journal::{
     CommitBlock, Header, JournalFeatures, JournalSuperblock, LogFormat, Sequence, descriptor,
     revoke,
 };
+use pagefence_ext4_format::quota::{self, QuotaKind};
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::xattr::Xattrs;
 use pagefence_ext4_format::{BlockNo, FileBlock, GroupNo, InodeNo};
@@ -100,7 +101,7 @@ impl Fuzzed {
 fn parse(which: u8, bytes: &[u8], superblock: &Superblock) {
     let number = InodeNo(12);
     let limits = superblock.into();
-    match which % 12 {
+    match which % 13 {
         0 => {
             if let Ok(parsed) = Superblock::parse(bytes, Some(1 << 40)) {
                 assert!(parsed.block_size().is_power_of_two() && parsed.group_count() > 0);
@@ -166,6 +167,15 @@ fn parse(which: u8, bytes: &[u8], superblock: &Superblock) {
             }
         }
         10 => log(bytes),
+        11 => {
+            for kind in QuotaKind::ALL {
+                let size = 8 * quota::BLOCK_BYTES;
+                assert!(quota::blocks(bytes, kind, size).map_or(true, |blocks| blocks <= 8));
+            }
+            assert!(quota::references(bytes).count() <= bytes.len() / 4);
+            let _ = quota::count_of(bytes);
+            assert!(quota::entries(bytes).count() <= bytes.len() / 72);
+        }
         _ => {
             let mut scan = FastCommitScan::new(Sequence(1));
             let _ = scan.block(bytes);

@@ -114,7 +114,10 @@ pub fn recipes() -> Vec<Recipe> {
             ..own("ext4 with fast commits", Ext4, 1024, "fast_commit")
         },
         foreign("ext4 with bigalloc", "-t ext4 -b 1024 -C 4096 -O bigalloc"),
-        foreign("ext4 with mmp, quota", "-t ext4 -b 1024 -O mmp,quota"),
+        foreign(
+            "ext4 with mmp, quota",
+            "-t ext4 -b 1024 -O mmp,quota,project",
+        ),
     ]
 }
 

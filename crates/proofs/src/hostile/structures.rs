@@ -16,6 +16,7 @@ use super::values::{Field, fields_of, in_a_row};
 mod fast_commits;
 mod fields;
 mod log;
+mod quotas;
 
 use fields::{
     dir_fields, extent_fields, index_fields, pointer_fields, xattr_entries, xattr_fields,
@@ -90,6 +91,7 @@ pub(super) fn survey(layout: &Layout, files: &[(String, InodeNo)]) -> Vec<Struct
         survey.inode(name, *number);
     }
     survey.orphan_file();
+    survey.quotas();
     survey.log();
     // What does not fit where it lies is no field of it.
     for structure in &mut survey.found {
