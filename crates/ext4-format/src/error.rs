@@ -278,6 +278,9 @@ pub enum Corruption {
     /// Extended attributes.
     #[error(transparent)]
     Xattr(#[from] crate::xattr::XattrCorruption),
+    /// The block of `mmp`.
+    #[error(transparent)]
+    Mmp(#[from] crate::mmp::MmpCorruption),
     /// Quota files.
     #[error(transparent)]
     Quota(#[from] crate::quota::QuotaCorruption),

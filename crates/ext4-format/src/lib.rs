@@ -36,6 +36,7 @@ mod image_tests;
 pub mod indirect;
 pub mod inode;
 pub mod journal;
+pub mod mmp;
 mod num;
 pub mod quota;
 pub mod superblock;

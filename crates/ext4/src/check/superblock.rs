@@ -1,8 +1,8 @@
 //! The superblock: what opening does not look at, but for the journal.
 
-use pagefence_ext4_format::InodeNo;
 use pagefence_ext4_format::features::{Compat, Features, Incompat, RoCompat};
 use pagefence_ext4_format::inode::RawInode;
+use pagefence_ext4_format::{InodeNo, mmp};
 
 use super::{Checker, Step};
 use crate::{clock, support};
@@ -50,7 +50,22 @@ impl Checker<'_> {
         for what in self.wrong_counts().into_iter().chain(self.wrong_names()) {
             self.report.superblock(what)?;
         }
+        self.check_mmp()?;
         self.check_times()
+    }
+
+    fn check_mmp(&mut self) -> Step {
+        let Some(block) = self.instance.superblock.mmp_block() else {
+            return Ok(());
+        };
+        let Some(bytes) = self.block(block)? else {
+            return Ok(());
+        };
+        let seed = self.instance.checksums.then_some(self.instance.seed);
+        match mmp::verify(&bytes, seed) {
+            Ok(()) => Ok(()),
+            Err(what) => self.report.superblock(format_args!("its mmp: {what}")),
+        }
     }
 
     fn wrong_counts(&self) -> Vec<String> {

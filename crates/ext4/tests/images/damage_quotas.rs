@@ -1,6 +1,8 @@
-//! Quota files that say something else than what there is, or nothing that makes sense.
+//! Quota files that say something else than what there is, or nothing that makes sense; and the block of
+//! mmp.
 
 use pagefence_ext4_format::InodeNo;
+use pagefence_ext4_format::mmp::{self, RawMmp};
 use pagefence_ext4_format::quota::{ROOT, RawEntry, RawHeader, references};
 use std::mem::offset_of;
 
@@ -11,7 +13,7 @@ use crate::exploits::{inode_of, put16, put32};
 
 /// Of blocks of 1 KiB: as large as those of quota files.
 pub(crate) fn quotas() -> Image {
-    let mut recipe = Recipe::rich("-t ext4 -b 1024 -O quota,project,ea_inode");
+    let mut recipe = Recipe::rich("-t ext4 -b 1024 -O quota,project,ea_inode,mmp");
     // Users of several nodes of each level, with more entries than one block has.
     for number in 0..40_u32 {
         let name = format!("of{number}");
@@ -61,7 +63,31 @@ const fn entry(field: usize) -> usize {
     16 + field
 }
 
+/// Changes the block of mmp, checksum mended.
+fn edit_mmp(image: &Image, field: usize, value: u32) {
+    let block = image.superblock.mmp_block().expect("it has one");
+    let mut bytes = image.read_block(block);
+    put32(&mut bytes, field, value);
+    mmp::update_checksum(&mut bytes, image.superblock.checksum_seed());
+    image.write_block(block, &bytes);
+}
+
 pub(crate) const QUOTAS: &[Damage] = &[
+    ("the magic of mmp", |image| {
+        edit_mmp(image, offset_of!(RawMmp, mmp_magic), 7);
+    }),
+    ("mmp while e2fsck is at work", |image| {
+        edit_mmp(image, offset_of!(RawMmp, mmp_seq), 0xE24D_4D50);
+    }),
+    ("mmp that counts nothing", |image| {
+        edit_mmp(image, offset_of!(RawMmp, mmp_seq), u32::MAX);
+    }),
+    ("the checksum of mmp", |image| {
+        let block = image.superblock.mmp_block().expect("it has one");
+        let mut bytes = image.read_block(block);
+        bytes[offset_of!(RawMmp, mmp_nodename)] ^= 1;
+        image.write_block(block, &bytes);
+    }),
     ("quotas of another revision", |image| {
         edit_header(image, offset_of!(RawHeader, dqh_version), 2);
     }),

@@ -12,6 +12,7 @@ use pagefence_ext4_format::journal::{
     CommitBlock, Header, JournalFeatures, JournalSuperblock, LogFormat, Sequence, descriptor,
     revoke,
 };
+use pagefence_ext4_format::mmp;
 use pagefence_ext4_format::quota::{self, QuotaKind};
 use pagefence_ext4_format::superblock::Superblock;
 use pagefence_ext4_format::xattr::Xattrs;
@@ -101,7 +102,7 @@ impl Fuzzed {
 fn parse(which: u8, bytes: &[u8], superblock: &Superblock) {
     let number = InodeNo(12);
     let limits = superblock.into();
-    match which % 13 {
+    match which % 14 {
         0 => {
             if let Ok(parsed) = Superblock::parse(bytes, Some(1 << 40)) {
                 assert!(parsed.block_size().is_power_of_two() && parsed.group_count() > 0);
@@ -168,6 +169,10 @@ fn parse(which: u8, bytes: &[u8], superblock: &Superblock) {
         }
         10 => log(bytes),
         11 => {
+            let _ = mmp::verify(bytes, None);
+            let _ = mmp::verify(bytes, Some(superblock.checksum_seed()));
+        }
+        12 => {
             for kind in QuotaKind::ALL {
                 let size = 8 * quota::BLOCK_BYTES;
                 assert!(quota::blocks(bytes, kind, size).map_or(true, |blocks| blocks <= 8));

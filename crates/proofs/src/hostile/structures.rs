@@ -6,6 +6,7 @@ use pagefence_ext4_format::group_desc::{GroupDesc, RawGroupDesc};
 use pagefence_ext4_format::inode::{FileKind, Inode, InodeFlags, RawInode, RawInodeExtra};
 use pagefence_ext4_format::journal::checksum::seed_of_uuid;
 use pagefence_ext4_format::journal::fast_commit;
+use pagefence_ext4_format::mmp::{self, RawMmp};
 use pagefence_ext4_format::superblock::{RawSuperblock, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET};
 use pagefence_ext4_format::{BlockNo, GroupNo, InodeNo};
 use pagefence_ext4_format::{bitmap, dir_entry, extent, htree, xattr};
@@ -35,6 +36,7 @@ pub(super) enum Seal {
     Index(ChecksumSeed),
     Xattrs(BlockNo),
     Orphans(ChecksumSeed, BlockNo),
+    Mmp,
     /// A big-endian crc32c at this place, over `length` bytes in which it is zero.
     Log {
         seed: u32,
@@ -92,6 +94,7 @@ pub(super) fn survey(layout: &Layout, files: &[(String, InodeNo)]) -> Vec<Struct
     }
     survey.orphan_file();
     survey.quotas();
+    survey.mmp();
     survey.log();
     // What does not fit where it lies is no field of it.
     for structure in &mut survey.found {
@@ -159,6 +162,15 @@ impl Survey<'_> {
         let own = u64::from(self.layout.superblock.block_size() == 1024);
         let place = (SUPERBLOCK_OFFSET, SUPERBLOCK_BYTES);
         self.push("superblock", place, Seal::Superblock, fields, own);
+    }
+
+    fn mmp(&mut self) {
+        let Some(block) = self.layout.superblock.mmp_block() else {
+            return;
+        };
+        let fields = fields_of!(RawMmp:
+            mmp_magic mmp_seq mmp_time mmp_nodename mmp_bdevname mmp_check_interval mmp_pad1);
+        self.push_block("mmp".to_owned(), block, Seal::Mmp, fields);
     }
 
     fn groups(&mut self) {
@@ -400,6 +412,9 @@ impl Structure {
                 let (entries, tail) = bytes.split_at_mut(self.length - 8);
                 let seed = ChecksumSeed(seed.checksum(&block.0.to_le_bytes()));
                 tail[4..].copy_from_slice(&seed.checksum(entries).to_le_bytes());
+            }
+            Seal::Mmp if has_checksums => {
+                mmp::update_checksum(&mut bytes, superblock.checksum_seed());
             }
             Seal::Log { seed, at } => {
                 bytes[at..at + 4].fill(0);
