@@ -38,10 +38,11 @@ if more than 256 MiB of metadata change meanwhile.
 Exit status: 0 sound, 4 there are findings, 8 it can't be checked, 16 wrong usage.
 
 Not checked: what others than pagefence have mounted; copies of the superblock and of group
-descriptors; the journal of a mount, and journals on other devices; access control lists, encryption
-contexts and verity trees; values that Lustre keeps in inodes; the order of hashes in directories
-that ignore case; names twice in different blocks of a directory of more than 65536 names without an
-index; metadata on other metadata with bigalloc; after a replay, the superblock's free counts.";
+descriptors; the journal of a mount, and journals on other devices; limits and free lists of quotas;
+access control lists, encryption contexts and verity trees; values that Lustre keeps in inodes; the
+order of hashes in directories that ignore case; names twice in different blocks of a directory of
+more than 65536 names without an index; metadata on other metadata with bigalloc; after a replay,
+the superblock's free counts.";
 
 /// `pagefence check`.
 #[derive(Args, Debug)]

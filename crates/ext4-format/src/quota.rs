@@ -174,7 +174,7 @@ pub enum QuotaCorruption {
 /// What one user, group or project has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Used {
-    /// Bytes, a multiple of the cluster.
+    /// Bytes.
     pub bytes: u64,
     /// Inodes.
     pub inodes: u64,

@@ -208,14 +208,19 @@ impl Comer {
         *self.0.lock() = Some(thread);
     }
 
-    /// Waits until it sleeps: there is nothing for it to wait for but what it is meant to.
+    /// Waits until it sleeps at each of several looks: there is nothing for it to wait for long but
+    /// what it is meant to.
     pub(crate) fn wait_asleep(&self) {
+        let sleeps = |thread: &PathBuf| {
+            let status = Path::new("/proc").join(thread).join("status");
+            let status = std::fs::read_to_string(status).expect("it runs");
+            status.contains("\nState:\tS")
+        };
+        let mut looks = 0;
         wait_for("it stands in line", || {
-            self.0.lock().as_ref().is_some_and(|thread| {
-                let status = Path::new("/proc").join(thread).join("status");
-                let status = std::fs::read_to_string(status).expect("it runs");
-                status.contains("\nState:\tS")
-            })
+            let is_asleep = self.0.lock().as_ref().is_some_and(sleeps);
+            looks = if is_asleep { looks + 1 } else { 0 };
+            looks == 5
         });
     }
 }

@@ -201,6 +201,7 @@ impl<T> DerefMut for OrderedWriteGuard<'_, T> {
 mod tests {
     use std::fs::{read_link, read_to_string};
     use std::path::{Path, PathBuf};
+    use std::time::{Duration, Instant};
 
     use super::{Held, OrderedRwLock};
     use crate::levels::Invalidate;
@@ -208,14 +209,18 @@ mod tests {
     use crate::primitives::atomic::{AtomicBool, Ordering};
     use crate::primitives::thread::{scope, yield_now};
 
-    /// Waits until the thread that left its name there sleeps.
+    /// Waits until the thread that left its name there sleeps, at each of several looks.
     fn wait_asleep(thread: &Mutex<Option<PathBuf>>) {
         let sleeps = |thread: &PathBuf| {
             let status = Path::new("/proc").join(thread).join("status");
             let status = read_to_string(status).expect("it runs");
             status.contains("\nState:\tS")
         };
-        while !thread.lock().as_ref().is_some_and(sleeps) {
+        let (start, mut looks) = (Instant::now(), 0);
+        while looks < 5 {
+            let is_asleep = thread.lock().as_ref().is_some_and(sleeps);
+            looks = if is_asleep { looks + 1 } else { 0 };
+            assert!(start.elapsed() < Duration::from_secs(30), "it never comes");
             yield_now();
         }
     }

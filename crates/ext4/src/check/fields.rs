@@ -30,7 +30,7 @@ impl Checker<'_> {
     /// With the feature, the inodes of quota files.
     pub(super) fn quota_inodes(&self) -> impl Iterator<Item = InodeNo> {
         let superblock = &self.instance.superblock;
-        let has_them = superblock.has_ro_compat(RoCompat::QUOTA);
+        let has_them = self.has_quotas();
         let inodes = superblock.quota_inodes().into_iter().flatten();
         inodes.filter(move |_| has_them)
     }

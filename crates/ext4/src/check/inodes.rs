@@ -41,7 +41,7 @@ impl Checker<'_> {
 
     fn check_inodes_of(&mut self, group: GroupNo) -> Step {
         if self.lost_groups.contains(&group) {
-            self.miss_quota();
+            self.miss_quotas_of_group();
             return Ok(());
         }
         let Ok(desc) = self.descriptor(group)? else {
@@ -128,7 +128,7 @@ impl Checker<'_> {
                 record
             }
             (Err(what), _) => {
-                self.miss_quota();
+                self.miss_quota_of(number);
                 self.report.inode(number, what)?;
                 return self.inodes.use_inode(number, None, false, &mut self.memory);
             }
@@ -169,7 +169,7 @@ impl Checker<'_> {
             };
         }
         if !flags_fit {
-            self.miss_quota();
+            self.miss_quota_of(number);
             return Ok(());
         }
         let mapped = self.claim_map(record, &mut owners)?;
@@ -177,7 +177,7 @@ impl Checker<'_> {
             self.inodes.set_sharing(number, &mut self.memory)?;
         }
         if mapped.is_partial {
-            self.miss_quota();
+            self.miss_quota_of(number);
             return Ok(());
         }
         let clusters = mapped.clusters.saturating_add(xattrs.clusters);

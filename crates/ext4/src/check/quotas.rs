@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pagefence_ext4_format::features::RoCompat;
+use pagefence_ext4_format::features::{Compat, RoCompat};
 use pagefence_ext4_format::inode::{Inode, InodeFlags};
 use pagefence_ext4_format::quota::{
     BLOCK_BYTES, LEVELS, QuotaKind, ROOT, Used, blocks, count_of, entries, references,
@@ -10,7 +10,7 @@ use pagefence_ext4_format::quota::{
 use pagefence_ext4_format::{FileBlock, InodeNo};
 
 use super::map::{MappedRun, Runs, find, has_map};
-use super::{Checker, Memory, Step};
+use super::{Checker, Memory, Stage, Step};
 
 /// Bytes of memory for whatever is kept of an id.
 const KEPT: u64 = 64;
@@ -60,13 +60,27 @@ struct Stored {
 }
 
 impl Checker<'_> {
-    fn has_quotas(&self) -> bool {
+    pub(super) fn has_quotas(&self) -> bool {
         self.instance.superblock.has_ro_compat(RoCompat::QUOTA)
     }
 
-    /// An inode in use can't be counted: what is counted is too little.
-    pub(super) fn miss_quota(&mut self) {
+    /// An inode in use can't be counted, or not all of it: what is counted is too little.
+    pub(super) fn miss_quota_of(&mut self, number: InodeNo) {
+        self.quotas.is_partial |= self.is_charged(number);
+    }
+
+    /// Nothing is known of the inodes of a group.
+    pub(super) fn miss_quotas_of_group(&mut self) {
         self.quotas.is_partial = true;
+    }
+
+    /// Whether somebody is charged for an inode: not for those that the file system keeps for itself.
+    fn is_charged(&self, number: InodeNo) -> bool {
+        let superblock = &self.instance.superblock;
+        number == InodeNo::ROOT
+            || (number >= superblock.first_inode()
+                && superblock.orphan_file_inode() != Some(number)
+                && !superblock.quota_inodes().contains(&Some(number)))
     }
 
     /// Charges an inode, `clusters` and inodes of values of attributes, to whom it belongs.
@@ -77,13 +91,9 @@ impl Checker<'_> {
         value_inodes: u64,
     ) -> Step {
         let superblock = &self.instance.superblock;
-        let number = record.ino();
-        let [_, _, of_projects] = superblock.quota_inodes();
-        let is_charged = number == InodeNo::ROOT || number >= superblock.first_inode();
-        let is_own = of_projects == Some(number) || superblock.orphan_file_inode() == Some(number);
         // Who refers to a value is charged for it.
         let is_value = record.flags().contains(InodeFlags::EA_INODE);
-        if !self.has_quotas() || !is_charged || is_own || is_value {
+        if !self.has_quotas() || !self.is_charged(record.ino()) || is_value {
             return Ok(());
         }
         let used = Used {
@@ -107,14 +117,21 @@ impl Checker<'_> {
             return Ok(());
         }
         let quotas = std::mem::take(&mut self.quotas);
+        // Linux does not charge for what it replays of fast commits.
+        let is_behind =
+            self.summary.was_replayed && (self.instance.superblock).has_compat(Compat::FAST_COMMIT);
+        let is_known = !quotas.is_partial && !is_behind;
+        let total = QuotaKind::ALL.len() as u64;
         let inodes = self.instance.superblock.quota_inodes();
-        for ((kind, inode), counted) in QuotaKind::ALL.into_iter().zip(inodes).zip(quotas.counted) {
+        let files = QuotaKind::ALL.into_iter().zip(inodes).zip(quotas.counted);
+        for (done, ((kind, inode), counted)) in (0..).zip(files) {
+            self.report.progress(Stage::Quotas, done, total)?;
             let Some(number) = inode else {
                 continue;
             };
             if let Some(file) = self.open_quotas(number, kind)? {
                 let stored = self.read_quotas(&file)?;
-                if !quotas.is_partial {
+                if is_known {
                     self.compare_quotas(number, kind, &stored, &counted)?;
                 }
             }
@@ -203,6 +220,8 @@ impl Checker<'_> {
                     below.push((id, to));
                 }
             }
+            // As they lie in the file.
+            below.sort_unstable_by_key(|(_, to)| *to);
             nodes = below;
         }
         self.read_entries(file, &nodes, &seen, &mut stored)?;
@@ -240,13 +259,14 @@ impl Checker<'_> {
             }
             for (id, used) in entries(&bytes) {
                 self.memory.take(KEPT)?;
-                if !ids.remove(&id) {
+                if ids.remove(&id) {
+                    stored.used.insert(id, used);
+                } else {
                     self.report.inode(
                         file.number,
                         format_args!("nothing leads to the entry of {id} in block {leaf}"),
                     )?;
                 }
-                stored.used.insert(id, used);
             }
             for id in ids {
                 stored.is_partial = true;

@@ -66,6 +66,8 @@ pub enum Stage {
     Links,
     /// Bitmaps and counts; a unit is a group.
     Bitmaps,
+    /// Quotas; a unit is a file of them.
+    Quotas,
 }
 
 impl fmt::Display for Stage {
@@ -76,6 +78,7 @@ impl fmt::Display for Stage {
             Self::Directories => "directories",
             Self::Links => "links",
             Self::Bitmaps => "bitmaps",
+            Self::Quotas => "quotas",
         })
     }
 }

@@ -87,13 +87,17 @@ impl Checker<'_> {
                             });
                 }
                 Ok(None) => {}
-                Err(what) => self.report.inode(number, what)?,
+                Err(what) => {
+                    self.miss_quota_of(number);
+                    self.report.inode(number, what)?;
+                }
             }
         }
         let Some(block) = record.file_acl() else {
             return Ok(used);
         };
         if !self.instance.limits.contains(block, 1) {
+            self.miss_quota_of(number);
             self.report.inode(
                 number,
                 format_args!("its attribute block is {block}, outside the file system"),
@@ -150,9 +154,11 @@ impl Checker<'_> {
                     self.check_entries(number, &xattrs, false)?;
                 known.has_context = has_context(&xattrs);
             }
-            Err(what) => self
-                .report
-                .inode(number, format_args!("block {block}: {what}"))?,
+            Err(what) => {
+                self.miss_quota_of(number);
+                self.report
+                    .inode(number, format_args!("block {block}: {what}"))?;
+            }
         }
         self.xattr_blocks.insert(block, known);
         Ok(is_shared)

@@ -52,7 +52,7 @@ pub(crate) fn complaints(image: &Image) -> (i32, Vec<String>) {
 }
 
 /// Kinds and features that sound images are made of.
-const SOUND: [(&str, &str); 22] = [
+const SOUND: [(&str, &str); 24] = [
     ("ext2 1k", "-t ext2 -b 1024"),
     ("ext2 4k", "-t ext2 -b 4096"),
     ("ext3 1k", "-t ext3 -b 1024"),
@@ -90,6 +90,11 @@ const SOUND: [(&str, &str); 22] = [
     ("no extents", "-t ext4 -b 1024 -O ^extent,^64bit"),
     ("small inodes", "-t ext4 -b 1024 -I 128 -O ^extra_isize"),
     ("quota, mmp", "-t ext4 -b 1024 -O quota,mmp,project"),
+    ("quota 4k", "-t ext4 -b 4096 -O quota,project,ea_inode,mmp"),
+    (
+        "quota, bigalloc",
+        "-t ext4 -b 1024 -C 8192 -O bigalloc,quota,^resize_inode",
+    ),
 ];
 
 fn root() -> Credentials {

@@ -71,6 +71,7 @@ fn what_e2fsck_reports_is_found() {
     for (base, (name, damage)) in UNSEEN.iter().map(|damage| (&new, damage)).chain(of_quotas) {
         let image = base.fork();
         damage(&image);
+        assert_eq!(complaints(&image), (0, vec![]), "{name}");
         let (lines, _) = findings(&image);
         let first = lines.first().map_or("", |line| line.as_str());
         println!("{name:<50} {:>6} {:>9}  {first}", "-", lines.len());
