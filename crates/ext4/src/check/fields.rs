@@ -135,13 +135,27 @@ impl Checker<'_> {
         Ok(())
     }
 
+    /// Whether a reserved inode is for something that the file system does not have.
+    fn is_idle(&self, number: InodeNo) -> bool {
+        let superblock = &self.instance.superblock;
+        match number {
+            InodeNo::RESIZE => !superblock.has_compat(Compat::RESIZE_INODE),
+            InodeNo::JOURNAL => superblock.journal_inode() != Some(number),
+            InodeNo::USER_QUOTA | InodeNo::GROUP_QUOTA => {
+                !self.quota_inodes().any(|inode| inode == number)
+            }
+            _ => false,
+        }
+    }
+
     /// A reserved inode without links: it is not in use, and holds nothing.
     pub(super) fn check_unused(&mut self, number: InodeNo) -> Step {
         let superblock = &self.instance.superblock;
+        let is_idle = self.is_idle(number);
         let is_watched = match number {
-            InodeNo::RESIZE => !superblock.has_compat(Compat::RESIZE_INODE),
-            InodeNo::JOURNAL => superblock.journal_inode() != Some(number),
-            _ => false,
+            InodeNo::ROOT => false,
+            InodeNo::RESIZE | InodeNo::JOURNAL => is_idle,
+            _ => number < superblock.first_inode(),
         };
         if !is_watched {
             return Ok(());
@@ -153,23 +167,68 @@ impl Checker<'_> {
         match record.flatten() {
             None => Ok(()),
             Some(Err(what)) => self.report.inode(number, what),
-            Some(Ok(record)) => {
-                let is_file = matches!(record.kind(), Some(FileKind::Regular));
-                // Both halves, of whatever kind it is.
-                let raw = record.raw();
-                let size = u64::from(raw.i_size_high.get()) << 32 | u64::from(raw.i_size_lo.get());
-                let holds_something = record.block_area() != &[0; 60]
-                    || record.sectors() != 0
-                    || size > self.block_map_reach()
-                    || (record.mode() != 0 && !is_file)
-                    || record.file_acl().is_some()
-                    || (record.flags()).intersects(InodeFlags::CASEFOLD | InodeFlags::INDEX);
-                if holds_something {
-                    self.report
-                        .inode(number, "it is not in use, and holds something")?;
-                }
-                Ok(())
+            Some(Ok(record)) if self.holds_something(&record) => self
+                .report
+                .inode(number, "it is not in use, and holds something"),
+            Some(Ok(_)) => Ok(()),
+        }
+    }
+
+    /// Whether a reserved inode without links says something of which anybody takes notice.
+    fn holds_something(&self, record: &Inode) -> bool {
+        let (number, raw, flags) = (record.ino(), record.raw(), record.flags());
+        if flags.contains(InodeFlags::CASEFOLD) {
+            return true;
+        }
+        if self.is_idle(number) {
+            let has_extents = self.instance.superblock.has_incompat(Incompat::EXTENTS);
+            if record.block_area()[..4] != [0; 4] || raw.i_blocks_lo.get() != 0 {
+                return true;
             }
+            if number != InodeNo::RESIZE {
+                let is_lost = flags.contains(InodeFlags::EXTENTS) && !has_extents;
+                return is_lost && number == InodeNo::JOURNAL;
+            }
+        }
+        // Both halves, of whatever kind it is.
+        let size = u64::from(raw.i_size_high.get()) << 32 | u64::from(raw.i_size_lo.get());
+        record.sectors() != 0
+            || size > self.block_map_reach()
+            || self.has_wrong_mode(record)
+            || record.file_acl().is_some()
+            || flags.contains(InodeFlags::INDEX)
+    }
+
+    /// What keeps bad blocks is nobody's, and nothing else.
+    pub(super) fn check_bad_blocks(&mut self, record: &Inode) -> Step {
+        let raw = record.raw();
+        if record.mode() != 0
+            || [raw.i_uid.get(), raw.i_gid.get(), record.links()] != [0; 3]
+            || record.flags().contains(InodeFlags::INLINE_DATA)
+            || record.file_acl().is_some()
+        {
+            self.report.inode(
+                record.ino(),
+                "what keeps bad blocks has an owner, a kind, a link or attributes",
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Whether an inode that no name leads to is of a kind that it must not have.
+    fn has_wrong_mode(&self, record: &Inode) -> bool {
+        let number = record.ino();
+        let superblock = &self.instance.superblock;
+        let may_be_file = self.is_idle(number)
+            || superblock.journal_inode() == Some(number)
+            || superblock.orphan_file_inode() == Some(number)
+            || number == InodeNo::RESIZE;
+        let is_file = record.kind() == Some(FileKind::Regular);
+        match number {
+            InodeNo::BOOT_LOADER => record.kind() == Some(FileKind::Directory),
+            _ if may_be_file => record.mode() != 0 && !is_file,
+            _ if self.quota_inodes().any(|inode| inode == number) => !is_file,
+            _ => record.mode() != 0,
         }
     }
 
@@ -177,22 +236,16 @@ impl Checker<'_> {
     fn check_hidden(&mut self, record: &Inode) -> Step {
         let number = record.ino();
         let superblock = &self.instance.superblock;
-        let is_in_use = superblock.journal_inode() == Some(number)
-            || superblock.orphan_file_inode() == Some(number)
-            || matches!(number, InodeNo::RESIZE | InodeNo::BOOT_LOADER);
-        let holds_quotas = self.quota_inodes().any(|inode| inode == number);
-        let kind = record.kind();
-        let is_wrong = match number {
-            InodeNo::BOOT_LOADER => kind == Some(FileKind::Directory),
-            _ if holds_quotas => kind != Some(FileKind::Regular),
-            _ if is_in_use => record.mode() != 0 && kind != Some(FileKind::Regular),
-            _ => record.mode() != 0,
-        };
-        if is_wrong {
+        if self.has_wrong_mode(record) {
             let mode = record.mode();
             return self
                 .report
                 .inode(number, format_args!("a reserved inode with mode {mode:#o}"));
+        }
+        if self.is_idle(number) {
+            return self
+                .report
+                .inode(number, "it is not in use, and has a link");
         }
         let is_orphan_file = superblock.orphan_file_inode() == Some(number);
         let size = record.size();

@@ -157,8 +157,16 @@ impl Checker<'_> {
                 format_args!("mode {:#o} is of no kind of file", record.mode()),
             )?;
         }
-        let flags_fit = self.check_flags(record)?;
         let mut owners = Owners::default();
+        if number == InodeNo::BAD_BLOCKS {
+            self.check_bad_blocks(record)?;
+            let mapped = self.claim_map(record, &mut owners)?;
+            if mapped.is_shared {
+                self.inodes.set_sharing(number, &mut self.memory)?;
+            }
+            return Ok(());
+        }
+        let flags_fit = self.check_flags(record)?;
         let xattrs = self.check_xattrs(record, &mut owners)?;
         self.check_fields(record, &xattrs)?;
         if number == InodeNo::RESIZE && self.instance.superblock.has_compat(Compat::RESIZE_INODE) {

@@ -54,8 +54,7 @@ pub(super) fn has_map(record: &Inode) -> bool {
         Some(FileKind::Symlink) => {
             !record.flags().contains(InodeFlags::INLINE_DATA) && !record.is_fast_symlink()
         }
-        // Of a reserved inode: bad blocks.
-        None => record.mode() == 0,
+        None => record.mode() == 0 && record.ino() == InodeNo::BAD_BLOCKS,
         Some(_) => false,
     }
 }

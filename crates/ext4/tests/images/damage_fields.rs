@@ -12,6 +12,7 @@ use crate::exploits::{inode_of, put16, put32};
 const I_SIZE: usize = 4;
 const I_DTIME: usize = 20;
 const I_SIZE_HIGH: usize = 108;
+const I_SECTORS: usize = 28;
 const I_FADDR: usize = 112;
 
 /// An image of clusters of 4 blocks.
@@ -29,6 +30,23 @@ fn set_flag(image: &Image, path: &str, flag: InodeFlags) {
 
 /// Of inodes.
 pub(crate) const RECORDS: &[Damage] = &[
+    ("quotas that nobody keeps have a link", |image| {
+        image.set_inode(InodeNo::USER_QUOTA, |inode| inode.set_links(1));
+    }),
+    ("quotas that nobody keeps have a block", |image| {
+        image.edit_inode(InodeNo::GROUP_QUOTA, |record| put32(record, I_BLOCK, 7));
+    }),
+    ("a reserved inode has sectors", |image| {
+        image.edit_inode(InodeNo::BOOT_LOADER, |record| put32(record, I_SECTORS, 8));
+    }),
+    ("a reserved inode ignores case", |image| {
+        image.set_inode(InodeNo(10), |inode| {
+            inode.set_flags(inode.flags() | InodeFlags::CASEFOLD);
+        });
+    }),
+    ("bad blocks have an owner", |image| {
+        image.set_inode(InodeNo::BAD_BLOCKS, |inode| inode.set_uid(7));
+    }),
     ("the address of a fragment", |image| {
         image.edit_inode(inode_of(image, "small"), |record| put32(record, I_FADDR, 7));
     }),
@@ -170,6 +188,11 @@ pub(crate) const SUPERBLOCKS: &[Damage] = &[
 
 /// Of an image without checksums of descriptors, without `large_dir` and without a journal.
 pub(crate) const OLD_FIELDS: &[Damage] = &[
+    ("ext2: a journal that it has not has extents", |image| {
+        image.set_inode(InodeNo::JOURNAL, |inode| {
+            inode.set_flags(inode.flags() | InodeFlags::EXTENTS);
+        });
+    }),
     ("ext2: a directory of 4 GiB", |image| {
         image.edit_inode(inode_of(image, "sub"), |record| {
             put32(record, I_SIZE_HIGH, 1)

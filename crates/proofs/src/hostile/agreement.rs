@@ -31,15 +31,20 @@ const fn ours(field: &'static str, said: &'static str) -> OnlyOurs {
     }
 }
 
-/// Of inodes without a name: what keeps blocks for descriptors, the journal, the orphan file, quotas.
+/// Of inodes without a name: those that are reserved, the orphan file, quotas.
 const fn of_hidden(said: &'static str) -> OnlyOurs {
     OnlyOurs {
         field: "",
         subjects: &[
+            "inode 1: ",
             "inode 3: ",
             "inode 4: ",
+            "inode 5: ",
+            "inode 6: ",
             "inode 7: ",
             "inode 8: ",
+            "inode 9: ",
+            "inode 10: ",
             "inode 12: ",
             "journal: ",
         ],
@@ -47,7 +52,7 @@ const fn of_hidden(said: &'static str) -> OnlyOurs {
     }
 }
 
-const ONLY_OURS: [OnlyOurs; 33] = [
+const ONLY_OURS: [OnlyOurs; 35] = [
     // Linux refuses it, and so do we. e2fsck looks at names of attributes by their length alone
     // (`check_xattrs`), at extents past the last block that there can be (`ext4_valid_extent`), at the
     // depth of nodes (`__ext4_ext_check`) and at the first block of the log (`journal_load`) not at all.
@@ -62,6 +67,8 @@ const ONLY_OURS: [OnlyOurs; 33] = [
     // Of inodes without a name, e2fsck looks at the map alone; or it takes its copy of it.
     of_hidden("attribute block"),
     of_hidden("bytes of extra fields in an inode with room"),
+    of_hidden("is of no kind of file"),
+    of_hidden("the magic of an extent node is"),
     of_hidden("is no journal"),
     of_hidden("a journal of "),
     of_hidden("an encrypted journal"),

@@ -79,6 +79,13 @@ pub(super) fn survey(layout: &Layout, files: &[(String, InodeNo)]) -> Vec<Struct
     survey.groups();
     let superblock = &layout.superblock;
     let mut own = vec![("resize inode".to_owned(), InodeNo(7))];
+    // Those that are not in use are alike in all images of a kind.
+    let reserved = (superblock.block_size() == 4096).then_some([1, 3, 4, 5, 6, 8, 9, 10]);
+    for number in reserved.into_iter().flatten().map(InodeNo) {
+        if superblock.journal_inode() != Some(number) {
+            own.push((format!("reserved inode {number}"), number));
+        }
+    }
     own.extend(
         superblock
             .journal_inode()
