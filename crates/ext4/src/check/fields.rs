@@ -180,15 +180,18 @@ impl Checker<'_> {
         if flags.contains(InodeFlags::CASEFOLD) {
             return true;
         }
-        if self.is_idle(number) {
-            let has_extents = self.instance.superblock.has_incompat(Incompat::EXTENTS);
-            if record.block_area()[..4] != [0; 4] || raw.i_blocks_lo.get() != 0 {
-                return true;
-            }
-            if number != InodeNo::RESIZE {
+        let block_area = record.block_area();
+        match number {
+            InodeNo::RESIZE if *block_area != [0; 60] => return true,
+            InodeNo::RESIZE => {}
+            _ if self.is_idle(number) => {
+                let has_extents = self.instance.superblock.has_incompat(Incompat::EXTENTS);
                 let is_lost = flags.contains(InodeFlags::EXTENTS) && !has_extents;
-                return is_lost && number == InodeNo::JOURNAL;
+                return block_area[..4] != [0; 4]
+                    || raw.i_blocks_lo.get() != 0
+                    || (is_lost && number == InodeNo::JOURNAL);
             }
+            _ => {}
         }
         // Both halves, of whatever kind it is.
         let size = u64::from(raw.i_size_high.get()) << 32 | u64::from(raw.i_size_lo.get());
@@ -242,7 +245,7 @@ impl Checker<'_> {
                 .report
                 .inode(number, format_args!("a reserved inode with mode {mode:#o}"));
         }
-        if self.is_idle(number) {
+        if self.is_idle(number) && number != InodeNo::RESIZE {
             return self
                 .report
                 .inode(number, "it is not in use, and has a link");

@@ -213,9 +213,14 @@ pub(crate) const OLD_FIELDS: &[Damage] = &[
 ];
 
 /// Of an image with clusters.
-pub(crate) const CLUSTERS: &[Damage] = &[("a block at another place of its cluster", |image| {
-    image.edit_inode(inode_of(image, "small"), |record| {
-        let start = get32(record, I_BLOCK + 20);
-        put32(record, I_BLOCK + 20, start + 1);
-    });
-})];
+pub(crate) const CLUSTERS: &[Damage] = &[
+    ("a block that nobody keeps for descriptors", |image| {
+        image.edit_inode(InodeNo::RESIZE, |record| put32(record, I_BLOCK + 48, 7));
+    }),
+    ("a block at another place of its cluster", |image| {
+        image.edit_inode(inode_of(image, "small"), |record| {
+            let start = get32(record, I_BLOCK + 20);
+            put32(record, I_BLOCK + 20, start + 1);
+        });
+    }),
+];
