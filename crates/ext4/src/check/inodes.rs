@@ -98,8 +98,7 @@ impl Checker<'_> {
                 .inode(number, "it names an orphan after it, and is none itself")?;
         }
         let is_bad_blocks = number == InodeNo::BAD_BLOCKS;
-        let holds_quotas = self.quota_inodes().any(|inode| inode == number);
-        if glance.links == 0 && holds_quotas {
+        if glance.links == 0 && self.quota_inodes().any(|inode| inode == number) {
             self.report
                 .inode(number, "it holds quotas, and has no link")?;
         } else if glance.links == 0 && !is_orphan && !is_bad_blocks {

@@ -23,9 +23,11 @@ pub(crate) fn clusters() -> Image {
 }
 
 fn set_flag(image: &Image, path: &str, flag: InodeFlags) {
-    image.set_inode(inode_of(image, path), |inode| {
-        inode.set_flags(inode.flags() | flag);
-    });
+    set_flag_of(image, inode_of(image, path), flag);
+}
+
+fn set_flag_of(image: &Image, number: InodeNo, flag: InodeFlags) {
+    image.set_inode(number, |inode| inode.set_flags(inode.flags() | flag));
 }
 
 /// Of inodes.
@@ -40,9 +42,7 @@ pub(crate) const RECORDS: &[Damage] = &[
         image.edit_inode(InodeNo::BOOT_LOADER, |record| put32(record, I_SECTORS, 8));
     }),
     ("a reserved inode ignores case", |image| {
-        image.set_inode(InodeNo(10), |inode| {
-            inode.set_flags(inode.flags() | InodeFlags::CASEFOLD);
-        });
+        set_flag_of(image, InodeNo(10), InodeFlags::CASEFOLD);
     }),
     ("bad blocks have an owner", |image| {
         image.set_inode(InodeNo::BAD_BLOCKS, |inode| inode.set_uid(7));
@@ -189,9 +189,7 @@ pub(crate) const SUPERBLOCKS: &[Damage] = &[
 /// Of an image without checksums of descriptors, without `large_dir` and without a journal.
 pub(crate) const OLD_FIELDS: &[Damage] = &[
     ("ext2: a journal that it has not has extents", |image| {
-        image.set_inode(InodeNo::JOURNAL, |inode| {
-            inode.set_flags(inode.flags() | InodeFlags::EXTENTS);
-        });
+        set_flag_of(image, InodeNo::JOURNAL, InodeFlags::EXTENTS);
     }),
     ("ext2: a directory of 4 GiB", |image| {
         image.edit_inode(inode_of(image, "sub"), |record| {

@@ -3,7 +3,7 @@
 
 use pagefence_ext4_format::InodeNo;
 use pagefence_ext4_format::mmp::{self, RawMmp};
-use pagefence_ext4_format::quota::{ROOT, RawEntry, RawHeader, references};
+use pagefence_ext4_format::quota::{LEVELS, ROOT, RawEntry, RawHeader, references};
 use std::mem::offset_of;
 
 use crate::common::edit::Kind;
@@ -37,14 +37,19 @@ fn projects(image: &Image) -> (InodeNo, u32) {
     (number, leaf_of(image, number))
 }
 
-/// The block to which id 0 leads.
-fn leaf_of(image: &Image, number: InodeNo) -> u32 {
+/// The block to which id 0 leads, so many levels below the root.
+fn below_root(image: &Image, number: InodeNo, levels: u32) -> u32 {
     let mut block = ROOT;
-    for _ in 0..4 {
+    for _ in 0..levels {
         let bytes = image.read_block(image.block_of(number, block));
         block = references(&bytes).next().expect("id 0 has something").1;
     }
     block
+}
+
+/// The block with the entry of id 0.
+fn leaf_of(image: &Image, number: InodeNo) -> u32 {
+    below_root(image, number, LEVELS)
 }
 
 fn edit(image: &Image, number: InodeNo, block: u32, edit: impl FnOnce(&mut [u8])) {
@@ -160,11 +165,7 @@ pub(crate) const UNSEEN_QUOTAS: &[Damage] = &[
         edit(image, InodeNo::USER_QUOTA, leaf, |bytes| put16(bytes, 8, 3));
     }),
     ("a way to an entry that is not there", |image| {
-        let mut block = ROOT;
-        for _ in 0..3 {
-            let bytes = image.read_block(image.block_of(InodeNo::USER_QUOTA, block));
-            block = references(&bytes).next().expect("id 0 has something").1;
-        }
+        let block = below_root(image, InodeNo::USER_QUOTA, LEVELS - 1);
         edit(image, InodeNo::USER_QUOTA, block, |bytes| {
             assert_eq!(get32(bytes, 4 * 99), 0);
             put32(bytes, 4 * 99, get32(bytes, 0));
